@@ -1,0 +1,419 @@
+//! Sealing chunks: compress, seal, and check what comes back.
+//!
+//! Invariant: a data key never seals two different inputs under one nonce: the
+//! nonce is a keyed hash of associated data and payload, so equal nonces mean
+//! equal records, but for a collision among at most 2^32 hashes of 96 bits.
+//! A chunk is opened again before it leaves, and its digests compared.
+
+use dormouse_format::limits::{
+    BLOCK_SIZE, CHUNK_BLOCKS_MAX, CHUNK_PAYLOAD_MAX, CHUNK_PREFIX, RECORDS_PER_KEY_MAX,
+    SEAL_OVERHEAD,
+};
+use dormouse_format::record::{BOUND_LEN, Header, Kind};
+use dormouse_format::vault::{self, Signed};
+use dormouse_format::{ChunkId, Digest, KeyId, PublicKey, TimeNs, VaultId, WriterId};
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, Tag, UnboundKey};
+use zeroize::Zeroizing;
+
+use crate::{Error, Identity, Random, Recipient, Result, SigningKey, VaultSecrets};
+
+const RAW: u8 = 0;
+const ZSTD: u8 = 1;
+const AAD_LABEL: &[u8; 16] = b"dormouse seal v1";
+const AAD_LEN: usize = 16 + VaultId::LEN + BOUND_LEN;
+
+/// A data key: seals what one session of a writer sends.
+pub struct DataKey {
+    /// The key's id: a hash of the key, which commits to it.
+    pub id: KeyId,
+    secret: Zeroizing<[u8; 32]>,
+    nonce_key: Zeroizing<[u8; 32]>,
+    cipher: LessSafeKey,
+}
+
+impl DataKey {
+    /// The key with this secret.
+    pub fn new(secret: [u8; 32]) -> Result<Self> {
+        let cipher_key = Zeroizing::new(blake3::derive_key("dormouse v1 data cipher", &secret));
+        let unbound = UnboundKey::new(&AES_256_GCM, &cipher_key[..])
+            .map_err(|_| Error::Key { what: "data key" })?;
+        let mut id = [0; 16];
+        id.copy_from_slice(&blake3::derive_key("dormouse v1 data key id", &secret)[..16]);
+        Ok(Self {
+            id: KeyId(id),
+            nonce_key: Zeroizing::new(blake3::derive_key("dormouse v1 data nonce", &secret)),
+            secret: Zeroizing::new(secret),
+            cipher: LessSafeKey::new(unbound),
+        })
+    }
+
+    /// A fresh key.
+    pub fn generate(random: &mut impl Random) -> Result<Self> {
+        Self::new(random.array())
+    }
+
+    /// The body of the record that keeps this key, wrapped and signed.
+    pub fn wrap(
+        &self,
+        vault: VaultId,
+        recipient: &Recipient,
+        signer: &SigningKey,
+        now: TimeNs,
+    ) -> Result<Vec<u8>> {
+        let value = vault::DataKey {
+            vault,
+            writer: signer.writer_id(),
+            key: self.id,
+            created: now,
+            wrapped: recipient.wrap(&self.secret[..])?,
+        };
+        Ok(signer.sign_body(&value))
+    }
+
+    /// Opens a wrapped key: `signer` is its writer's certified key.
+    pub fn unwrap(
+        vault: &VaultId,
+        body: &[u8],
+        signer: &PublicKey,
+        identity: &Identity,
+    ) -> Result<Self> {
+        let value: vault::DataKey = crate::keys::verify_body(signer, body)?;
+        if value.vault != *vault {
+            return Err(Error::Key { what: "data key of another vault" });
+        }
+        let key = Self::new(*identity.unwrap::<32>(vault::DataKey::WHAT, &value.wrapped)?)?;
+        if key.id != value.key {
+            return Err(Error::Unwrap { what: vault::DataKey::WHAT });
+        }
+        Ok(key)
+    }
+
+    fn nonce(&self, aad: &[u8; AAD_LEN], payload: &[u8]) -> [u8; 12] {
+        let mut hasher = blake3::Hasher::new_keyed(&self.nonce_key);
+        let hash = hasher.update(aad).update(payload).finalize();
+        let mut nonce = [0; 12];
+        nonce.copy_from_slice(&hash.as_bytes()[..12]);
+        nonce
+    }
+}
+
+impl core::fmt::Debug for DataKey {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "DataKey({})", self.id)
+    }
+}
+
+fn aad(vault: &VaultId, header: &Header) -> [u8; AAD_LEN] {
+    let mut out = [0; AAD_LEN];
+    out[..16].copy_from_slice(AAD_LABEL);
+    out[16..48].copy_from_slice(&vault.0);
+    out[48..].copy_from_slice(&header.encode()[..BOUND_LEN]);
+    out
+}
+
+/// Seals chunks with one data key; one for each worker thread.
+pub struct Sealer {
+    zstd: zstd::bulk::Compressor<'static>,
+    unzstd: zstd::bulk::Decompressor<'static>,
+    payload: Vec<u8>,
+    check: Vec<u8>,
+    sealed: u64,
+}
+
+impl core::fmt::Debug for Sealer {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "Sealer({} sealed)", self.sealed)
+    }
+}
+
+/// Whose chunks are sealed.
+#[derive(Debug, Clone, Copy)]
+pub struct SealFor<'a> {
+    /// The vault.
+    pub vault: &'a VaultId,
+    /// The writer.
+    pub writer: WriterId,
+    /// The session's key.
+    pub key: &'a DataKey,
+    /// Digest and map key.
+    pub secrets: &'a VaultSecrets,
+}
+
+impl Sealer {
+    /// A sealer that compresses at this zstd level.
+    pub fn new(level: i32) -> Result<Self> {
+        Ok(Self {
+            zstd: zstd::bulk::Compressor::new(level).map_err(|_| Error::Faulty)?,
+            unzstd: zstd::bulk::Decompressor::new().map_err(|_| Error::Faulty)?,
+            payload: Vec::with_capacity(CHUNK_PAYLOAD_MAX + SEAL_OVERHEAD),
+            check: Vec::with_capacity(CHUNK_BLOCKS_MAX * BLOCK_SIZE),
+            sealed: 0,
+        })
+    }
+
+    /// Seals the chunk of these blocks. `content` holds them in order, all non-zero.
+    pub fn seal(
+        &mut self,
+        who: SealFor<'_>,
+        id: ChunkId,
+        digests: &[Digest],
+        content: &[u8],
+    ) -> Result<Vec<u8>> {
+        debug_assert_eq!(content.len(), digests.len() * BLOCK_SIZE);
+        if self.sealed >= RECORDS_PER_KEY_MAX {
+            return Err(Error::Key { what: "data key that has sealed 2^32 records" });
+        }
+        self.sealed += 1;
+        self.compress(content, digests.len())?;
+        self.check_payload(who.secrets, digests)?;
+        let mut header = Header {
+            kind: Kind::Chunk,
+            count: digests.len() as u8,
+            body_len: (self.payload.len() + SEAL_OVERHEAD) as u32,
+            epoch: who.secrets.epoch,
+            id,
+            writer: who.writer,
+            key: who.key.id,
+            nonce: [0; 12],
+            body_check: [0; 16],
+            check: [0; 16],
+        };
+        let aad = aad(who.vault, &header);
+        header.nonce = who.key.nonce(&aad, &self.payload);
+        let nonce = Nonce::assume_unique_for_key(header.nonce);
+        let tag = who
+            .key
+            .cipher
+            .seal_in_place_separate_tag(nonce, Aad::from(&aad), &mut self.payload)
+            .map_err(|_| Error::Faulty)?;
+        self.payload.extend_from_slice(tag.as_ref());
+        Ok(crate::record::assemble(header, &self.payload))
+    }
+
+    fn compress(&mut self, content: &[u8], count: usize) -> Result<()> {
+        self.payload.clear();
+        self.payload.resize(CHUNK_PAYLOAD_MAX, 0);
+        let prefix = |kind| [kind, count as u8, 0, 0];
+        // Room for less than the content: what does not shrink is kept as it is.
+        let room = CHUNK_PREFIX + content.len() - content.len() / 32;
+        let packed = self.zstd.compress_to_buffer(content, &mut self.payload[CHUNK_PREFIX..room]);
+        match packed {
+            Ok(len) => {
+                self.payload[..CHUNK_PREFIX].copy_from_slice(&prefix(ZSTD));
+                self.payload.truncate(CHUNK_PREFIX + len);
+            }
+            Err(_) => {
+                self.payload.truncate(CHUNK_PREFIX);
+                self.payload.copy_from_slice(&prefix(RAW));
+                self.payload.extend_from_slice(content);
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens the payload again and compares its digests: what leaves is what was read.
+    fn check_payload(&mut self, secrets: &VaultSecrets, digests: &[Digest]) -> Result<()> {
+        unpack(&mut self.unzstd, &self.payload, digests.len(), &mut self.check)?;
+        let same = self
+            .check
+            .chunks_exact(BLOCK_SIZE)
+            .zip(digests)
+            .all(|(block, digest)| secrets.digest(block) == *digest);
+        if same { Ok(()) } else { Err(Error::Faulty) }
+    }
+}
+
+fn unpack(
+    unzstd: &mut zstd::bulk::Decompressor<'_>,
+    payload: &[u8],
+    count: usize,
+    out: &mut Vec<u8>,
+) -> Result<()> {
+    let len = count * BLOCK_SIZE;
+    let (prefix, packed) = payload.split_first_chunk::<CHUNK_PREFIX>().ok_or(Error::Faulty)?;
+    if prefix[1..] != [count as u8, 0, 0] {
+        return Err(Error::Faulty);
+    }
+    out.clear();
+    match prefix[0] {
+        RAW if packed.len() == len => out.extend_from_slice(packed),
+        ZSTD => {
+            out.resize(len, 0);
+            let n = unzstd.decompress_to_buffer(packed, &mut out[..]).map_err(|_| Error::Faulty)?;
+            if n != len {
+                return Err(Error::Faulty);
+            }
+        }
+        _ => return Err(Error::Faulty),
+    }
+    Ok(())
+}
+
+/// Opens chunks; one for each worker thread.
+pub struct Opener {
+    unzstd: zstd::bulk::Decompressor<'static>,
+    sealed: Vec<u8>,
+}
+
+impl core::fmt::Debug for Opener {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("Opener")
+    }
+}
+
+impl Opener {
+    /// An opener.
+    pub fn new() -> Result<Self> {
+        Ok(Self {
+            unzstd: zstd::bulk::Decompressor::new().map_err(|_| Error::Faulty)?,
+            sealed: Vec::with_capacity(CHUNK_PAYLOAD_MAX + SEAL_OVERHEAD),
+        })
+    }
+
+    /// Opens a chunk's record into `out` (cleared first) and returns its digests.
+    /// The id that the caller asked for must be compared with the header's by the caller.
+    pub fn open(
+        &mut self,
+        vault: &VaultId,
+        key: &DataKey,
+        secrets: &VaultSecrets,
+        header: &Header,
+        body: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<Vec<Digest>> {
+        let broken = Error::Seal { id: header.id };
+        let content = Error::Content { id: header.id };
+        if header.kind != Kind::Chunk || header.key != key.id {
+            return Err(broken);
+        }
+        let (packed, tag) =
+            body.split_last_chunk::<SEAL_OVERHEAD>().ok_or_else(|| broken.clone())?;
+        self.sealed.clear();
+        self.sealed.extend_from_slice(packed);
+        let nonce = Nonce::assume_unique_for_key(header.nonce);
+        let payload = key
+            .cipher
+            .open_in_place_separate_tag(
+                nonce,
+                Aad::from(&aad(vault, header)),
+                Tag::from(*tag),
+                &mut self.sealed,
+                0..,
+            )
+            .map_err(|_| broken)?;
+        unpack(&mut self.unzstd, payload, usize::from(header.count), out)
+            .map_err(|_| content.clone())?;
+        let digests: Vec<_> =
+            out.chunks_exact(BLOCK_SIZE).map(|block| secrets.digest(block)).collect();
+        if header.epoch != secrets.epoch
+            || digests.iter().any(Digest::is_zero)
+            || secrets.chunk_id(&digests) != header.id
+        {
+            return Err(content);
+        }
+        Ok(digests)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{OsRandom, record};
+
+    struct World {
+        vault: VaultId,
+        signer: SigningKey,
+        key: DataKey,
+        secrets: VaultSecrets,
+    }
+
+    fn world() -> World {
+        World {
+            vault: VaultId([1; 32]),
+            signer: SigningKey::from_seed([2; 32]).unwrap(),
+            key: DataKey::new([3; 32]).unwrap(),
+            secrets: VaultSecrets::new(1, [4; 32], [5; 32]),
+        }
+    }
+
+    fn seal(w: &World, content: &[u8]) -> Vec<u8> {
+        let digests: Vec<_> =
+            content.chunks_exact(BLOCK_SIZE).map(|b| w.secrets.digest(b)).collect();
+        let who = SealFor {
+            vault: &w.vault,
+            writer: w.signer.writer_id(),
+            key: &w.key,
+            secrets: &w.secrets,
+        };
+        let id = w.secrets.chunk_id(&digests);
+        Sealer::new(1).unwrap().seal(who, id, &digests, content).unwrap()
+    }
+
+    fn open(w: &World, bytes: &[u8]) -> Result<Vec<u8>> {
+        let (header, body) = record::check(bytes)?;
+        let mut out = Vec::new();
+        Opener::new()?.open(&w.vault, &w.key, &w.secrets, &header, body, &mut out)?;
+        Ok(out)
+    }
+
+    #[test]
+    fn compressible_and_random_content_come_back() {
+        let w = world();
+        let soft: Vec<u8> = (0..BLOCK_SIZE * 5).map(|i| (i / 100) as u8 | 1).collect();
+        let mut hard = vec![0; BLOCK_SIZE * 64];
+        OsRandom.fill(&mut hard);
+        for content in [soft, hard, vec![7; BLOCK_SIZE]] {
+            let record = seal(&w, &content);
+            assert!(record.len() <= content.len() + 132);
+            assert_eq!(open(&w, &record), Ok(content));
+        }
+    }
+
+    #[test]
+    fn sealing_the_same_twice_gives_the_same_bytes() {
+        let w = world();
+        assert_eq!(seal(&w, &[7; BLOCK_SIZE]), seal(&w, &[7; BLOCK_SIZE]));
+        let a = record::check(&seal(&w, &[7; BLOCK_SIZE])).unwrap().0.nonce;
+        let b = record::check(&seal(&w, &[8; BLOCK_SIZE])).unwrap().0.nonce;
+        assert_ne!(a, b);
+    }
+
+    /// A liar who can make checksums, and changes one byte that the seal binds.
+    #[test]
+    fn every_bound_byte_shows_under_right_checksums() {
+        let w = world();
+        let good = seal(&w, &[7; BLOCK_SIZE]);
+        let (header, body) = record::check(&good).unwrap();
+        let forged: Vec<Header> = vec![
+            Header { epoch: 2, ..header },
+            Header { id: dormouse_format::RecordId([9; 16]), ..header },
+            Header { writer: WriterId([9; 16]), ..header },
+            Header { count: 2, ..header },
+            Header { nonce: [9; 12], ..header },
+            Header { key: KeyId([9; 16]), ..header },
+        ];
+        for bad in forged {
+            assert!(open(&w, &record::assemble(bad, body)).is_err(), "{bad:?}");
+        }
+        for i in 0..body.len() {
+            let mut body = body.to_vec();
+            body[i] ^= 1;
+            assert!(open(&w, &record::assemble(header, &body)).is_err(), "body {i}");
+        }
+        let other = World { vault: VaultId([8; 32]), ..world() };
+        assert!(open(&other, &good).is_err(), "another vault");
+    }
+
+    #[test]
+    fn a_data_key_survives_wrapping_and_is_bound_to_its_writer() {
+        let w = world();
+        let identity = Identity::generate();
+        let body = w.key.wrap(w.vault, &identity.recipient(), &w.signer, 9).unwrap();
+        let public = w.signer.public();
+        let key = DataKey::unwrap(&w.vault, &body, &public, &identity).unwrap();
+        assert_eq!(key.id, w.key.id);
+        let other = SigningKey::from_seed([9; 32]).unwrap().public();
+        assert!(DataKey::unwrap(&w.vault, &body, &other, &identity).is_err());
+        assert!(DataKey::unwrap(&VaultId([9; 32]), &body, &public, &identity).is_err());
+    }
+}

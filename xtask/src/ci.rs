@@ -1,0 +1,39 @@
+//! What continuous integration runs, in the order in which a failure is cheapest to find.
+
+use std::env;
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use crate::tidy;
+
+const STEPS: &[&[&str]] = &[
+    &["fmt", "--all", "--check"],
+    &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
+    &["test", "--workspace"],
+    &["run", "--release", "--package", "dormouse", "--", "demo"],
+];
+
+/// Runs every step; stops at the first that fails.
+pub fn run() -> Result<ExitCode> {
+    println!("== tidy");
+    if tidy::run()? != ExitCode::SUCCESS {
+        bail!("tidy found faults");
+    }
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    for step in STEPS {
+        let line = format!("cargo {}", step.join(" "));
+        println!("== {line}");
+        let start = Instant::now();
+        let status = Command::new(&cargo)
+            .args(*step)
+            .status()
+            .with_context(|| format!("cannot start {line}"))?;
+        if !status.success() {
+            bail!("{line} ended with {status}");
+        }
+        println!("== done in {:.1} s", start.elapsed().as_secs_f64());
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,53 @@
+//! The project's own chores: `cargo xtask ci`, `tidy`, `bench`.
+//!
+//! Owns the command line only; each chore has its own file. Nothing here is shipped.
+
+mod bench;
+mod ci;
+mod tidy;
+
+use std::env;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+const USAGE: &str = "usage: cargo xtask COMMAND
+
+commands:
+  ci      format, lints, tests, tidy and the demo: what continuous integration runs
+  tidy    rules of the source that no compiler checks
+  bench   the published benchmark, against the peers that are installed
+            --quick           a 1 GiB image and one round
+            --rounds N        rounds, 3 without it
+            --only NAME       this program only; may be given several times
+            --json FILE       writes every figure of every round there
+            --dormouse BIN    the program, target/release/dormouse without it
+            --dir DIR         working directory, target/bench without it";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    match run(&arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &[String]) -> Result<ExitCode> {
+    let Some((command, rest)) = arguments.split_first() else {
+        bail!("no command given\n\n{USAGE}")
+    };
+    match command.as_str() {
+        "ci" if rest.is_empty() => ci::run(),
+        "tidy" if rest.is_empty() => tidy::run(),
+        "bench" => bench::run(rest),
+        bench::MEASURE => bench::measure_one(rest),
+        "help" | "--help" | "-h" => {
+            println!("{USAGE}");
+            Ok(ExitCode::SUCCESS)
+        }
+        _ => bail!("unknown command or arguments: {}\n\n{USAGE}", arguments.join(" ")),
+    }
+}

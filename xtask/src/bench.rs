@@ -1,10 +1,11 @@
 //! The published benchmark: one disk image copied, changed, copied again and restored, by Dormouse
 //! and by its peers, on this machine.
 //!
-//! Rules that make the figures comparable: rounds are interleaved (A B C A B C); every program gets a
-//! fresh repository, a fresh home and a fresh cache in each round; the image lies at the same path and
-//! in the page cache; `sync` runs before each timed step; a step ends when the program exits, and the
-//! time with a `sync` after it is kept beside it; what is restored is compared bit for bit.
+//! Rules that make the figures comparable: rounds are interleaved (A B C A B C); every program
+//! gets a fresh repository, a fresh home and a fresh cache in each round; the image lies at the
+//! same path and in the page cache; `sync` runs before each timed step; a step ends when the
+//! program exits, and the time with a `sync` after it is kept beside it; what is restored is
+//! compared bit for bit.
 
 mod image;
 mod measure;

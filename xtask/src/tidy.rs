@@ -1,7 +1,8 @@
 //! Rules of the source that no compiler checks.
 //!
-//! Faults: a file that does not open with `//!`, a file over 1,000 lines, an unfinished or debugging
-//! macro. Warnings: a function over 100 lines. Looks at the files that git tracks or would track.
+//! Faults: a file that does not open with `//!`, a file over 1,000 lines, an unfinished or
+//! debugging macro. Warnings: a function over 100 lines. Looks at the files that git tracks or
+//! would track.
 
 use std::fs;
 use std::process::{Command, ExitCode};

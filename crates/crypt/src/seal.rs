@@ -115,7 +115,10 @@ fn aad(vault: &VaultId, header: &Header) -> [u8; AAD_LEN] {
 pub struct Sealer {
     zstd: zstd::bulk::Compressor<'static>,
     unzstd: zstd::bulk::Decompressor<'static>,
+    /// A buffer for the largest payload, and how much of it is used: never cleared,
+    /// because clearing it for each chunk costs as much as sealing.
     payload: Vec<u8>,
+    used: usize,
     check: Vec<u8>,
     sealed: u64,
 }
@@ -145,8 +148,9 @@ impl Sealer {
         Ok(Self {
             zstd: zstd::bulk::Compressor::new(level).map_err(|_| Error::Faulty)?,
             unzstd: zstd::bulk::Decompressor::new().map_err(|_| Error::Faulty)?,
-            payload: Vec::with_capacity(CHUNK_PAYLOAD_MAX + SEAL_OVERHEAD),
-            check: Vec::with_capacity(CHUNK_BLOCKS_MAX * BLOCK_SIZE),
+            payload: vec![0; CHUNK_PAYLOAD_MAX + SEAL_OVERHEAD],
+            used: 0,
+            check: vec![0; CHUNK_BLOCKS_MAX * BLOCK_SIZE],
             sealed: 0,
         })
     }
@@ -169,7 +173,7 @@ impl Sealer {
         let mut header = Header {
             kind: Kind::Chunk,
             count: digests.len() as u8,
-            body_len: (self.payload.len() + SEAL_OVERHEAD) as u32,
+            body_len: (self.used + SEAL_OVERHEAD) as u32,
             epoch: who.secrets.epoch,
             id,
             writer: who.writer,
@@ -179,43 +183,40 @@ impl Sealer {
             check: [0; 16],
         };
         let aad = aad(who.vault, &header);
-        header.nonce = who.key.nonce(&aad, &self.payload);
+        let (payload, rest) = self.payload.split_at_mut(self.used);
+        header.nonce = who.key.nonce(&aad, payload);
         let nonce = Nonce::assume_unique_for_key(header.nonce);
         let tag = who
             .key
             .cipher
-            .seal_in_place_separate_tag(nonce, Aad::from(&aad), &mut self.payload)
+            .seal_in_place_separate_tag(nonce, Aad::from(&aad), payload)
             .map_err(|_| Error::Faulty)?;
-        self.payload.extend_from_slice(tag.as_ref());
-        Ok(crate::record::assemble(header, &self.payload))
+        rest[..SEAL_OVERHEAD].copy_from_slice(tag.as_ref());
+        Ok(crate::record::assemble(header, &self.payload[..self.used + SEAL_OVERHEAD]))
     }
 
     fn compress(&mut self, content: &[u8], count: usize) -> Result<()> {
-        self.payload.clear();
-        self.payload.resize(CHUNK_PAYLOAD_MAX, 0);
         let prefix = |kind| [kind, count as u8, 0, 0];
         // Room for less than the content: what does not shrink is kept as it is.
         let room = CHUNK_PREFIX + content.len() - content.len() / 32;
         let packed = self.zstd.compress_to_buffer(content, &mut self.payload[CHUNK_PREFIX..room]);
-        match packed {
-            Ok(len) => {
-                self.payload[..CHUNK_PREFIX].copy_from_slice(&prefix(ZSTD));
-                self.payload.truncate(CHUNK_PREFIX + len);
-            }
+        let (kind, len) = match packed {
+            Ok(len) => (ZSTD, len),
             Err(_) => {
-                self.payload.truncate(CHUNK_PREFIX);
-                self.payload.copy_from_slice(&prefix(RAW));
-                self.payload.extend_from_slice(content);
+                self.payload[CHUNK_PREFIX..CHUNK_PREFIX + content.len()].copy_from_slice(content);
+                (RAW, content.len())
             }
-        }
+        };
+        self.payload[..CHUNK_PREFIX].copy_from_slice(&prefix(kind));
+        self.used = CHUNK_PREFIX + len;
         Ok(())
     }
 
     /// Opens the payload again and compares its digests: what leaves is what was read.
     fn check_payload(&mut self, secrets: &VaultSecrets, digests: &[Digest]) -> Result<()> {
-        unpack(&mut self.unzstd, &self.payload, digests.len(), &mut self.check)?;
-        let same = self
-            .check
+        let payload = &self.payload[..self.used];
+        let check = unpack(&mut self.unzstd, payload, digests.len(), &mut self.check)?;
+        let same = check
             .chunks_exact(BLOCK_SIZE)
             .zip(digests)
             .all(|(block, digest)| secrets.digest(block) == *digest);
@@ -223,36 +224,34 @@ impl Sealer {
     }
 }
 
-fn unpack(
+/// Unpacks a payload of `count` blocks; `buffer` holds the largest chunk.
+fn unpack<'a>(
     unzstd: &mut zstd::bulk::Decompressor<'_>,
-    payload: &[u8],
+    payload: &'a [u8],
     count: usize,
-    out: &mut Vec<u8>,
-) -> Result<()> {
+    buffer: &'a mut [u8],
+) -> Result<&'a [u8]> {
     let len = count * BLOCK_SIZE;
     let (prefix, packed) = payload.split_first_chunk::<CHUNK_PREFIX>().ok_or(Error::Faulty)?;
     if prefix[1..] != [count as u8, 0, 0] {
         return Err(Error::Faulty);
     }
-    out.clear();
     match prefix[0] {
-        RAW if packed.len() == len => out.extend_from_slice(packed),
+        RAW if packed.len() == len => Ok(packed),
         ZSTD => {
-            out.resize(len, 0);
-            let n = unzstd.decompress_to_buffer(packed, &mut out[..]).map_err(|_| Error::Faulty)?;
-            if n != len {
-                return Err(Error::Faulty);
-            }
+            let out = buffer.get_mut(..len).ok_or(Error::Faulty)?;
+            let n = unzstd.decompress_to_buffer(packed, out).map_err(|_| Error::Faulty)?;
+            if n == len { Ok(&buffer[..len]) } else { Err(Error::Faulty) }
         }
-        _ => return Err(Error::Faulty),
+        _ => Err(Error::Faulty),
     }
-    Ok(())
 }
 
 /// Opens chunks; one for each worker thread.
 pub struct Opener {
     unzstd: zstd::bulk::Decompressor<'static>,
     sealed: Vec<u8>,
+    content: Vec<u8>,
 }
 
 impl core::fmt::Debug for Opener {
@@ -267,10 +266,11 @@ impl Opener {
         Ok(Self {
             unzstd: zstd::bulk::Decompressor::new().map_err(|_| Error::Faulty)?,
             sealed: Vec::with_capacity(CHUNK_PAYLOAD_MAX + SEAL_OVERHEAD),
+            content: vec![0; CHUNK_BLOCKS_MAX * BLOCK_SIZE],
         })
     }
 
-    /// Opens a chunk's record into `out` (cleared first) and returns its digests.
+    /// Opens a chunk's record: its content and its digests.
     /// The id that the caller asked for must be compared with the header's by the caller.
     pub fn open(
         &mut self,
@@ -279,8 +279,7 @@ impl Opener {
         secrets: &VaultSecrets,
         header: &Header,
         body: &[u8],
-        out: &mut Vec<u8>,
-    ) -> Result<Vec<Digest>> {
+    ) -> Result<(&[u8], Vec<Digest>)> {
         let broken = Error::Seal { id: header.id };
         let content = Error::Content { id: header.id };
         if header.kind != Kind::Chunk || header.key != key.id {
@@ -301,7 +300,8 @@ impl Opener {
                 0..,
             )
             .map_err(|_| broken)?;
-        unpack(&mut self.unzstd, payload, usize::from(header.count), out)
+        let count = usize::from(header.count);
+        let out = unpack(&mut self.unzstd, payload, count, &mut self.content)
             .map_err(|_| content.clone())?;
         let digests: Vec<_> =
             out.chunks_exact(BLOCK_SIZE).map(|block| secrets.digest(block)).collect();
@@ -311,7 +311,7 @@ impl Opener {
         {
             return Err(content);
         }
-        Ok(digests)
+        Ok((out, digests))
     }
 }
 
@@ -351,9 +351,8 @@ mod tests {
 
     fn open(w: &World, bytes: &[u8]) -> Result<Vec<u8>> {
         let (header, body) = record::check(bytes)?;
-        let mut out = Vec::new();
-        Opener::new()?.open(&w.vault, &w.key, &w.secrets, &header, body, &mut out)?;
-        Ok(out)
+        let mut opener = Opener::new()?;
+        Ok(opener.open(&w.vault, &w.key, &w.secrets, &header, body)?.0.to_vec())
     }
 
     #[test]

@@ -1,1 +1,8 @@
-fn main() {}
+//! Glue: the allocator, and the library's `main`.
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> std::process::ExitCode {
+    dormouse::main()
+}

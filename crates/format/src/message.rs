@@ -367,13 +367,23 @@ const BUNDLE_MAX: usize = 4;
 impl Message {
     /// The whole frame: length, type, body.
     pub fn encode(&self) -> Vec<u8> {
-        let mut w = Writer::with_capacity(64);
+        let mut w = Writer::with_capacity(64 + self.bulk());
         w.u32(0);
         self.write(&mut w);
         let len = (w.0.len() - 4) as u32;
         w.0[..4].copy_from_slice(&len.to_le_bytes());
         debug_assert!(len as usize <= FRAME_MAX, "a frame fits its limit");
         w.done()
+    }
+
+    /// Bytes of the part that can be large, to make room for it at once.
+    fn bulk(&self) -> usize {
+        match self {
+            Self::Put { record } | Self::Record { record } => record.len(),
+            Self::Extents { runs } | Self::Leaves { runs } => runs.len(),
+            Self::Have { ids } | Self::GetChunks { ids } => ids.len() * RecordId::LEN,
+            _ => 0,
+        }
     }
 
     fn write(&self, w: &mut Writer) {

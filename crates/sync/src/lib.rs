@@ -1,1 +1,22 @@
-//! Stub.
+//! Both ends of Dormouse's protocol, without I/O.
+//!
+//! Owns: what is asked and answered, in which order, and what is believed.
+//! Invariant: the client believes nothing that is not under a signed root; the
+//! server accepts nothing that is not proved. Time, randomness and I/O come in
+//! as arguments.
+//! Leaves to others: sockets, threads, disks (the program), and what lies in the
+//! store (`dormouse-store`).
+#![forbid(unsafe_code)]
+
+pub mod checkpoint;
+pub mod copy;
+pub mod cut;
+pub mod error;
+pub mod fetch;
+pub mod history;
+pub mod leaf;
+pub mod map;
+pub mod overlay;
+pub mod server;
+
+pub use error::{Error, Result};

@@ -1,11 +1,11 @@
 //! The disk images of the benchmark, made once and kept.
 //!
-//! `base` is an ext4 file system filled with real files of this machine by `mke2fs -d`, a fair sample
-//! of its software by a hash of the path. `changed` is the same image with 5 % of its non-zero blocks
-//! replaced, half of them in runs of 16 and half alone, at places from a fixed pseudo-random sequence.
-//! New content is another block of the image with every byte combined by XOR with one key of that
-//! block: as compressible as real content, and equal to no block that is already there. The file
-//! system of `changed` is not consistent, which no program here looks at.
+//! `base` is an ext4 file system filled with real files of this machine by `mke2fs -d`, a fair
+//! sample of its software by a hash of the path. `changed` is the same image with 5 % of its
+//! non-zero blocks replaced, half of them in runs of 16 and half alone, at places from a fixed
+//! pseudo-random sequence. New content is another block of the image with every byte combined by
+//! XOR with one key of that block: as compressible as real content, and equal to no block that is
+//! already there. The file system of `changed` is not consistent, which no program here looks at.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -90,7 +90,8 @@ impl Images {
         )
     }
 
-    /// Writes the blocks in which the disk differs from `source`, in place, and warms the page cache.
+    /// Writes the blocks in which the disk differs from `source`, in place, and warms the page
+    /// cache.
     fn put(&self, source: &Path) -> Result<()> {
         let disk = File::options()
             .read(true)

@@ -1,7 +1,8 @@
 //! One timed step: wall clock, processor time and peak memory of a program, and of its server.
 //!
-//! The program runs below a second `xtask`, which does nothing else: `getrusage` of *its* children is
-//! then the program's alone, and the small parent keeps out of the program's peak memory.
+//! The program runs below a second `xtask`, which does nothing else: `getrusage` of *its*
+//! children is then the program's alone, and the small parent keeps out of the program's peak
+//! memory.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -55,7 +56,8 @@ pub fn measure_one(arguments: &[String]) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs `command` as one timed step. What it prints goes to `scratch`, and into the error if it fails.
+/// Runs `command` as one timed step. What it prints goes to `scratch`, and into the error if it
+/// fails.
 pub fn step(command: &Command, scratch: &Path, server: Option<u32>) -> Result<Step> {
     let result = scratch.join("measured");
     let log = scratch.join("output");
@@ -115,7 +117,8 @@ fn peak(process: u32) -> Result<u64> {
 
 fn cpu_seconds(process: u32) -> Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).context("the server is gone")?;
-    // The second field is the name in parentheses and may hold spaces; utime and stime are 14 and 15.
+    // The second field is the name in parentheses and may hold spaces; utime and stime are 14 and
+    // 15.
     let (_, rest) = stat.rsplit_once(')').context("no name in stat")?;
     let ticks: f64 = rest
         .split_whitespace()

@@ -1,7 +1,8 @@
 //! The programs of the benchmark and their command lines.
 //!
-//! Peers run with their defaults except where a line here says why not. `-fixed` variants cut at fixed
-//! offsets, which suits disk images: the fastest setting that their manuals offer for this work.
+//! Peers run with their defaults except where a line here says why not. `-fixed` variants cut at
+//! fixed offsets, which suits disk images: the fastest setting that their manuals offer for this
+//! work.
 
 use std::fs::{self, File};
 use std::net::TcpListener;

@@ -48,6 +48,7 @@ enum Figure {
     First,
     Second,
     Restore,
+    StoredFirst,
     Stored,
     RestoreRss,
 }
@@ -69,6 +70,7 @@ impl Subject {
             Figure::First => Some(round.first.seconds),
             Figure::Second => round.second.map(|step| step.seconds),
             Figure::Restore => round.restore.map(|step| step.seconds),
+            Figure::StoredFirst => Some(round.stored_first as f64 / MIB),
             Figure::Stored => round.stored_second.map(|bytes| bytes as f64 / MIB),
             Figure::RestoreRss => round.restore.map(|step| step.rss_bytes as f64 / MIB),
         })
@@ -114,7 +116,7 @@ fn times(out: &mut String, subjects: &[Subject]) {
             cell(subject.median_of(|round| synced(round.second)), 2),
             cell(subject.median(Figure::Restore), 2),
             cell(subject.median_of(|round| synced(round.restore)), 2),
-            cell(subject.median_of(|round| Some(round.stored_first as f64 / MIB)), 1),
+            cell(subject.median(Figure::StoredFirst), 1),
             cell(subject.median(Figure::Stored), 1),
         );
     }
@@ -148,10 +150,12 @@ fn costs(out: &mut String, subjects: &[Subject]) {
 
 fn ratios(out: &mut String, ours: &Subject, peers: &[&Subject]) {
     out.push_str("\nDormouse divided by each peer; below 1 is less time or space.\n\n");
-    out.push_str("| peer | first | second | restore | stored |\n|---|--:|--:|--:|--:|\n");
+    out.push_str("| peer | first | second | restore | stored | after the second |\n|---|--:|--:|--:|--:|--:|\n");
     for peer in peers {
         let _ = write!(out, "| {} |", peer.name);
-        for figure in [Figure::First, Figure::Second, Figure::Restore, Figure::Stored] {
+        for figure in
+            [Figure::First, Figure::Second, Figure::Restore, Figure::StoredFirst, Figure::Stored]
+        {
             let ratio =
                 ours.median(figure).zip(peer.median(figure)).map(|(ours, theirs)| ours / theirs);
             let _ = write!(out, " {} |", cell(ratio, 3));
@@ -177,7 +181,8 @@ fn targets(out: &mut String, ours: &Subject, peers: &[&Subject]) {
             ("first copy", Figure::First, 0.2),
             ("second copy", Figure::Second, 0.25),
             ("restore", Figure::Restore, 0.25),
-            ("stored", Figure::Stored, 1.05),
+            ("stored", Figure::StoredFirst, 1.05),
+            ("stored after the second", Figure::Stored, 1.05),
         ];
         for (name, figure, limit) in rules {
             let against = least(figure, tuned);

@@ -46,7 +46,10 @@ pub struct Contents {
     pub bytes: u64,
 }
 
-/// Makes `image`, of `size` bytes, with about 250 MiB of real files. What was at `image` is replaced.
+/// Makes `image`, of `size` bytes, with about 250 MiB of real files. What was at `image` is
+/// replaced.
+///
+/// `scratch` is the demo's own directory; made if needed, and left empty by every step here.
 pub fn make(image: &Path, scratch: &Path, size: u64) -> Result<Contents> {
     ensure!(
         size >= IMAGE_MIN,

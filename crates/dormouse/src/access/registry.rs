@@ -1,0 +1,296 @@
+//! The server's view: what `dormouse_sync` asks about clients, invites and vaults.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use dormouse_crypt::hash;
+use dormouse_format::message::Refusal;
+use dormouse_format::{PublicKey, TimeNs, VaultId};
+use dormouse_store::disk::DiskDir;
+use dormouse_store::{Error as StoreError, Options, VaultStore};
+use dormouse_sync::server::{Client, Refused, Registry};
+
+use super::{InviteFile, Known, clients, invite_path};
+use crate::exit::text_of;
+use crate::files;
+use crate::log::Log;
+use crate::store_dir::StoreDir;
+use crate::text::{hex, time_utc};
+
+/// Tries of `NAME-2`, `NAME-3` … for a machine that came back.
+const NAMES_MAX: usize = 1000;
+
+/// The registry of a store's directory.
+pub struct Access {
+    store: StoreDir,
+    log: Log,
+    /// One at a time changes the files of clients and invites.
+    change: Mutex<()>,
+    vaults: Mutex<HashMap<VaultId, Arc<VaultStore>>>,
+}
+
+impl std::fmt::Debug for Access {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Access({})", self.store.path().display())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Access {
+    /// The registry; the caller holds the store's lock.
+    pub fn new(store: StoreDir, log: Log) -> Self {
+        Self { store, log, change: Mutex::new(()), vaults: Mutex::new(HashMap::new()) }
+    }
+
+    /// Closes every open vault: what they cache is written, and they take no more.
+    pub fn close(&self) {
+        for (id, vault) in lock(&self.vaults).drain() {
+            if let Err(error) = vault.close() {
+                self.log.line(&format!("vault {id}: closing: {error}"));
+            }
+        }
+    }
+
+    /// An error whose details stay in the server's log.
+    fn internal(&self, error: &anyhow::Error) -> Refused {
+        self.log.line(&text_of(error));
+        let full = crate::exit::class_of(error) == crate::exit::Class::NoSpace;
+        if full {
+            return Refused::new(Refusal::Full, "the server's disk is full");
+        }
+        Refused::new(Refusal::Internal, "the server failed; its log says why")
+    }
+
+    fn store_error(&self, vault: &VaultId, error: &StoreError) -> Refused {
+        self.log.line(&format!("vault {vault}: {error}"));
+        match error {
+            StoreError::Full => Refused::new(Refusal::Full, "the server's disk is full"),
+            StoreError::NewerVersion { .. } => Refused::new(
+                Refusal::Internal,
+                "the vault on the server was written by a newer dormouse; update the server",
+            ),
+            StoreError::Io { .. } | StoreError::Poisoned => {
+                Refused::new(Refusal::Internal, "the server failed; its log says why")
+            }
+            _ => Refused::new(
+                Refusal::Damaged,
+                "the vault cannot be opened on the server; its log says why",
+            ),
+        }
+    }
+
+    fn load_invite(&self, verifier: &[u8; 32]) -> Result<InviteFile, Refused> {
+        let path = invite_path(&self.store, verifier);
+        let text = files::read_text(&path).map_err(|e| self.internal(&e))?;
+        let invite: Option<InviteFile> = text.and_then(|t| toml::from_str(&t).ok());
+        invite.filter(|i| i.verifier == hex(verifier)).ok_or_else(|| {
+            Refused::new(Refusal::InviteUnknown, "this invite is not known to the server")
+        })
+    }
+
+    /// The invite, if this key may use it, or has used it.
+    fn usable(
+        &self,
+        verifier: &[u8; 32],
+        name: &str,
+        key: &PublicKey,
+        now: TimeNs,
+    ) -> Result<InviteFile, Refused> {
+        let invite = self.load_invite(verifier)?;
+        if invite.name != name {
+            return Err(Refused::new(
+                Refusal::InviteUnknown,
+                format!("this invite is for a client named '{}'", invite.name),
+            ));
+        }
+        if let Some(by) = &invite.used_by {
+            if *by == hex(&hash::fingerprint(key)) {
+                return Ok(invite);
+            }
+            let when = invite.used.as_deref().unwrap_or("an unknown time");
+            return Err(Refused::new(
+                Refusal::InviteUsed,
+                format!(
+                    "this invite was used already, on {when}, by the key with fingerprint {by}"
+                ),
+            ));
+        }
+        if invite.expired(now) {
+            return Err(Refused::new(
+                Refusal::InviteExpired,
+                format!("this invite expired on {}", invite.expires),
+            ));
+        }
+        Ok(invite)
+    }
+
+    /// Writes a client's file; `false` if the name is taken by another key.
+    fn add(&self, known: &Known) -> anyhow::Result<bool> {
+        let path = self.store.path().join("clients").join(format!("{}.toml", known.name));
+        if files::create_new(&path, known.text()?.as_bytes(), 0o600)? {
+            return Ok(true);
+        }
+        let there = clients(&self.store)?.into_iter().find(|c| c.name == known.name);
+        Ok(there.is_some_and(|c| c.key == known.key && c.vault == known.vault))
+    }
+
+    fn known(name: &str, key: &PublicKey, client: &Client, now: TimeNs) -> Known {
+        Known {
+            name: name.to_owned(),
+            key: *key,
+            vault: client.vault,
+            writer: client.writer,
+            created: now,
+            revoked: None,
+        }
+    }
+
+    fn open_vault(
+        &self,
+        id: &VaultId,
+        now: Option<TimeNs>,
+    ) -> Result<Option<Arc<VaultStore>>, Refused> {
+        let mut open = lock(&self.vaults);
+        if let Some(vault) = open.get(id) {
+            // After a failed write a vault takes nothing more until it is opened again.
+            if !vault.stats().poisoned || Arc::strong_count(vault) > 1 {
+                return Ok(Some(vault.clone()));
+            }
+            open.remove(id);
+        }
+        let path = self.store.vault_path(id);
+        let segments = path.join("segments");
+        let there = std::fs::read_dir(&segments).is_ok_and(|mut d| d.next().is_some());
+        if !there && now.is_none() {
+            return Ok(None);
+        }
+        let dir = |sub: &str| {
+            DiskDir::create_or_open(&path.join(sub))
+                .map(|d| Box::new(d) as Box<dyn dormouse_store::Dir>)
+                .map_err(|e| {
+                    self.internal(&anyhow::Error::from(e).context(path.display().to_string()))
+                })
+        };
+        let (segments, index) = (dir("segments")?, dir("index")?);
+        let options = Options::default();
+        let vault = match now {
+            Some(now) if !there => VaultStore::create(segments, index, *id, now, options),
+            _ => VaultStore::open(segments, index, *id, options).map(|(vault, recovery)| {
+                for torn in &recovery.torn {
+                    self.log.line(&format!(
+                        "vault {id}: segment {}: {} bytes from {} on were not whole; kept in {}",
+                        torn.segment, torn.bytes, torn.offset, torn.kept_in
+                    ));
+                }
+                vault
+            }),
+        };
+        let vault = Arc::new(vault.map_err(|e| self.store_error(id, &e))?);
+        open.insert(*id, vault.clone());
+        Ok(Some(vault))
+    }
+}
+
+impl Registry for Access {
+    fn client(&self, key: &PublicKey) -> Result<Option<Client>, Refused> {
+        let all = clients(&self.store).map_err(|e| self.internal(&e))?;
+        Ok(all.into_iter().find(|c| c.key == *key).map(|c| Client {
+            name: c.name,
+            vault: c.vault,
+            writer: c.writer,
+            revoked: c.revoked.is_some(),
+        }))
+    }
+
+    fn check_invite(
+        &self,
+        verifier: &[u8; 32],
+        name: &str,
+        key: &PublicKey,
+        now: TimeNs,
+    ) -> Result<(), Refused> {
+        self.usable(verifier, name, key, now).map(|_| ())
+    }
+
+    fn use_invite(
+        &self,
+        verifier: &[u8; 32],
+        key: &PublicKey,
+        client: &Client,
+        now: TimeNs,
+    ) -> Result<(), Refused> {
+        let _one = lock(&self.change);
+        let mut invite = self.usable(verifier, &client.name, key, now)?;
+        if let Some(known) = self.client(key)? {
+            if known.revoked {
+                let text = format!("the key of client '{}' was revoked", known.name);
+                return Err(Refused::new(Refusal::Revoked, text));
+            }
+            if known.vault == client.vault && invite.used_by.is_some() {
+                return Ok(());
+            }
+        }
+        let taken = clients(&self.store)
+            .map_err(|e| self.internal(&e))?
+            .into_iter()
+            .any(|c| c.name == client.name && c.key != *key);
+        let exists = || {
+            Refused::new(Refusal::Exists, format!("there is already a client '{}'", client.name))
+        };
+        if taken {
+            return Err(exists());
+        }
+        // First the invite, then the client: a crash in between leaves an invite that
+        // the same key can use again.
+        if invite.used_by.is_none() {
+            invite.used_by = Some(hex(&hash::fingerprint(key)));
+            invite.used = Some(time_utc(now));
+            let write = || {
+                let text = toml::to_string(&invite)?;
+                files::replace(&invite_path(&self.store, verifier), text.as_bytes(), 0o600)
+            };
+            write().map_err(|e| self.internal(&e))?;
+        }
+        let known = Self::known(&client.name, key, client, now);
+        if self.add(&known).map_err(|e| self.internal(&e))? { Ok(()) } else { Err(exists()) }
+    }
+
+    fn add_recovered(
+        &self,
+        key: &PublicKey,
+        client: &Client,
+        now: TimeNs,
+    ) -> Result<String, Refused> {
+        let _one = lock(&self.change);
+        if let Some(known) = self.client(key)? {
+            if known.revoked {
+                let text = format!("the key of client '{}' was revoked", known.name);
+                return Err(Refused::new(Refusal::Revoked, text));
+            }
+            return Ok(known.name);
+        }
+        for n in 1..=NAMES_MAX {
+            let name = match n {
+                1 => client.name.clone(),
+                n => format!("{}-{n}", &client.name[..client.name.len().min(58)]),
+            };
+            let known = Self::known(&name, key, client, now);
+            if self.add(&known).map_err(|e| self.internal(&e))? {
+                return Ok(name);
+            }
+        }
+        Err(Refused::new(Refusal::Exists, "no free name was found for this client"))
+    }
+
+    fn vault(&self, id: &VaultId) -> Result<Option<Arc<VaultStore>>, Refused> {
+        self.open_vault(id, None)
+    }
+
+    fn create_vault(&self, id: &VaultId, now: TimeNs) -> Result<Arc<VaultStore>, Refused> {
+        self.open_vault(id, Some(now))?
+            .ok_or_else(|| Refused::new(Refusal::Internal, "the vault was not made"))
+    }
+}

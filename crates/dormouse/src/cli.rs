@@ -1,0 +1,246 @@
+//! The command line: flags and their help, nothing else.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::exit;
+
+/// Keeps an encrypted copy of a disk, with its history, on another machine.
+#[derive(Debug, Parser)]
+#[command(name = "dormouse", version, after_help = exit::HELP, propagate_version = true)]
+pub struct Cli {
+    /// Where the program keeps its own files [default: $XDG_STATE_HOME/dormouse]
+    #[arg(long, global = true, env = "DORMOUSE_HOME", value_name = "DIR")]
+    pub home: Option<PathBuf>,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// All commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a server on a store; made at the first start
+    Serve {
+        /// The store's directory
+        store: PathBuf,
+        /// Where to listen [default: what server.toml says, or 127.0.0.1:7447]
+        #[arg(long, value_name = "ADDR")]
+        listen: Option<String>,
+        /// How clients reach this server; kept in server.toml
+        #[arg(long, value_name = "HOST:PORT")]
+        url: Option<String>,
+    },
+    /// Invite a client to a store; works while the server runs
+    Invite {
+        /// The store's directory
+        store: PathBuf,
+        /// The client's name
+        client: String,
+        /// How the client reaches the server [default: what server.toml says]
+        #[arg(long, value_name = "HOST:PORT")]
+        url: Option<String>,
+        /// How long the invite is good
+        #[arg(long, value_name = "DURATION", default_value = "24h")]
+        expires: String,
+    },
+    /// List the clients of a store, and its open invites
+    Clients {
+        /// The store's directory
+        store: PathBuf,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Revoke a client: its next connection is refused
+    Revoke {
+        /// The store's directory
+        store: PathBuf,
+        /// The client's name
+        client: String,
+    },
+    /// Join a server by an invite, or a directory; or come back with a recovery kit
+    Join(JoinArgs),
+    /// Write the recovery kit: what brings everything back
+    RecoveryKit {
+        /// A new file; `-` or nothing is the screen
+        file: Option<PathBuf>,
+        /// In capitals and groups of four, for paper
+        #[arg(long)]
+        paper: bool,
+        /// Then remove identity and authority from this machine
+        #[arg(long)]
+        offline: bool,
+    },
+    /// The vault and its writers
+    Vault {
+        /// What to do.
+        #[command(subcommand)]
+        command: VaultCommand,
+    },
+    /// Copy a file or block device: what the vault does not have yet
+    Mirror(MirrorArgs),
+    /// List the volumes of the vault
+    Volumes {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the points of a volume, or of all
+    Points {
+        /// The volume
+        volume: Option<String>,
+        /// Also fuzzy points
+        #[arg(long)]
+        all: bool,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Bring a point back, to a file or a block device
+    Restore(RestoreArgs),
+    /// Open and check everything of a point
+    Verify {
+        /// VOLUME or VOLUME@WHEN
+        #[arg(value_name = "VOLUME[@WHEN]")]
+        what: String,
+        /// Events as JSON lines
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check every record of a store, on the server, without keys
+    Scrub {
+        /// The store's directory
+        store: PathBuf,
+        /// Findings as JSON lines
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what this machine has joined, and whether the server answers
+    Status {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show everything at work in one command, on a server of its own
+    Demo {
+        /// Keep everything in this directory
+        #[arg(long, value_name = "DIR")]
+        keep: Option<PathBuf>,
+        /// Size of the image
+        #[arg(long, value_name = "MIB", default_value_t = 512)]
+        size: u64,
+    },
+    /// Write completions for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual page
+    Man,
+}
+
+/// Of `join`.
+#[derive(Debug, Args)]
+pub struct JoinArgs {
+    /// An invite, or a directory; with --kit also an address
+    #[arg(value_name = "TARGET", required_unless_present = "kit")]
+    pub target: Option<String>,
+    /// Come back with this recovery kit; `-` reads it from standard input
+    #[arg(long, value_name = "FILE", conflicts_with = "vault")]
+    pub kit: Option<PathBuf>,
+    /// Come into an existing vault, with a file of `vault export-writer`
+    #[arg(long, value_name = "FILE")]
+    pub vault: Option<PathBuf>,
+    /// The client's name, where no invite says it [default: this machine's]
+    #[arg(long)]
+    pub name: Option<String>,
+}
+
+/// Of `vault`.
+#[derive(Debug, Subcommand)]
+pub enum VaultCommand {
+    /// Certify another machine's writer; its file goes there by hand, never by the server
+    ExportWriter {
+        /// A new file; secret
+        file: PathBuf,
+        /// The writer's name
+        #[arg(long, default_value = "writer")]
+        name: String,
+        /// Let both machines use each other's chunks
+        #[arg(long)]
+        trusted: bool,
+    },
+    /// Show the vault's public parts
+    Show,
+}
+
+/// Of `mirror`.
+#[derive(Debug, Args)]
+pub struct MirrorArgs {
+    /// A file or a block device
+    pub source: PathBuf,
+    /// The volume's name [default: the source's]
+    #[arg(long, value_name = "NAME")]
+    pub volume: Option<String>,
+    /// Copy once, then end
+    #[arg(long)]
+    pub once: bool,
+    /// Events as JSON lines
+    #[arg(long)]
+    pub json: bool,
+    /// Take the volume over from another machine or installation
+    #[arg(long)]
+    pub takeover: bool,
+    /// How hard zstd tries
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(i32).range(1..=19))]
+    pub level: i32,
+    /// Nothing but errors
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+/// Of `restore`.
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// VOLUME or VOLUME@WHEN; WHEN is a number, latest, yesterday, '2h ago', or a time
+    #[arg(value_name = "VOLUME[@WHEN]")]
+    pub what: String,
+    /// A file or a block device
+    pub dest: PathBuf,
+    /// DEST is an older copy: write only what differs
+    #[arg(long)]
+    pub in_place: bool,
+    /// Replace an existing file
+    #[arg(long)]
+    pub force: bool,
+    /// A fuzzy point may be chosen
+    #[arg(long)]
+    pub fuzzy: bool,
+    /// The history must hold the point with this hash
+    #[arg(long, value_name = "HASH")]
+    pub expect_head: Option<String>,
+    /// Events as JSON lines
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definitions_hold_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_exit_code_is_in_the_help() {
+        let help = Cli::command().render_long_help().to_string();
+        for code in 0..=12 {
+            assert!(help.contains(&format!("\n  {code:>2}  ")), "{code}");
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! Runs what the command line says.
+
+use std::path::Path;
+
+use anyhow::Result;
+use clap::CommandFactory;
+
+use crate::cli::{Cli, Command, JoinArgs, MirrorArgs, RestoreArgs, VaultCommand};
+use crate::exit::{Class, fail};
+use crate::home::Home;
+use crate::invite::Address;
+use crate::join::{self, Joined};
+use crate::kit::{self, Kit};
+use crate::store_dir::StoreDir;
+use crate::text::{hex, now_ns, time_local};
+use crate::{access, demo, list, mirror, restore, scrub, serve, when, writer_file};
+
+/// Runs one command.
+pub fn run(cli: Cli) -> Result<()> {
+    let home = || Home::locate(cli.home.clone());
+    match cli.command {
+        Command::Serve { store, listen, url } => {
+            serve::run(&store, listen.as_deref(), url.as_deref())
+        }
+        Command::Invite { store, client, url, expires } => {
+            invite(&store, &client, url.as_deref(), &expires)
+        }
+        Command::Clients { store, json } => list::clients(&StoreDir::open(&store)?, json),
+        Command::Revoke { store, client } => revoke(&store, &client),
+        Command::Join(args) => join(&home()?, &args),
+        Command::RecoveryKit { file, paper, offline } => {
+            recovery_kit(&home()?, file.as_deref(), paper, offline)
+        }
+        Command::Vault { command: VaultCommand::ExportWriter { file, name, trusted } } => {
+            export_writer(&home()?, &file, &name, trusted)
+        }
+        Command::Vault { command: VaultCommand::Show } => show_vault(&home()?),
+        Command::Mirror(args) => mirror(&home()?, args),
+        Command::Volumes { json } => list::volumes(&home()?, json),
+        Command::Points { volume, all, json } => {
+            list::points(&home()?, volume.as_deref(), all, json)
+        }
+        Command::Restore(args) => restore(&home()?, args),
+        Command::Verify { what, json } => verify(&home()?, &what, json),
+        Command::Scrub { store, json } => scrub::run(&store, json),
+        Command::Status { json } => list::status(&home()?, json),
+        Command::Demo { keep, size } => run_demo(keep.as_deref(), size),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "dormouse", &mut std::io::stdout());
+            Ok(())
+        }
+        Command::Man => Ok(clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout())?),
+    }
+}
+
+fn invite(store: &Path, client: &str, url: Option<&str>, expires: &str) -> Result<()> {
+    let lasts = when::duration_ns(expires)?;
+    let store = StoreDir::open(store)?;
+    let Some(url) = url.map(str::to_owned).or(store.config()?.url) else {
+        return fail(
+            Class::Usage,
+            "it is not known how clients reach this server",
+            "give --url HOST:PORT, or set it for good: url = \"HOST:PORT\" in STORE/server.toml",
+        );
+    };
+    let url = url.strip_prefix(crate::invite::SCHEME).unwrap_or(&url);
+    let address: Address = url.parse()?;
+    let now = now_ns();
+    let invite = access::invite(&store, client, address, now, lasts)?;
+    println!("{invite}");
+    eprintln!(
+        "valid once, until {}; on the client: dormouse join 'INVITE'",
+        time_local(now + lasts)
+    );
+    Ok(())
+}
+
+fn revoke(store: &Path, client: &str) -> Result<()> {
+    let known = access::revoke(&StoreDir::open(store)?, client, now_ns())?;
+    println!("client '{}' is revoked; its copies stay", known.name);
+    Ok(())
+}
+
+fn join(home: &Home, args: &JoinArgs) -> Result<()> {
+    let name = args.name.as_deref();
+    let joined = match (&args.kit, &args.target) {
+        (Some(kit), target) => join::recover(home, &Kit::load(kit)?, target.as_deref(), name)?,
+        (None, Some(target)) => join::join(home, target, args.vault.as_deref(), name)?,
+        (None, None) => return fail(Class::Usage, "TARGET is missing", "dormouse join --help"),
+    };
+    println!("joined {} as '{}'", joined.target, joined.client);
+    println!("vault {}", joined.vault);
+    next_steps(&joined, args);
+    Ok(())
+}
+
+fn next_steps(joined: &Joined, args: &JoinArgs) {
+    if joined.new_vault {
+        println!(
+            "\nNow write the recovery kit, and keep it somewhere else:\n    \
+             dormouse recovery-kit FILE\n\
+             Without it, the copies cannot be opened if this machine is lost.\n\n\
+             Then copy a disk or an image:\n    dormouse mirror SOURCE --once"
+        );
+    } else if args.kit.is_some() {
+        println!(
+            "\nWhat is there, and how to get it back:\n    dormouse points\n    \
+             dormouse restore VOLUME[@WHEN] DEST\n\
+             Identity and authority are on this machine now."
+        );
+    } else {
+        println!(
+            "\nCopy a disk or an image:\n    dormouse mirror SOURCE --once\n\
+             This machine can write, and not open: restores need the recovery kit."
+        );
+    }
+}
+
+fn recovery_kit(home: &Home, file: Option<&Path>, paper: bool, offline: bool) -> Result<()> {
+    kit::export(home, file, paper, offline)?;
+    let Some(file) = file.filter(|f| *f != Path::new("-")) else {
+        eprintln!("print it, or write it down; `dormouse join --kit FILE` reads it back");
+        return Ok(());
+    };
+    println!("the recovery kit is in {}", file.display());
+    if offline {
+        println!(
+            "identity and authority are no longer on this machine: it can copy, and not open.\n\
+             Move the file to where it is safe, and remove it here."
+        );
+    } else {
+        println!(
+            "Keep it somewhere else, not only on this machine. To take identity and authority\n\
+             off this machine, so that who breaks in can open nothing:\n    \
+             dormouse recovery-kit ANOTHER-FILE --offline"
+        );
+    }
+    Ok(())
+}
+
+fn export_writer(home: &Home, file: &Path, name: &str, trusted: bool) -> Result<()> {
+    writer_file::export(home, file, name, trusted)?;
+    println!(
+        "{} is secret: bring it to the other machine by hand, and remove it after\n    \
+         dormouse join INVITE --vault FILE",
+        file.display()
+    );
+    Ok(())
+}
+
+fn show_vault(home: &Home) -> Result<()> {
+    let account = home.account()?;
+    println!("vault     {}", account.vault);
+    println!("authority {}", account.authority);
+    println!("recipient {}", account.recipient);
+    println!("epoch     {}", account.secrets.epoch);
+    println!("writer    {} (trust group {})", account.writer(), account.trust_group);
+    println!("server    {} {}", account.target, hex(&account.server));
+    Ok(())
+}
+
+fn mirror(home: &Home, args: MirrorArgs) -> Result<()> {
+    if !args.once {
+        return fail(
+            Class::Usage,
+            "live mirroring is not there yet",
+            "add --once to copy the source once",
+        );
+    }
+    mirror::run(
+        home,
+        &mirror::Options {
+            source: args.source,
+            volume: args.volume,
+            takeover: args.takeover,
+            level: args.level,
+            json: args.json,
+            quiet: args.quiet,
+        },
+    )
+}
+
+fn restore(home: &Home, args: RestoreArgs) -> Result<()> {
+    restore::run(
+        home,
+        &restore::Options {
+            what: args.what.parse()?,
+            dest: Some(args.dest),
+            in_place: args.in_place,
+            force: args.force,
+            fuzzy: args.fuzzy,
+            expect_head: args.expect_head,
+            json: args.json,
+        },
+    )
+}
+
+fn verify(home: &Home, what: &str, json: bool) -> Result<()> {
+    restore::run(
+        home,
+        &restore::Options {
+            what: what.parse()?,
+            dest: None,
+            in_place: false,
+            force: false,
+            // What is fuzzy can be asked for by its number here.
+            fuzzy: true,
+            expect_head: None,
+            json,
+        },
+    )
+}
+
+fn run_demo(keep: Option<&Path>, size: u64) -> Result<()> {
+    let size = size.saturating_mul(1 << 20);
+    if let Some(dir) = keep {
+        std::fs::create_dir_all(dir)?;
+        return demo::run(dir, size);
+    }
+    let dir = std::env::temp_dir().join(format!("dormouse-demo-{}", std::process::id()));
+    std::fs::create_dir(&dir)?;
+    let done = demo::run(&dir, size);
+    let _ = std::fs::remove_dir_all(&dir);
+    done
+}

@@ -1,0 +1,287 @@
+//! Reaching a server, or a directory through the same engine.
+//!
+//! Owns: where a target is, and what each way of not reaching it is called.
+//! Invariant: refused, unreachable, not answering, not Dormouse, wrong key, another
+//! version and not authorised are told apart.
+
+use std::fmt;
+use std::io;
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use dormouse_crypt::invite::Binding;
+use dormouse_crypt::{OsRandom, Random, SigningKey, hash};
+use dormouse_format::InstanceId;
+use dormouse_format::limits::FRAME_MAX;
+use dormouse_format::message::{Deframer, Message};
+
+use crate::access::Access;
+use crate::exit::{self, Class, Failure, fail};
+use crate::home::Account;
+use crate::invite::{Address, SCHEME};
+use crate::link::{Link, LinkError};
+use crate::log::Log;
+use crate::store_dir::StoreDir;
+use crate::text::hex;
+use crate::tls;
+
+/// How long one address may take to answer.
+const CONNECT_WAIT: Duration = Duration::from_secs(5);
+/// How long the handshake may take.
+const HANDSHAKE_WAIT: Duration = Duration::from_secs(10);
+/// How long the first answer may take; the server may be opening a large vault.
+const WELCOME_WAIT: Duration = Duration::from_secs(120);
+const DIR: &str = "dir:";
+
+/// Where a store is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// A server.
+    Server(Address),
+    /// A directory on this machine.
+    Dir(PathBuf),
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Server(address) => write!(f, "{SCHEME}{address}"),
+            Self::Dir(path) => write!(f, "{DIR}{}", path.display()),
+        }
+    }
+}
+
+impl FromStr for Target {
+    type Err = Failure;
+
+    /// `dormouse://HOST:PORT`, `dir:PATH`, or a path that exists or has a '/'.
+    fn from_str(text: &str) -> Result<Self, Failure> {
+        if let Some(rest) = text.strip_prefix(SCHEME) {
+            return Ok(Self::Server(rest.trim_end_matches('/').parse()?));
+        }
+        let path = match text.strip_prefix(DIR) {
+            Some(path) => path,
+            None if text.contains('/') || std::path::Path::new(text).exists() => text,
+            None => return Ok(Self::Server(text.parse()?)),
+        };
+        let absolute = std::path::absolute(path)
+            .map_err(|e| Failure::new(Class::Usage, format!("'{path}' is not a path: {e}")))?;
+        Ok(Self::Dir(absolute))
+    }
+}
+
+/// A link on which nothing was said yet.
+#[derive(Debug)]
+pub struct Dialed {
+    /// The link.
+    pub link: Link,
+    /// What proofs on it sign.
+    pub binding: Binding,
+}
+
+/// Reaches a target whose key has this fingerprint, with the given transport key.
+pub fn dial(target: &Target, fingerprint: &[u8; 32], key: &SigningKey) -> Result<Dialed> {
+    match target {
+        Target::Server(address) => dial_server(address, fingerprint, key),
+        Target::Dir(path) => {
+            let store = StoreDir::open(path)?;
+            let server = store.key()?.public();
+            let found = hash::fingerprint(&server);
+            if found != *fingerprint {
+                let fault = tls::Fault::WrongKey { expected: hex(fingerprint), found: hex(&found) };
+                return Err(handshake_failure(&path.display().to_string(), &fault).into());
+            }
+            let lock = store.lock()?;
+            let binding = Binding { exporter: OsRandom.array(), client: key.public(), server };
+            let access = Arc::new(Access::new(store, Log::stderr()));
+            let end = {
+                let access = access.clone();
+                move || {
+                    access.close();
+                    drop(lock);
+                }
+            };
+            let link = Link::in_process(access, binding, end)?;
+            Ok(Dialed { link, binding })
+        }
+    }
+}
+
+fn dial_server(address: &Address, fingerprint: &[u8; 32], key: &SigningKey) -> Result<Dialed> {
+    let socket = tcp(address)?;
+    let shaken = tls::client(&socket, key, fingerprint, HANDSHAKE_WAIT)
+        .map_err(|fault| handshake_failure(&address.to_string(), &fault))?;
+    let binding = shaken.binding;
+    let link = Link::start(socket, shaken.connection, Deframer::new(FRAME_MAX))?;
+    Ok(Dialed { link, binding })
+}
+
+fn handshake_failure(at: &str, fault: &tls::Fault) -> Failure {
+    let (class, hint) = exit::of_fault(fault);
+    Failure::new(class, format!("{at}: {fault}")).hint(hint)
+}
+
+fn tcp(address: &Address) -> Result<TcpStream> {
+    let found: Vec<SocketAddr> = match (address.host.as_str(), address.port).to_socket_addrs() {
+        Ok(found) => found.collect(),
+        Err(error) => {
+            return fail(
+                Class::Unreachable,
+                format!("the host name '{}' was not found: {error}", address.host),
+                "check the name, and whether this machine has a network",
+            );
+        }
+    };
+    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for addr in found {
+        match TcpStream::connect_timeout(&addr, CONNECT_WAIT) {
+            Ok(socket) => return Ok(socket),
+            Err(error) => last = error,
+        }
+    }
+    Err(unreachable(address, &last).into())
+}
+
+fn unreachable(address: &Address, error: &io::Error) -> Failure {
+    let (what, hint) = match error.kind() {
+        io::ErrorKind::ConnectionRefused => (
+            "the connection was refused: the machine is up, but nothing listens on that port"
+                .into(),
+            "is `dormouse serve` running there, and on that port?",
+        ),
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => (
+            format!("no answer within {} s", CONNECT_WAIT.as_secs()),
+            "is the machine up, and does a firewall let the port through?",
+        ),
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
+            (format!("unreachable: {error}"), "is there a network, and is the machine up?")
+        }
+        _ => (error.to_string(), "check the address"),
+    };
+    Failure::new(Class::Unreachable, format!("{address}: {what}")).hint(hint)
+}
+
+/// What a refusal of the server is here.
+pub fn refused(refusal: dormouse_format::message::Refusal, text: &str) -> Failure {
+    let (class, hint) = exit::of_refusal(refusal);
+    Failure::new(class, format!("the server refused: {text}")).hint(hint)
+}
+
+/// What the end of a link is here.
+pub fn link_failure(error: &LinkError) -> Failure {
+    let (class, hint) = exit::of_link(error);
+    Failure::new(class, error.to_string()).hint(hint)
+}
+
+/// The next message; an error if the server refuses or the link ends.
+pub fn receive(link: &Link, wait: Option<Duration>) -> Result<Message> {
+    let received = match wait {
+        None => link.rx.recv().map_err(|_| crossbeam_channel::RecvTimeoutError::Disconnected),
+        Some(wait) => link.rx.recv_timeout(wait),
+    };
+    match received {
+        Ok(Ok(Message::Error { refusal, text })) => Err(refused(refusal, &text).into()),
+        Ok(Ok(message)) => Ok(message),
+        Ok(Err(error)) => Err(link_failure(&error).into()),
+        Err(crossbeam_channel::RecvTimeoutError::Timeout) => fail(
+            Class::Unreachable,
+            format!("the server took more than {} s to answer", wait.unwrap_or_default().as_secs()),
+            "try again; the server's log may say more",
+        ),
+        Err(crossbeam_channel::RecvTimeoutError::Disconnected) => {
+            Err(link_failure(&LinkError::Closed).into())
+        }
+    }
+}
+
+/// Sends; if the link has ended, says why: a refusal that came before counts most.
+pub fn send(link: &Link, message: Message) -> Result<()> {
+    let Err(error) = link.tx.send(message) else { return Ok(()) };
+    Err(ended(link, &error))
+}
+
+/// Why a link has ended: what the server said last, or else what broke.
+pub fn ended(link: &Link, error: &LinkError) -> anyhow::Error {
+    while let Ok(received) = link.rx.recv_timeout(Duration::from_millis(500)) {
+        match received {
+            Ok(Message::Error { refusal, text }) => return refused(refusal, &text).into(),
+            Ok(_) => {}
+            Err(error) => return link_failure(&error).into(),
+        }
+    }
+    link_failure(error).into()
+}
+
+/// One question, one answer.
+pub fn ask(link: &Link, question: Message) -> Result<Message> {
+    send(link, question)?;
+    receive(link, None)
+}
+
+/// An answer that does not fit its question.
+pub fn unexpected<T>(what: &str) -> Result<T> {
+    fail(
+        Class::Version,
+        format!("the server broke the protocol: it answered {what} with something else"),
+        "use the same version of dormouse on both sides",
+    )
+}
+
+/// What the server said in its welcome.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Welcome {
+    /// The vault that this client belongs to.
+    pub vault: dormouse_format::VaultId,
+    /// What the server calls this client.
+    pub name: String,
+    /// The server's clock.
+    pub time: dormouse_format::TimeNs,
+}
+
+/// Says who one is, and waits for the welcome.
+pub fn introduce(link: &Link, first: Message) -> Result<Welcome> {
+    send(link, first)?;
+    match receive(link, Some(WELCOME_WAIT))? {
+        Message::Welcome { vault, name, time } => Ok(Welcome { vault, name, time }),
+        _ => unexpected("the greeting"),
+    }
+}
+
+/// Connects as the home's client, with the instance of this installation.
+pub fn connect(account: &Account) -> Result<Link> {
+    connect_as(account, account.instance)
+}
+
+/// Connects as another instance of the home's client.
+pub fn connect_as(account: &Account, instance: InstanceId) -> Result<Link> {
+    let Dialed { link, .. } = dial(&account.target, &account.server, &account.transport)?;
+    let welcome = introduce(&link, Message::Hello { instance })?;
+    if welcome.vault != account.vault {
+        return fail(
+            Class::NotAuthorised,
+            "the server takes this machine for a client of another vault",
+            "was its store changed by hand? Join it again with a new invite",
+        );
+    }
+    Ok(link)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets() {
+        let t = |s: &str| s.parse::<Target>().unwrap().to_string();
+        assert_eq!(t("dormouse://h:1"), "dormouse://h:1");
+        assert_eq!(t("h:1"), "dormouse://h:1");
+        assert_eq!(t("dir:/a/b"), "dir:/a/b");
+        assert_eq!(t("/a/b"), "dir:/a/b");
+        assert_eq!(t("[::1]:3"), "dormouse://[::1]:3");
+        assert!(t("./a").ends_with("/a"));
+    }
+}

@@ -1,0 +1,52 @@
+//! The parts of the `dormouse` program, as a library so that tests can use them.
+//!
+//! Owns: command line, configuration, sockets, threads, files, what people see.
+//! Invariant: bad input ends with a message that names the thing and the way out
+//! ([`exit`]), never with a panic. Leaves to others: the format, all cryptography,
+//! the store and the protocol (the other crates).
+
+pub mod access;
+pub mod cli;
+pub mod commands;
+pub mod connect;
+pub mod demo;
+pub mod dest;
+pub mod engine;
+pub mod exit;
+pub mod files;
+pub mod home;
+pub mod invite;
+pub mod join;
+pub mod kit;
+pub mod leaves;
+pub mod link;
+pub mod list;
+pub mod log;
+pub mod mirror;
+pub mod remote;
+pub mod report;
+pub mod restore;
+pub mod scrub;
+pub mod serve;
+pub mod source;
+pub mod store_dir;
+pub mod text;
+pub mod tls;
+pub mod volume_name;
+pub mod when;
+pub mod writer_file;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Runs the program: one command, one exit code ([`exit::Class`]).
+pub fn main() -> ExitCode {
+    match commands::run(cli::Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{}", exit::text_of(&error));
+            ExitCode::from(exit::class_of(&error) as u8)
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! A full-duplex link of messages over a TLS connection, or inside the process.
+//!
+//! Owns: two threads for each connection, and the queues between them and the
+//! caller. Invariant: neither thread holds the TLS lock while it waits for the
+//! socket, so both directions always move; both queues are bounded; a link that is
+//! dropped ends its threads. Leaves to others: what the messages mean.
+
+mod in_process;
+mod queue;
+mod threads;
+
+use std::io;
+use std::net::{Shutdown, TcpStream};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Receiver;
+use dormouse_format::message::{Deframer, Message};
+use rustls::Connection;
+
+use crate::tls::Fault;
+use queue::Queue;
+
+/// Bytes that may wait to be sent before `send` blocks.
+pub const SEND_BYTES_MAX: usize = 8 << 20;
+/// Messages that may wait to be received before the link stops reading.
+pub const RECEIVE_MESSAGES_MAX: usize = 64;
+/// How long a peer may be silent before the system gives the connection up.
+const DEAD_AFTER: Duration = Duration::from_secs(60);
+/// How long a closing link waits for its last bytes to leave.
+const CLOSE_WAIT: Duration = Duration::from_secs(2);
+
+/// Why a link ended.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LinkError {
+    /// The other side said that it is done.
+    #[error("the other side closed the connection")]
+    Closed,
+    /// The connection broke.
+    #[error("the connection was cut: {0}")]
+    Cut(String),
+    /// The other side sent what no message is.
+    #[error("the other side broke the protocol: {0}")]
+    Protocol(String),
+    /// TLS found something wrong.
+    #[error(transparent)]
+    Tls(Fault),
+}
+
+/// What is received: a message, or at last why there are no more.
+pub type Received = Result<Message, LinkError>;
+
+/// The sending half; can be cloned.
+#[derive(Debug, Clone)]
+pub struct LinkTx {
+    queue: Arc<Queue>,
+}
+
+impl LinkTx {
+    /// Queues a message; waits while too many bytes are queued.
+    pub fn send(&self, message: Message) -> Result<(), LinkError> {
+        self.queue.push(message)
+    }
+
+    /// Lets what is queued go out, then says goodbye. Does not wait.
+    pub fn shutdown(&self) {
+        self.queue.close(LinkError::Closed);
+    }
+
+    /// Bytes queued and not yet handed to the system.
+    pub fn queued(&self) -> usize {
+        self.queue.bytes()
+    }
+}
+
+/// A link: send with `tx`, receive with `rx`.
+#[derive(Debug)]
+pub struct Link {
+    /// Sends.
+    pub tx: LinkTx,
+    /// Receives. An error is the last thing that comes.
+    pub rx: Receiver<Received>,
+    threads: Vec<JoinHandle<()>>,
+    socket: Option<TcpStream>,
+}
+
+impl Link {
+    /// A link over an authenticated connection. `deframer` may hold bytes that came
+    /// before, and has the limit of a frame.
+    pub fn start(
+        socket: TcpStream,
+        connection: Connection,
+        deframer: Deframer,
+    ) -> io::Result<Self> {
+        prepare(&socket)?;
+        let queue = Arc::new(Queue::new(SEND_BYTES_MAX));
+        let (threads, rx) = threads::start(&socket, connection, queue.clone(), deframer)?;
+        Ok(Self { tx: LinkTx { queue }, rx, threads, socket: Some(socket) })
+    }
+
+    /// Ends the connection at once; both threads notice.
+    pub fn cut(&self) {
+        self.tx.queue.close(LinkError::Cut("closed on this side".into()));
+        if let Some(socket) = &self.socket {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.tx.queue.close(LinkError::Closed);
+        let until = Instant::now() + CLOSE_WAIT;
+        // The reader may be waiting for room: take what is there until the writer is done.
+        while !self.tx.queue.drained() && Instant::now() < until {
+            let _ = self.rx.recv_timeout(Duration::from_millis(5));
+        }
+        if let Some(socket) = &self.socket {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+        // A thread that waits for room in the channel gets it, also if somebody kept a
+        // clone of `rx`.
+        while self.threads.iter().any(|t| !t.is_finished()) {
+            if self.rx.recv_timeout(Duration::from_millis(2)).is_err_and(|e| e.is_disconnected()) {
+                break;
+            }
+        }
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// No delay for small messages, and a dead peer is noticed.
+fn prepare(socket: &TcpStream) -> io::Result<()> {
+    use rustix::net::sockopt;
+    socket.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(socket, true)?;
+    sockopt::set_tcp_keepidle(socket, Duration::from_secs(20))?;
+    sockopt::set_tcp_keepintvl(socket, Duration::from_secs(10))?;
+    sockopt::set_tcp_keepcnt(socket, 4)?;
+    let dead = u32::try_from(DEAD_AFTER.as_millis()).unwrap_or(u32::MAX);
+    sockopt::set_tcp_user_timeout(socket, dead)?;
+    Ok(())
+}

@@ -1,0 +1,71 @@
+//! The same link with the server's engine in this process: for a target that is a directory.
+
+use std::io;
+use std::sync::Arc;
+
+use dormouse_crypt::invite::Binding;
+use dormouse_format::limits::FRAME_MAX;
+use dormouse_format::message::{Deframer, Message};
+use dormouse_sync::server::{After, Registry, Session};
+
+use super::queue::{Next, Queue};
+use super::{Link, LinkError, LinkTx, RECEIVE_MESSAGES_MAX, SEND_BYTES_MAX};
+use crate::text::now_ns;
+
+/// Stack of the engine's thread.
+const STACK: usize = 2 << 20;
+/// Bytes of messages taken at once.
+const BATCH: usize = 1 << 20;
+
+impl Link {
+    /// A link to a session that runs in a thread of this process. `after` runs in
+    /// that thread when the session has ended, as to close stores and give back locks.
+    pub fn in_process(
+        registry: Arc<dyn Registry>,
+        binding: Binding,
+        after: impl FnOnce() + Send + 'static,
+    ) -> io::Result<Self> {
+        let queue = Arc::new(Queue::new(SEND_BYTES_MAX));
+        let (tx, rx) = crossbeam_channel::bounded(RECEIVE_MESSAGES_MAX);
+        let engine = {
+            let queue = queue.clone();
+            move || {
+                let mut session = Session::new(registry, binding);
+                let why = serve(&mut session, &queue, &|m| tx.send(Ok(m)).is_ok());
+                queue.close(why.clone());
+                queue.set_drained();
+                drop(session);
+                after();
+                let _ = tx.send(Err(why));
+            }
+        };
+        let thread =
+            std::thread::Builder::new().name("engine".into()).stack_size(STACK).spawn(engine)?;
+        Ok(Self { tx: LinkTx { queue }, rx, threads: vec![thread], socket: None })
+    }
+}
+
+fn serve(session: &mut Session, queue: &Queue, send: &dyn Fn(Message) -> bool) -> LinkError {
+    loop {
+        let frames = match queue.next(BATCH) {
+            Next::Items(frames) => frames,
+            Next::Flush => continue,
+            Next::End => return LinkError::Closed,
+        };
+        for frame in frames {
+            // Frames go through the codec here too: one path, one set of limits.
+            let mut deframer = Deframer::new(FRAME_MAX);
+            deframer.push(&frame);
+            let message = match deframer.next_message() {
+                Ok(Some(message)) => message,
+                Ok(None) => return LinkError::Protocol("a frame is not whole".into()),
+                Err(error) => return LinkError::Protocol(error.to_string()),
+            };
+            let mut gone = false;
+            let after = session.handle(now_ns(), message, &mut |m| gone |= !send(m));
+            if gone || after == After::Close {
+                return LinkError::Closed;
+            }
+        }
+    }
+}

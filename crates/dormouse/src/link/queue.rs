@@ -1,0 +1,134 @@
+//! The queue of frames that wait to be sent, bounded in bytes.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use dormouse_format::message::Message;
+
+use super::LinkError;
+
+/// What the writer is to do next.
+#[derive(Debug)]
+pub(super) enum Next<T> {
+    /// Send these.
+    Items(Vec<T>),
+    /// Only what TLS itself wants to send.
+    Flush,
+    /// Say goodbye: nothing more comes.
+    End,
+}
+
+#[derive(Debug)]
+struct State<T> {
+    items: VecDeque<(T, usize)>,
+    bytes: usize,
+    flush: bool,
+    closed: Option<LinkError>,
+    drained: bool,
+}
+
+/// A bounded queue with a closing reason.
+#[derive(Debug)]
+pub(super) struct Queue<T = Vec<u8>> {
+    state: Mutex<State<T>>,
+    room: Condvar,
+    work: Condvar,
+    limit: usize,
+}
+
+impl Queue<Vec<u8>> {
+    /// Adds a message as its frame.
+    pub(super) fn push(&self, message: Message) -> Result<(), LinkError> {
+        let frame = message.encode();
+        let len = frame.len();
+        self.push_item(frame, len)
+    }
+}
+
+impl<T> Queue<T> {
+    pub(super) fn new(limit: usize) -> Self {
+        let state =
+            State { items: VecDeque::new(), bytes: 0, flush: false, closed: None, drained: false };
+        Self { state: Mutex::new(state), room: Condvar::new(), work: Condvar::new(), limit }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn push_item(&self, item: T, bytes: usize) -> Result<(), LinkError> {
+        let mut state = self.lock();
+        while state.closed.is_none() && state.bytes >= self.limit {
+            state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        if let Some(why) = &state.closed {
+            return Err(why.clone());
+        }
+        state.items.push_back((item, bytes));
+        state.bytes += bytes;
+        if state.items.len() == 1 {
+            self.work.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Wakes the writer so that it sends what TLS has to say.
+    pub(super) fn flush(&self) {
+        self.lock().flush = true;
+        self.work.notify_one();
+    }
+
+    /// No more is taken; the first reason given stays.
+    pub(super) fn close(&self, why: LinkError) {
+        let mut state = self.lock();
+        state.closed.get_or_insert(why);
+        self.work.notify_all();
+        self.room.notify_all();
+    }
+
+    /// The writer has ended.
+    pub(super) fn set_drained(&self) {
+        let mut state = self.lock();
+        state.drained = true;
+        state.items.clear();
+        state.bytes = 0;
+    }
+
+    pub(super) fn drained(&self) -> bool {
+        self.lock().drained
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.lock().bytes
+    }
+
+    /// Waits for work: items of about `batch` bytes together, and at least one.
+    pub(super) fn next(&self, batch: usize) -> Next<T> {
+        let mut state = self.lock();
+        loop {
+            if !state.items.is_empty() {
+                let mut out = Vec::new();
+                let mut taken = 0;
+                while let Some((item, bytes)) = state.items.pop_front() {
+                    taken += bytes;
+                    out.push(item);
+                    if state.items.front().is_none_or(|(_, next)| taken + next > batch) {
+                        break;
+                    }
+                }
+                state.bytes -= taken;
+                state.flush = false;
+                self.room.notify_all();
+                return Next::Items(out);
+            }
+            if state.flush {
+                state.flush = false;
+                return Next::Flush;
+            }
+            if state.closed.is_some() {
+                return Next::End;
+            }
+            state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}

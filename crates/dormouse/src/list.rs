@@ -1,0 +1,232 @@
+//! What is there: volumes, points, clients, the state of this client.
+//!
+//! Owns: tables for people and JSON for scripts. Invariant: every volume and point
+//! shown was verified ([`crate::remote`]); what was not asked for is counted, not
+//! silently left out.
+
+use anyhow::Result;
+use dormouse_format::point::StoredPoint;
+use dormouse_sync::history::{Trust, hash_of};
+use serde_json::{Value, json};
+
+use crate::access;
+use crate::connect::connect;
+use crate::exit::class_of;
+use crate::home::Home;
+use crate::kit::kit_reminder;
+use crate::remote;
+use crate::store_dir::StoreDir;
+use crate::text::{hex, now_ns, size, table, time_local, time_utc};
+use crate::when;
+
+fn show_json(value: &Value) {
+    println!("{value:#}");
+}
+
+/// `dormouse volumes`.
+pub fn volumes(home: &Home, as_json: bool) -> Result<()> {
+    let account = home.account()?;
+    let link = connect(&account)?;
+    let trust = remote::trust(&link, &account)?;
+    let listed = remote::volumes(&link, &trust)?;
+    if as_json {
+        let rows: Vec<Value> = listed
+            .iter()
+            .map(|l| {
+                json!({
+                    "volume": l.volume.name,
+                    "id": l.volume.id.to_string(),
+                    "created": time_utc(l.volume.created),
+                    "writer": writer(&trust, &l.volume.writer),
+                    "head": l.head.as_ref().map(|p| point_json(&trust, p)),
+                })
+            })
+            .collect();
+        show_json(&json!(rows));
+        return Ok(());
+    }
+    if listed.is_empty() {
+        println!("no volumes yet: `dormouse mirror SOURCE --once` makes one");
+        return Ok(());
+    }
+    let rows: Vec<Vec<String>> = listed
+        .iter()
+        .map(|l| {
+            let head = l.head.as_ref();
+            vec![
+                l.volume.name.clone(),
+                head.map_or_else(|| "-".into(), |p| size(p.point().size)),
+                head.map_or_else(|| "-".into(), |p| p.point().seq.to_string()),
+                head.map_or("-", |p| p.point().grade.name()).into(),
+                head.map_or_else(|| "-".into(), |p| time_local(p.receipt)),
+                writer(&trust, &l.volume.writer),
+            ]
+        })
+        .collect();
+    print!(
+        "{}",
+        table(&["VOLUME", "SIZE", "POINT", "GRADE", "RECEIVED", "WRITER"], &[1, 2], &rows)
+    );
+    Ok(())
+}
+
+fn writer(trust: &Trust, id: &dormouse_format::WriterId) -> String {
+    trust.writer(id).map_or_else(|| id.to_string(), |cert| cert.name.clone())
+}
+
+fn point_json(trust: &Trust, stored: &StoredPoint) -> Value {
+    let p = stored.point();
+    json!({
+        "point": p.seq,
+        "grade": p.grade.name(),
+        "checkpoint": p.is_checkpoint(),
+        "received": time_utc(stored.receipt),
+        "time": time_utc(p.time),
+        "size": p.size,
+        "writer": writer(trust, &p.writer),
+        "hash": hash_of(&stored.signed).to_string(),
+    })
+}
+
+/// `dormouse points [VOLUME]`; fuzzy ones only with `all`.
+pub fn points(home: &Home, volume: Option<&str>, all: bool, as_json: bool) -> Result<()> {
+    let account = home.account()?;
+    let link = connect(&account)?;
+    let trust = remote::trust(&link, &account)?;
+    let listed = match volume {
+        Some(name) => vec![remote::volume(&link, home, &trust, &when::split(name)?.0)?],
+        None => remote::volumes(&link, &trust)?,
+    };
+    let (mut rows, mut values, mut hidden) = (Vec::new(), Vec::new(), 0);
+    for l in &listed {
+        let points = remote::points(&link, &trust, &l.volume.id, 1)?;
+        remote::check_fresh(&link, home, &trust, &l.volume.id, points.last())?;
+        for stored in points {
+            if !all && !stored.point().grade.consistent() {
+                hidden += 1;
+                continue;
+            }
+            if as_json {
+                let mut value = point_json(&trust, &stored);
+                value["volume"] = json!(l.volume.name);
+                values.push(value);
+            } else {
+                rows.push(point_row(&l.volume.name, &trust, &stored));
+            }
+        }
+    }
+    if as_json {
+        show_json(&json!(values));
+        return Ok(());
+    }
+    if rows.is_empty() {
+        println!("no points yet");
+    } else {
+        let head = ["VOLUME", "POINT", "RECEIVED", "GRADE", "SIZE", "WRITER"];
+        print!("{}", table(&head, &[1, 4], &rows));
+    }
+    if hidden > 0 {
+        println!("({hidden} fuzzy points are not shown; --all shows them)");
+    }
+    Ok(())
+}
+
+fn point_row(volume: &str, trust: &Trust, stored: &StoredPoint) -> Vec<String> {
+    let p = stored.point();
+    vec![
+        volume.to_owned(),
+        p.seq.to_string(),
+        time_local(stored.receipt),
+        p.grade.name().into(),
+        size(p.size),
+        writer(trust, &p.writer),
+    ]
+}
+
+/// `dormouse clients STORE`: who has joined, and which invites are open.
+pub fn clients(store: &StoreDir, as_json: bool) -> Result<()> {
+    let now = now_ns();
+    let known = access::clients(store)?;
+    let open: Vec<_> = access::invites(store)?
+        .into_iter()
+        .filter(|(_, i)| i.used_by.is_none() && !i.expired(now))
+        .collect();
+    if as_json {
+        let clients: Vec<Value> = known
+            .iter()
+            .map(|c| {
+                json!({
+                    "client": c.name,
+                    "fingerprint": c.fingerprint(),
+                    "vault": c.vault.to_string(),
+                    "writer": c.writer.to_string(),
+                    "joined": time_utc(c.created),
+                    "revoked": c.revoked.map(time_utc),
+                })
+            })
+            .collect();
+        let invites: Vec<Value> = open
+            .iter()
+            .map(|(id, i)| json!({ "invite": id, "client": i.name, "expires": i.expires }))
+            .collect();
+        show_json(&json!({ "clients": clients, "invites": invites }));
+        return Ok(());
+    }
+    let rows: Vec<Vec<String>> = known
+        .iter()
+        .map(|c| {
+            let state =
+                c.revoked.map_or_else(|| "ok".into(), |t| format!("revoked {}", time_local(t)));
+            let vault = c.vault.to_string()[..12].to_owned();
+            vec![c.name.clone(), vault, time_local(c.created), c.fingerprint()[..16].into(), state]
+        })
+        .collect();
+    if rows.is_empty() {
+        println!("no clients yet: `dormouse invite STORE CLIENT` invites one");
+    } else {
+        print!("{}", table(&["CLIENT", "VAULT", "JOINED", "FINGERPRINT", "STATE"], &[], &rows));
+    }
+    for (id, invite) in open {
+        println!("open invite {id} for '{}', until {}", invite.name, invite.expires);
+    }
+    Ok(())
+}
+
+/// `dormouse status`: what this home is, and whether the server answers.
+pub fn status(home: &Home, as_json: bool) -> Result<()> {
+    let account = home.account()?;
+    let (identity, authority) = home.has_offline_keys();
+    let reached = connect(&account).map(drop);
+    let state = reached.as_ref().map_or_else(|e| format!("{e:#}"), |()| "reached".into());
+    if as_json {
+        show_json(&json!({
+            "home": home.dir().display().to_string(),
+            "client": account.name,
+            "target": account.target.to_string(),
+            "server_fingerprint": hex(&account.server),
+            "vault": account.vault.to_string(),
+            "writer": account.writer().to_string(),
+            "trust_group": account.trust_group,
+            "identity_here": identity,
+            "authority_here": authority,
+            "kit_exported": account.kit_exported,
+            "reached": reached.is_ok(),
+            "state": state,
+            "exit_class": reached.as_ref().map_or_else(|e| class_of(e) as u8, |()| 0),
+        }));
+    } else {
+        let here = |b| if b { "on this machine" } else { "not on this machine" };
+        println!("home       {}", home.dir().display());
+        println!("client     {} (writer {})", account.name, account.writer());
+        println!("vault      {}", account.vault);
+        println!("target     {}", account.target);
+        println!("server key {}", hex(&account.server));
+        println!("identity   {}", here(identity));
+        println!("authority  {}", here(authority));
+        println!("server     {state}");
+        if let Some(reminder) = kit_reminder(home) {
+            println!("reminder   {reminder}");
+        }
+    }
+    reached
+}

@@ -1,0 +1,198 @@
+//! One connection of the server, from its handshake to its end.
+
+use std::io::{self, BufRead, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::select;
+use dormouse_format::limits::{FRAME_MAX, FRAME_MAX_UNAUTHENTICATED};
+use dormouse_format::message::{Deframer, Message, Refusal};
+use dormouse_sync::server::{After, Session};
+use rustls::Connection;
+
+use super::{Shared, Stranger};
+use crate::link::{Link, LinkError};
+use crate::text::now_ns;
+use crate::tls::Fault;
+
+/// How long a handshake may take, and then the first message.
+const FIRST_WAIT: Duration = Duration::from_secs(10);
+/// How long a connection that was refused may take to read why.
+const LINGER: Duration = Duration::from_secs(2);
+
+pub(super) fn run(shared: &Arc<Shared>, socket: TcpStream, from: SocketAddr, stranger: Stranger) {
+    let outcome = serve(shared, socket, from, stranger);
+    if let Err(why) = outcome {
+        shared.log.line(&format!("{from}: {why}"));
+    }
+}
+
+fn serve(
+    shared: &Arc<Shared>,
+    socket: TcpStream,
+    from: SocketAddr,
+    stranger: Stranger,
+) -> Result<(), String> {
+    let shaken = shared.tls.accept(&socket, FIRST_WAIT).map_err(|fault| match fault {
+        Fault::WrongKey { .. } => "the client does not take this server's key".to_owned(),
+        fault => format!("handshake: {fault}"),
+    })?;
+    let mut connection = shaken.connection;
+    let mut session = Session::new(shared.access.clone(), shaken.binding);
+    let mut deframer = Deframer::new(FRAME_MAX_UNAUTHENTICATED);
+    let first = first_message(&socket, &mut connection, &mut deframer)?;
+    let mut answers = Vec::new();
+    let mut said = None;
+    let after = session.handle(now_ns(), first, &mut |m| {
+        if let Message::Error { text, .. } = &m {
+            said = Some(text.clone());
+        }
+        answers.push(m);
+    });
+    for answer in answers {
+        send(&socket, &mut connection, &answer).map_err(|e| e.to_string())?;
+    }
+    if after == After::Close || !session.authenticated() {
+        goodbye(&socket, &mut connection);
+        return Err(format!("refused: {}", said.as_deref().unwrap_or("not authenticated")));
+    }
+    drop(stranger);
+    let name = session.client_name().unwrap_or("?").to_owned();
+    let began = Instant::now();
+    shared.log.line(&format!("{from}: client '{name}' connected"));
+    let clear = socket.set_read_timeout(None).and_then(|()| socket.set_write_timeout(None));
+    clear.map_err(|e| e.to_string())?;
+    deframer.set_limit(FRAME_MAX);
+    let link = Link::start(socket, connection, deframer).map_err(|e| e.to_string())?;
+    let why = session_loop(shared, &mut session, &link);
+    let seconds = began.elapsed().as_secs_f64();
+    shared.log.line(&format!("{from}: client '{name}': {why} after {seconds:.1} s"));
+    Ok(())
+}
+
+fn session_loop(shared: &Shared, session: &mut Session, link: &Link) -> String {
+    loop {
+        let received = select! {
+            recv(link.rx) -> received => received,
+            recv(shared.stopping) -> _ => {
+                let text = "the server is stopping".to_owned();
+                let _ = link.tx.send(Message::Error { refusal: Refusal::Stopping, text });
+                close(link);
+                return "stopped".into();
+            }
+        };
+        let message = match received {
+            Ok(Ok(message)) => message,
+            Ok(Err(LinkError::Closed)) | Err(_) => return "done".into(),
+            Ok(Err(error @ LinkError::Protocol(_))) => {
+                let text = error.to_string();
+                let refusal = Refusal::Protocol;
+                let _ = link.tx.send(Message::Error { refusal, text: text.clone() });
+                close(link);
+                return text;
+            }
+            Ok(Err(error)) => return error.to_string(),
+        };
+        let mut said = None;
+        let mut gone = false;
+        let after = session.handle(now_ns(), message, &mut |m| {
+            if let Message::Error { text, .. } = &m {
+                said = Some(text.clone());
+            }
+            gone |= link.tx.send(m).is_err();
+        });
+        if gone {
+            return "cut".into();
+        }
+        if after == After::Close {
+            close(link);
+            return format!("refused: {}", said.as_deref().unwrap_or("no reason given"));
+        }
+    }
+}
+
+/// Lets the last answer go out, and takes what the client still sends: a socket that
+/// is closed with unread bytes would take the answer back.
+fn close(link: &Link) {
+    link.tx.shutdown();
+    let until = Instant::now() + LINGER;
+    while let Ok(received) = link.rx.recv_deadline(until) {
+        if received.is_err() {
+            break;
+        }
+    }
+}
+
+fn first_message(
+    socket: &TcpStream,
+    connection: &mut Connection,
+    deframer: &mut Deframer,
+) -> Result<Message, String> {
+    let until = Instant::now() + FIRST_WAIT;
+    loop {
+        // The handshake may have brought some already.
+        let state = connection.process_new_packets().map_err(|e| e.to_string())?;
+        let mut left = state.plaintext_bytes_to_read();
+        while left > 0 {
+            let mut reader = connection.reader();
+            let n = reader.fill_buf().map_err(|e| e.to_string())?.len();
+            deframer.push(&reader.fill_buf().map_err(|e| e.to_string())?[..n]);
+            reader.consume(n);
+            left = left.saturating_sub(n.max(1));
+        }
+        match deframer.next_message() {
+            Ok(Some(message)) => return Ok(message),
+            Ok(None) => {}
+            Err(error) => {
+                let text = format!("the first message is not one: {error}");
+                let refusal = Refusal::Protocol;
+                let _ = send(socket, connection, &Message::Error { refusal, text: text.clone() });
+                goodbye(socket, connection);
+                return Err(text);
+            }
+        }
+        let wait = until.saturating_duration_since(Instant::now());
+        if wait.is_zero() || state.peer_has_closed() {
+            return Err("said nothing".into());
+        }
+        let set =
+            socket.set_read_timeout(Some(wait)).and_then(|()| socket.set_write_timeout(Some(wait)));
+        set.map_err(|e| e.to_string())?;
+        match connection.read_tls(&mut &*socket) {
+            Ok(0) => return Err("went away before it said who it is".into()),
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Err("said nothing".into()),
+            Err(e) => return Err(e.to_string()),
+        }
+    }
+}
+
+fn send(socket: &TcpStream, connection: &mut Connection, message: &Message) -> io::Result<()> {
+    connection.writer().write_all(&message.encode())?;
+    flush(socket, connection)
+}
+
+fn flush(socket: &TcpStream, connection: &mut Connection) -> io::Result<()> {
+    while connection.wants_write() {
+        connection.write_tls(&mut &*socket)?;
+    }
+    Ok(())
+}
+
+fn goodbye(socket: &TcpStream, connection: &mut Connection) {
+    connection.send_close_notify();
+    let _ = flush(socket, connection);
+    let _ = socket.shutdown(Shutdown::Write);
+    let until = Instant::now() + LINGER;
+    let mut sink = [0; 4096];
+    loop {
+        let wait = until.saturating_duration_since(Instant::now());
+        if wait.is_zero() || socket.set_read_timeout(Some(wait)).is_err() {
+            return;
+        }
+        if !matches!((&*socket).read(&mut sink), Ok(1..)) {
+            return;
+        }
+    }
+}

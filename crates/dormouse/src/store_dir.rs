@@ -1,0 +1,253 @@
+//! The directory of a STORE, apart from the vaults' segments.
+//!
+//! Owns: header file, server key, configuration, lock. Invariant: nothing is
+//! written into a directory that is not a store, nor into one of a newer version.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use dormouse_crypt::{OsRandom, Random, SigningKey, hash};
+use serde::{Deserialize, Serialize};
+
+use crate::exit::{Class, Failure, fail};
+use crate::files::{self, Lock};
+use crate::text::{hex, unhex_array};
+
+const HEADER: &str = "dormouse-store";
+const FORMAT: &str = "dormouse store";
+/// The version of the store's layout that this program writes.
+pub const VERSION: u32 = 1;
+
+#[derive(Serialize, Deserialize)]
+struct Header {
+    format: String,
+    version: u32,
+}
+
+/// What an administrator may set, in `server.toml`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// How clients reach this server, HOST:PORT: what invites name.
+    pub url: Option<String>,
+    /// Where the server listens.
+    pub listen: Option<String>,
+}
+
+/// A store's directory, its header checked.
+#[derive(Debug, Clone)]
+pub struct StoreDir {
+    path: PathBuf,
+}
+
+impl StoreDir {
+    /// Opens a store that is there.
+    pub fn open(path: &Path) -> Result<Self> {
+        let Some(text) = header(path)? else {
+            let shown = path.display();
+            let (class, why) = if path.is_dir() {
+                (Class::Place, format!("{shown} is not a Dormouse store"))
+            } else if path.exists() {
+                (Class::Place, format!("{shown} is not a directory"))
+            } else {
+                (Class::NotFound, format!("there is no store at {shown}"))
+            };
+            return fail(
+                class,
+                why,
+                "a store is made by `dormouse serve STORE`, in an empty or new directory",
+            );
+        };
+        check_header(path, &text)?;
+        let store = Self { path: std::path::absolute(path)? };
+        for sub in ["clients", "invites", "vaults"] {
+            files::make_dir(&store.path.join(sub))?;
+        }
+        Ok(store)
+    }
+
+    /// Opens a store, and makes it first if the directory is empty or not there.
+    pub fn open_or_create(path: &Path) -> Result<Self> {
+        if header(path)?.is_none() {
+            Self::create(path)?;
+        }
+        Self::open(path)
+    }
+
+    fn create(path: &Path) -> Result<()> {
+        if path.exists() {
+            if !path.is_dir() {
+                return fail(
+                    Class::Place,
+                    format!("{} is not a directory", path.display()),
+                    "name a new or an empty directory",
+                );
+            }
+            let mut names = std::fs::read_dir(path)
+                .with_context(|| format!("cannot read {}", path.display()))?;
+            // What a start that was cut short may have left.
+            let ours = |n: &std::ffi::OsStr| {
+                let n = n.to_string_lossy();
+                n == "server.key" || n == "lost+found" || n.contains(".tmp-")
+            };
+            if names.any(|e| e.is_ok_and(|e| !ours(&e.file_name()))) {
+                return fail(
+                    Class::Place,
+                    format!("{} is not a Dormouse store, and it is not empty", path.display()),
+                    "name a new or an empty directory; nothing was changed",
+                );
+            }
+        }
+        files::make_dir(path)?;
+        let key = path.join("server.key");
+        if !key.exists() {
+            let seed: [u8; 32] = OsRandom.array();
+            files::replace(&key, format!("{}\n", hex(&seed)).as_bytes(), 0o600)?;
+        }
+        // Last, because it is what makes the directory a store.
+        let header = toml::to_string(&Header { format: FORMAT.into(), version: VERSION })?;
+        files::replace(&path.join(HEADER), header.as_bytes(), 0o644)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The server's transport key.
+    pub fn key(&self) -> Result<SigningKey> {
+        let path = self.path.join("server.key");
+        let text = files::read_text(&path)?;
+        let seed = text.as_deref().and_then(|t| unhex_array(t.trim()));
+        let seed = seed.ok_or_else(|| {
+            Failure::new(Class::Damaged, format!("{} is missing or damaged", path.display()))
+                .hint("bring it back from a backup; with a new key every client must join again")
+        })?;
+        Ok(SigningKey::from_seed(seed)?)
+    }
+
+    /// Fingerprint of the server's key.
+    pub fn fingerprint(&self) -> Result<[u8; 32]> {
+        Ok(hash::fingerprint(&self.key()?.public()))
+    }
+
+    /// What `server.toml` says.
+    pub fn config(&self) -> Result<Config> {
+        let path = self.path.join("server.toml");
+        let Some(text) = files::read_text(&path)? else { return Ok(Config::default()) };
+        toml::from_str(&text).map_err(|e| {
+            let message = format!("{} cannot be understood: {}", path.display(), e.message());
+            Failure::new(Class::Usage, message)
+                .hint("it may hold: url = \"HOST:PORT\" and listen = \"ADDRESS:PORT\"")
+                .into()
+        })
+    }
+
+    /// Sets how clients reach this server.
+    pub fn save_url(&self, url: &str) -> Result<()> {
+        let address: crate::invite::Address = url.parse()?;
+        let mut config = self.config()?;
+        config.url = Some(address.to_string());
+        files::replace(&self.path.join("server.toml"), toml::to_string(&config)?.as_bytes(), 0o644)
+    }
+
+    /// Takes the store for writing.
+    pub fn lock(&self) -> Result<Lock> {
+        Lock::take(&self.path.join("lock"))?.map_err(|pid| {
+            let by = if pid.is_empty() { "another process".into() } else { format!("process {pid}") };
+            Failure::new(Class::InUse, format!("the store {} is in use by {by}", self.path.display()))
+                .hint("if that is `dormouse serve`, use an invite to it instead of the directory;\notherwise wait for it, or end it")
+                .into()
+        })
+    }
+
+    /// The directory of a vault.
+    pub fn vault_path(&self, vault: &dormouse_format::VaultId) -> PathBuf {
+        self.path.join("vaults").join(vault.to_string())
+    }
+}
+
+fn header(path: &Path) -> Result<Option<String>> {
+    if path.exists() && !path.is_dir() {
+        return Ok(None);
+    }
+    files::read_text(&path.join(HEADER))
+}
+
+fn check_header(path: &Path, text: &str) -> Result<()> {
+    let header: Header = toml::from_str(text).map_err(|_| {
+        Failure::new(Class::Damaged, format!("{}/{HEADER} cannot be understood", path.display()))
+            .hint(format!("it should say: format = \"{FORMAT}\" and version = {VERSION}"))
+    })?;
+    if header.format != FORMAT {
+        return fail(
+            Class::Place,
+            format!("{} is a '{}', not a '{FORMAT}'", path.display(), header.format),
+            "name another directory",
+        );
+    }
+    if header.version > VERSION {
+        return fail(
+            Class::Version,
+            format!(
+                "the store {} has version {}, and this program knows up to {VERSION}",
+                path.display(),
+                header.version
+            ),
+            "update dormouse on this machine; nothing was changed",
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::class_of;
+
+    #[test]
+    fn a_store_is_made_once_and_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        assert_eq!(class_of(&StoreDir::open(&path).unwrap_err()), Class::NotFound);
+        let a = StoreDir::open_or_create(&path).unwrap().fingerprint().unwrap();
+        assert_eq!(StoreDir::open_or_create(&path).unwrap().fingerprint().unwrap(), a);
+        let store = StoreDir::open(&path).unwrap();
+        let held = store.lock().unwrap();
+        assert_eq!(class_of(&store.lock().unwrap_err()), Class::InUse);
+        drop(held);
+    }
+
+    #[test]
+    fn what_is_not_a_store_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("f");
+        std::fs::write(&file, "x").unwrap();
+        for path in [dir.path(), &file] {
+            assert_eq!(class_of(&StoreDir::open_or_create(path).unwrap_err()), Class::Place);
+            assert_eq!(class_of(&StoreDir::open(path).unwrap_err()), Class::Place);
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn other_versions_and_damage_have_their_own_errors() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        StoreDir::open_or_create(&path).unwrap();
+        let set = |text: &str| std::fs::write(path.join(HEADER), text).unwrap();
+        set("format = \"dormouse store\"\nversion = 2\n");
+        assert_eq!(class_of(&StoreDir::open(&path).unwrap_err()), Class::Version);
+        assert_eq!(class_of(&StoreDir::open_or_create(&path).unwrap_err()), Class::Version);
+        set("format = \"cheese\"\nversion = 1\n");
+        assert_eq!(class_of(&StoreDir::open(&path).unwrap_err()), Class::Place);
+        set("???");
+        assert_eq!(class_of(&StoreDir::open(&path).unwrap_err()), Class::Damaged);
+        set("format = \"dormouse store\"\nversion = 1\n");
+        std::fs::write(path.join("server.key"), "zz").unwrap();
+        assert_eq!(class_of(&StoreDir::open(&path).unwrap().key().unwrap_err()), Class::Damaged);
+        std::fs::write(path.join("server.toml"), "port = 1").unwrap();
+        let store = StoreDir::open(&path).unwrap();
+        assert_eq!(class_of(&store.config().unwrap_err()), Class::Usage);
+    }
+}

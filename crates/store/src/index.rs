@@ -1,0 +1,385 @@
+//! The index: id to place, for chunks, pages and nodes. A cache, never synced.
+//!
+//! Owns: entries of the newest segments in memory, those of older ones in sorted
+//! run files, each of a range of sealed segments; ranges follow one another from
+//! segment 1 on. Invariant: an entry is added before the lock of the log's end is
+//! released, so a run made from memory lacks none of its range. Whoever uses an
+//! entry checks the record that it names. Leaves to others: which of several
+//! records of one id may be used.
+
+mod run;
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::sync::{Arc, Mutex, RwLock};
+
+use dormouse_format::record::{Header, Kind};
+use dormouse_format::segment::Seal;
+use dormouse_format::{RecordId, VaultId, WriterId};
+
+use crate::dir::Dir;
+use crate::error::Result;
+use crate::locks::{lock, read, write};
+use crate::log::{RecordRef, Segments, walk};
+pub(crate) use run::Range;
+use run::{Cursor, ENTRY_LEN, Raw, Run, RunWriter};
+
+/// Runs of one size class that are merged into one.
+const MERGE: usize = 4;
+
+/// An entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) id: RecordId,
+    pub(crate) at: RecordRef,
+    pub(crate) kind: Kind,
+    pub(crate) count: u8,
+    pub(crate) writer: WriterId,
+}
+
+/// Sort key in memory: id, then place.
+type Key = (RecordId, u32, u32);
+
+#[derive(Debug, Clone, Copy)]
+struct Value {
+    body_len: u32,
+    kind: u8,
+    count: u8,
+    writer: u16,
+}
+
+#[derive(Default)]
+struct Inner {
+    recent: BTreeMap<Key, Value>,
+    runs: Vec<Arc<Run>>,
+}
+
+#[derive(Default)]
+struct Writers {
+    list: Vec<WriterId>,
+    numbers: HashMap<WriterId, u16>,
+}
+
+impl Writers {
+    fn number(&mut self, writer: &WriterId) -> u16 {
+        if let Some(n) = self.numbers.get(writer) {
+            return *n;
+        }
+        // `put` refuses more certificates than fit; recovery cannot find more.
+        let n = self.list.len().min(usize::from(u16::MAX)) as u16;
+        self.list.push(*writer);
+        self.numbers.insert(*writer, n);
+        n
+    }
+}
+
+/// A run that cannot be read: its first and last segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct BadRun(pub(crate) u64, pub(crate) u64);
+
+/// The index.
+pub(crate) struct Index {
+    dir: Box<dyn Dir>,
+    vault: VaultId,
+    limit: usize,
+    inner: RwLock<Inner>,
+    writers: RwLock<Writers>,
+    upkeep: Mutex<()>,
+}
+
+fn encode(key: &Key, value: &Value) -> Raw {
+    let mut raw = [0; ENTRY_LEN];
+    raw[..16].copy_from_slice(&key.0.0);
+    raw[16..20].copy_from_slice(&key.1.to_le_bytes());
+    raw[20..24].copy_from_slice(&key.2.to_le_bytes());
+    raw[24..28].copy_from_slice(&value.body_len.to_le_bytes());
+    raw[28] = value.kind;
+    raw[29] = value.count;
+    raw[30..].copy_from_slice(&value.writer.to_le_bytes());
+    raw
+}
+
+fn word(raw: &Raw, at: usize) -> u32 {
+    u32::from_le_bytes([raw[at], raw[at + 1], raw[at + 2], raw[at + 3]])
+}
+
+fn decode(raw: &Raw, writers: &[WriterId]) -> Option<Entry> {
+    let mut id = RecordId::ZERO;
+    id.0.copy_from_slice(&raw[..16]);
+    let at = RecordRef { segment: word(raw, 16), offset: word(raw, 20), body_len: word(raw, 24) };
+    let writer = *writers.get(usize::from(u16::from_le_bytes([raw[30], raw[31]])))?;
+    Some(Entry { id, at, kind: Kind::from_u8(raw[28])?, count: raw[29], writer })
+}
+
+/// Order of entries in a run: id, segment, offset.
+fn order(raw: &Raw) -> (&[u8], u32, u32) {
+    (&raw[..16], word(raw, 16), word(raw, 20))
+}
+
+impl Index {
+    /// An index in this directory; runs are taken in by [`Self::load`].
+    pub(crate) fn new(dir: Box<dyn Dir>, vault: VaultId, limit: usize) -> Self {
+        let limit = limit.max(16);
+        let (inner, writers) = (RwLock::default(), RwLock::default());
+        Self { dir, vault, limit, inner, writers, upkeep: Mutex::default() }
+    }
+
+    /// Takes in the run files that fit the log; `chain(n)` is the chain value at the
+    /// end of sealed segment `n`, zero for 0. Others are removed.
+    pub(crate) fn load(&self, chain: &dyn Fn(u64) -> Option<[u8; 16]>) {
+        let names = self.dir.list().unwrap_or_default();
+        let ours = names.iter().filter(|n| n.ends_with(".run") || n.ends_with(".run.tmp"));
+        let fits = |run: &Run| {
+            let r = &run.range;
+            r.first >= 1
+                && r.first <= r.last
+                && chain(r.first - 1) == Some(r.before)
+                && chain(r.last) == Some(r.chain)
+        };
+        let mut runs = Vec::new();
+        for name in ours {
+            match Run::open(&*self.dir, name, &self.vault) {
+                Ok(run) if fits(&run) && name.ends_with(".run") => runs.push(run),
+                _ => drop(self.dir.remove(name)),
+            }
+        }
+        runs.sort_by_key(|r| (r.range.first, u64::MAX - r.range.last));
+        let mut inner = write(&self.inner);
+        let mut covered = 0;
+        for run in runs {
+            if run.range.first > covered {
+                covered = run.range.last;
+                inner.runs.push(Arc::new(run));
+            } else {
+                drop(self.dir.remove(&run.name));
+            }
+        }
+    }
+
+    /// Whether a run covers this segment.
+    pub(crate) fn covers(&self, segment: u64) -> bool {
+        let inner = read(&self.inner);
+        inner.runs.iter().any(|r| (r.range.first..=r.range.last).contains(&segment))
+    }
+
+    /// Adds a record, if its kind is indexed.
+    pub(crate) fn insert(&self, header: &Header, at: &RecordRef) {
+        if header.kind.indexed() {
+            let (id, kind, count) = (header.id, header.kind, header.count);
+            self.add(&Entry { id, at: *at, kind, count, writer: header.writer });
+        }
+    }
+
+    fn add(&self, entry: &Entry) {
+        let (key, value) = self.pack(entry);
+        write(&self.inner).recent.insert(key, value);
+    }
+
+    fn pack(&self, entry: &Entry) -> (Key, Value) {
+        let known = read(&self.writers).numbers.get(&entry.writer).copied();
+        let writer = known.unwrap_or_else(|| write(&self.writers).number(&entry.writer));
+        let (kind, count, body_len) = (entry.kind as u8, entry.count, entry.at.body_len);
+        let key = (entry.id, entry.at.segment, entry.at.offset);
+        (key, Value { body_len, kind, count, writer })
+    }
+
+    /// Adds what a segment's table lists.
+    pub(crate) fn insert_table(&self, segment: u64, seal: &Seal) {
+        entries(segment, seal).for_each(|e| self.add(&e));
+    }
+
+    /// Calls `stop` with each entry of this id, newest first, until it says true.
+    pub(crate) fn find(
+        &self,
+        id: &RecordId,
+        stop: &mut dyn FnMut(&Entry) -> bool,
+    ) -> core::result::Result<(), BadRun> {
+        let inner = read(&self.inner);
+        let all = (*id, 0, 0)..=(*id, u32::MAX, u32::MAX);
+        for ((id, segment, offset), v) in inner.recent.range(all).rev() {
+            let writer = read(&self.writers).list.get(usize::from(v.writer)).copied();
+            let at = RecordRef { segment: *segment, offset: *offset, body_len: v.body_len };
+            let (Some(writer), Some(kind)) = (writer, Kind::from_u8(v.kind)) else { continue };
+            if stop(&Entry { id: *id, at, kind, count: v.count, writer }) {
+                return Ok(());
+            }
+        }
+        let runs = inner.runs.clone();
+        drop(inner);
+        for run in runs.iter().rev() {
+            let mut found = Vec::new();
+            let bad = |_| BadRun(run.range.first, run.range.last);
+            run.find(id, &mut |raw| found.push(*raw)).map_err(bad)?;
+            for raw in found.iter().rev() {
+                if decode(raw, &run.writers).is_some_and(|e| stop(&e)) {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves entries of sealed segments to a run when there are many. A failure
+    /// leaves them in memory.
+    pub(crate) fn maintain(&self, segments: &Segments, sealed_to: u64) {
+        if read(&self.inner).recent.len() <= self.limit {
+            return;
+        }
+        let _upkeep = lock(&self.upkeep);
+        let first = read(&self.inner).runs.last().map_or(1, |r| r.range.last + 1);
+        if sealed_to >= first && read(&self.inner).recent.len() > self.limit {
+            let _ = self.flush(segments, first, sealed_to);
+        }
+    }
+
+    /// At opening: moves the entries of `first..=last`, all that memory has, to a run
+    /// if they are many or `force` says so.
+    pub(crate) fn flush_opening(&self, segments: &Segments, first: u64, last: u64, force: bool) -> bool {
+        let many = read(&self.inner).recent.len() > self.limit;
+        (many || force) && self.flush(segments, first, last).is_ok()
+    }
+
+    fn flush(&self, segments: &Segments, first: u64, last: u64) -> Result<()> {
+        let range = range(segments, &self.vault, first, last)?;
+        let failed = |e| crate::Error::io("writing the index", e);
+        let mut out = RunWriter::new(&*self.dir, first, last).map_err(failed)?;
+        let raws: Vec<Raw> = {
+            let inner = read(&self.inner);
+            let old = inner.recent.iter().filter(|(key, _)| u64::from(key.1) <= last);
+            old.map(|(key, value)| encode(key, value)).collect()
+        };
+        raws.iter().try_for_each(|raw| out.push(raw)).map_err(failed)?;
+        let writers = read(&self.writers).list.clone();
+        let run = out.finish(range, &self.vault, &writers).map_err(failed)?;
+        {
+            let mut inner = write(&self.inner);
+            let at = inner.runs.partition_point(|r| r.range.first < first);
+            inner.runs.insert(at, Arc::new(run));
+            inner.recent.retain(|key, _| u64::from(key.1) > last);
+        }
+        let _ = self.merge();
+        Ok(())
+    }
+
+    fn class(&self, run: &Run) -> u32 {
+        (run.entries / self.limit as u64).max(1).ilog(MERGE as u64)
+    }
+
+    /// Merges the newest runs as long as enough of them are of one size class.
+    fn merge(&self) -> io::Result<()> {
+        loop {
+            let runs = read(&self.inner).runs.clone();
+            let Some(last) = runs.last() else { return Ok(()) };
+            let class = self.class(last);
+            let small = runs.iter().rev().take_while(|r| self.class(r) <= class).count();
+            let group = &runs[runs.len() - small..];
+            let follow = group.windows(2).all(|w| w[0].range.last + 1 == w[1].range.first);
+            if small < MERGE || !follow {
+                return Ok(());
+            }
+            let merged = Arc::new(self.merge_group(group)?);
+            let mut inner = write(&self.inner);
+            inner.runs.truncate(runs.len() - small);
+            inner.runs.push(merged);
+            drop(inner);
+            group.iter().for_each(|r| drop(self.dir.remove(&r.name)));
+        }
+    }
+
+    fn merge_group(&self, group: &[Arc<Run>]) -> io::Result<Run> {
+        let (Some(first), Some(last)) = (group.first(), group.last()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let range = Range { last: last.range.last, chain: last.range.chain, ..first.range };
+        let mut out = RunWriter::new(&*self.dir, range.first, range.last)?;
+        let mut writers = Writers::default();
+        let mut cursors = Vec::new();
+        let mut maps = Vec::new();
+        for run in group {
+            maps.push(run.writers.iter().map(|w| writers.number(w)).collect::<Vec<_>>());
+            cursors.push(Cursor::new(Arc::clone(run))?);
+        }
+        loop {
+            let next = (0..cursors.len())
+                .filter_map(|i| cursors[i].peek().map(|raw| (i, raw)))
+                .min_by(|a, b| order(a.1).cmp(&order(b.1)));
+            let Some((i, raw)) = next else { break };
+            let mut raw = *raw;
+            let old = usize::from(u16::from_le_bytes([raw[30], raw[31]]));
+            let new = *maps[i].get(old).ok_or(io::ErrorKind::InvalidData)?;
+            raw[30..].copy_from_slice(&new.to_le_bytes());
+            out.push(&raw)?;
+            cursors[i].advance()?;
+        }
+        out.finish(range, &self.vault, &writers.list)
+    }
+
+    /// Makes a run that cannot be read again from the seals of its segments.
+    pub(crate) fn heal(&self, segments: &Segments, bad: BadRun) -> Result<()> {
+        let _upkeep = lock(&self.upkeep);
+        let same = |r: &Arc<Run>| (r.range.first, r.range.last) == (bad.0, bad.1);
+        let Some(old) = read(&self.inner).runs.iter().find(|r| same(r)).cloned() else {
+            return Ok(());
+        };
+        let mut made = Vec::new();
+        let mut first = bad.0;
+        while first <= bad.1 {
+            let (run, last) = self.rebuild(segments, first, bad.1)?;
+            made.push(Arc::new(run));
+            first = last + 1;
+        }
+        let mut inner = write(&self.inner);
+        if let Some(at) = inner.runs.iter().position(|r| Arc::ptr_eq(r, &old)) {
+            inner.runs.splice(at..=at, made);
+        }
+        if inner.runs.iter().all(|r| r.name != old.name) {
+            drop(self.dir.remove(&old.name));
+        }
+        Ok(())
+    }
+
+    /// A run of as many segments from `first` on as memory should hold at once.
+    fn rebuild(&self, segments: &Segments, first: u64, limit: u64) -> Result<(Run, u64)> {
+        let mut sorted = BTreeMap::new();
+        let mut last = first;
+        for number in first..=limit {
+            let file = segments.file(number)?;
+            let sealed = walk::sealed(&*file, number, &self.vault)?;
+            let seal = walk::table(&*file, number, &sealed)?;
+            sorted.extend(entries(number, &seal).map(|e| self.pack(&e)));
+            last = number;
+            if sorted.len() > self.limit {
+                break;
+            }
+        }
+        let failed = |e| crate::Error::io("writing the index", e);
+        let range = range(segments, &self.vault, first, last)?;
+        let mut out = RunWriter::new(&*self.dir, first, last).map_err(failed)?;
+        sorted.iter().try_for_each(|(k, v)| out.push(&encode(k, v))).map_err(failed)?;
+        let writers = read(&self.writers).list.clone();
+        Ok((out.finish(range, &self.vault, &writers).map_err(failed)?, last))
+    }
+
+    /// Entries in memory, runs, entries in runs.
+    pub(crate) fn sizes(&self) -> (u64, u64, u64) {
+        let inner = read(&self.inner);
+        let in_runs = inner.runs.iter().map(|r| r.entries).sum();
+        (inner.recent.len() as u64, inner.runs.len() as u64, in_runs)
+    }
+}
+
+/// The indexed records of a segment's table.
+fn entries(segment: u64, seal: &Seal) -> impl Iterator<Item = Entry> {
+    seal.items.iter().filter(|item| item.kind.indexed()).map(move |item| {
+        let (offset, body_len) = (item.offset, item.body_len);
+        let at = RecordRef { segment: segment as u32, offset, body_len };
+        let writer = seal.writers.get(usize::from(item.writer)).copied().unwrap_or(WriterId::ZERO);
+        Entry { id: item.id, at, kind: item.kind, count: item.count, writer }
+    })
+}
+
+fn range(segments: &Segments, vault: &VaultId, first: u64, last: u64) -> Result<Range> {
+    let begin = walk::sealed(&*segments.file(first)?, first, vault)?;
+    let end = walk::sealed(&*segments.file(last)?, last, vault)?;
+    Ok(Range { first, last, before: begin.header.before, chain: end.chain })
+}

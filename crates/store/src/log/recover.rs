@@ -1,0 +1,248 @@
+//! What a crash left in the log: torn ends are set aside, damage is refused.
+//!
+//! Rule: at the first invalid entry, at X, of the last segment: if anything after
+//! X says that more than X was durable, it is damage and nothing is changed; else
+//! it is the torn end of writes that nobody was told about, its bytes are copied
+//! to `NAME.torn-X` and cut off. Bytes not known to be durable are written again
+//! and synced, for an earlier program may have died of a failed sync, after which
+//! the system shows what the disk does not have.
+
+use std::io::ErrorKind;
+use std::sync::Arc;
+
+use dormouse_crypt::hash;
+use dormouse_format::VaultId;
+use dormouse_format::record::Kind;
+use dormouse_format::segment::{self, Tail};
+
+use super::append::{Active, Table};
+use super::walk::{self, Sealed, Walk};
+use super::{Segments, name, numbers, read_range};
+use crate::dir::File;
+use crate::error::{Error, Result};
+
+/// Bytes that were set aside: an unfinished end of writes that were never acknowledged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TornTail {
+    /// Name of the segment's file.
+    pub segment: String,
+    /// Where the bytes lay in it.
+    pub offset: u64,
+    /// How many.
+    pub bytes: u64,
+    /// The file that has them now.
+    pub kept_in: String,
+}
+
+/// The log as found.
+pub(crate) struct Found {
+    /// All segments but the last, in order of number.
+    pub(crate) sealed: Vec<Sealed>,
+    pub(crate) active: Active,
+    pub(crate) torn: Vec<TornTail>,
+    /// Whether nothing can be written there.
+    pub(crate) read_only: bool,
+}
+
+/// Reads the ends of all segments, and the last one wholly.
+pub(crate) fn recover(segments: &Segments, vault: &VaultId) -> Result<Found> {
+    let mut numbers = numbers(&*segments.dir)?;
+    let mut torn = Vec::new();
+    check_numbers(&numbers)?;
+    let Some(&newest) = numbers.last() else {
+        return Err(Error::NotAStore { why: "it has no segments".into() });
+    };
+    if unfinished(segments, newest)? {
+        if newest == 1 {
+            let why = "its creation did not finish; remove its only segment and create it again";
+            return Err(Error::NotAStore { why: why.into() });
+        }
+        torn.push(set_aside_file(segments, newest)?);
+        numbers.pop();
+    }
+    let mut before = [0; 16];
+    let mut sealed = Vec::with_capacity(numbers.len());
+    let last = numbers.pop().unwrap_or(1);
+    for number in numbers {
+        let found = walk::sealed(&*segments.file(number)?, number, vault)?;
+        linked(number, &found.header, &before)?;
+        before = found.chain;
+        sealed.push(found);
+    }
+    let (active, end, read_only) = last_segment(segments, last, vault, &before)?;
+    torn.extend(end);
+    Ok(Found { sealed, active, torn, read_only })
+}
+
+fn check_numbers(numbers: &[u64]) -> Result<()> {
+    for (expected, &found) in (1..).zip(numbers) {
+        if expected != found {
+            let why = "segments are missing from here on; restore them from a copy";
+            return Err(Error::damaged(expected, 0, why));
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn linked(number: u64, header: &segment::Header, before: &[u8; 16]) -> Result<()> {
+    if header.before == *before {
+        return Ok(());
+    }
+    let why = "the segment does not follow the one before it; one of them was exchanged";
+    Err(Error::damaged(number, 0, why))
+}
+
+/// Whether a segment holds not even a whole header: its creation was cut short.
+fn unfinished(segments: &Segments, number: u64) -> Result<bool> {
+    let file = segments.file(number)?;
+    let len = file.len().map_err(|e| Error::io(name(number), e))?;
+    if len > segment::HEADER_LEN as u64 {
+        return Ok(false);
+    }
+    if len < segment::HEADER_LEN as u64 {
+        return Ok(true);
+    }
+    let head = read_range(&*file, number, 0, segment::HEADER_LEN)?;
+    let (checked, check) = head.split_at(segment::CHECKED_LEN);
+    Ok(hash::header_check(checked) != check)
+}
+
+fn set_aside_file(segments: &Segments, number: u64) -> Result<TornTail> {
+    let from = name(number);
+    let failed = |e| Error::io(format!("setting {} aside", name(number)), e);
+    let bytes = segments.file(number)?.len().map_err(failed)?;
+    let kept_in = free_name(segments, &format!("{from}.torn-0"))?;
+    segments.forget(number);
+    segments.dir.rename(&from, &kept_in).map_err(failed)?;
+    segments.dir.sync().map_err(failed)?;
+    Ok(TornTail { segment: from, offset: 0, bytes, kept_in })
+}
+
+fn free_name(segments: &Segments, wanted: &str) -> Result<String> {
+    let names = segments.dir.list().map_err(|e| Error::io("listing the segments", e))?;
+    let mut name = wanted.to_owned();
+    let mut n = 2;
+    while names.contains(&name) {
+        name = format!("{wanted}-{n}");
+        n += 1;
+    }
+    Ok(name)
+}
+
+/// What the walk over the last segment found.
+struct Walked {
+    table: Table,
+    end: usize,
+    chain: [u8; 16],
+    durable: u64,
+    seal: Option<u64>,
+}
+
+/// Walks from the header to the first entry that does not hold.
+fn walk_last(bytes: &[u8], number: u64, header: &segment::Header) -> Result<Walked> {
+    let mut walk = Walk::new(bytes, header);
+    let mut table = Table::default();
+    let mut seal = None;
+    let why = loop {
+        match walk.step() {
+            Ok(Some(entry)) if entry.header.kind == Kind::Seal => {
+                seal = Some(u64::from(entry.offset));
+                break "bytes follow the seal".to_owned();
+            }
+            Ok(Some(entry)) => table.push(&entry.header, entry.offset),
+            Ok(None) => break String::new(),
+            Err(why) => break why,
+        }
+    };
+    if let Some(proof) = walk::durable_beyond(bytes, walk.at) {
+        let why = format!(
+            "{why}; the record at byte {proof} says that these bytes were durable, so they are \
+             damaged and not just unfinished. Nothing was changed: restore the segment from a copy"
+        );
+        return Err(Error::damaged(number, walk.at as u64, why));
+    }
+    let chain = walk.chain.unwrap_or_default();
+    Ok(Walked { table, end: walk.at, chain, durable: walk.durable, seal })
+}
+
+fn last_segment(
+    segments: &Segments,
+    number: u64,
+    vault: &VaultId,
+    before: &[u8; 16],
+) -> Result<(Active, Option<TornTail>, bool)> {
+    let file = segments.file(number)?;
+    let len = file.len().map_err(|e| Error::io(name(number), e))?;
+    if len > u64::from(u32::MAX) {
+        return Err(Error::damaged(number, 0, "the segment is longer than any can be"));
+    }
+    let bytes = read_range(&*file, number, 0, len as usize)?;
+    let header = walk::header(&bytes, number, vault)?;
+    linked(number, &header, before)?;
+    let walked = walk_last(&bytes, number, &header)?;
+    let tail = walked.seal.map(|seal| {
+        let check = hash::tail_check(seal, &walked.chain);
+        Tail { seal, check }.encode()
+    });
+    let finished = tail.as_ref().is_some_and(|t| bytes[walked.end..] == t[..]);
+    let read_only = matches!(
+        file.write_at(&[], 0).map_err(|e| e.kind()),
+        Err(ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem)
+    );
+    let mut torn = None;
+    if !read_only {
+        if !finished && walked.end < bytes.len() {
+            torn = Some(cut(segments, &*file, number, &bytes, walked.end)?);
+        }
+        rewrite(&*file, number, &bytes[..walked.end], walked.durable, tail.as_ref())?;
+    }
+    let end = (walked.end + tail.map_or(0, |t| t.len())) as u64;
+    let active = Active {
+        number,
+        file: Arc::clone(&file),
+        end,
+        chain: walked.chain,
+        durable: end,
+        noted: walked.durable,
+        table: walked.table,
+        sealed: walked.seal.is_some(),
+    };
+    Ok((active, torn, read_only))
+}
+
+/// Copies what lies from `end` on to a file of its own, durably, then cuts it off.
+fn cut(
+    segments: &Segments,
+    file: &dyn File,
+    number: u64,
+    bytes: &[u8],
+    end: usize,
+) -> Result<TornTail> {
+    let segment = name(number);
+    let failed = |e| Error::io(format!("setting the torn end of {} aside", name(number)), e);
+    let kept_in = free_name(segments, &format!("{segment}.torn-{end}"))?;
+    let copy = segments.dir.create(&kept_in).map_err(failed)?;
+    copy.write_at(&bytes[end..], 0).map_err(failed)?;
+    copy.sync().map_err(failed)?;
+    segments.dir.sync().map_err(failed)?;
+    file.set_len(end as u64).map_err(failed)?;
+    let (offset, len) = (end as u64, (bytes.len() - end) as u64);
+    Ok(TornTail { segment, offset, bytes: len, kept_in })
+}
+
+/// Writes what is not known to be durable again, with the tail, and syncs.
+fn rewrite(
+    file: &dyn File,
+    number: u64,
+    bytes: &[u8],
+    durable: u64,
+    tail: Option<&[u8; segment::TAIL_LEN]>,
+) -> Result<()> {
+    let failed = |e| Error::io(format!("making {} durable", name(number)), e);
+    let from = (durable as usize).min(bytes.len());
+    file.write_at(&bytes[from..], from as u64).map_err(failed)?;
+    if let Some(tail) = tail {
+        file.write_at(tail, bytes.len() as u64).map_err(failed)?;
+    }
+    file.sync().map_err(failed)
+}

@@ -1,0 +1,129 @@
+//! Volumes, their points, and who may write them.
+
+use std::sync::Arc;
+
+use dormouse_crypt::keys;
+use dormouse_format::limits::SIGNED_BODY_MAX;
+use dormouse_format::point::StoredPoint;
+use dormouse_format::record::{HEADER_LEN, Kind};
+use dormouse_format::vault::{self, Generation, Signed};
+use dormouse_format::{InstanceId, PublicKey, Seq, TimeNs, VolumeId, WriterId};
+
+use super::VaultStore;
+use crate::error::{Error, Result};
+use crate::locks::{lock, read, write};
+use crate::log::RecordRef;
+use crate::state::{self, Volume};
+
+impl VaultStore {
+    pub(super) fn volume(&self, id: &VolumeId) -> Result<Arc<Volume>> {
+        state::volume(&self.state, id)
+    }
+
+    pub(super) fn writer_key(&self, writer: &WriterId) -> Result<PublicKey> {
+        let key = read(&self.state).certs.get(writer).map(|c| c.key);
+        key.ok_or_else(|| Error::bad(format!("writer {writer} has no certificate here")))
+    }
+
+    /// All volumes, with the bodies of their records and their newest points.
+    pub fn volumes(&self) -> Vec<(vault::Volume, Vec<u8>, Option<StoredPoint>)> {
+        let volumes = self.volume_list();
+        volumes.iter().map(|v| (v.value.clone(), v.body.clone(), read(&v.history).head)).collect()
+    }
+
+    /// Creates a volume; durable on return. The same body again is no error.
+    pub fn create_volume(&self, body: &[u8], now: TimeNs) -> Result<()> {
+        self.log.usable()?;
+        if body.len() > SIGNED_BODY_MAX {
+            return Err(Error::bad("the volume's record is too long"));
+        }
+        let value = vault::Volume::decode(body)?.0;
+        let key = self.writer_key(&value.writer)?;
+        keys::verify_body::<vault::Volume>(&key, body).map_err(|e| Error::bad(e.to_string()))?;
+        if value.vault != self.vault {
+            return Err(Error::bad("the volume is of another vault"));
+        }
+        let _creating = lock(&self.creating);
+        {
+            let state = read(&self.state);
+            if let Some(there) = state.volumes.get(&value.id) {
+                let same = there.body == body;
+                return if same { Ok(()) } else { Err(Error::Exists { name: value.name }) };
+            }
+            if state.names.contains_key(&value.name) {
+                return Err(Error::Exists { name: value.name });
+            }
+        }
+        let record = dormouse_crypt::record::plain(Kind::Volume, value.writer, body);
+        let (at, end) = self.append(&record, now)?;
+        self.log.sync_to(end)?;
+        let (header, body) = dormouse_format::record::split(&record)?;
+        write(&self.state).apply(&header, body, at)
+    }
+
+    fn point_at(&self, at: &RecordRef) -> Result<StoredPoint> {
+        let record = self.read(at)?;
+        StoredPoint::decode(&record[HEADER_LEN..]).map_err(|e| at.damaged(e.to_string()))
+    }
+
+    /// Points from `from` on, at most `limit`, ascending.
+    pub fn points(&self, volume: &VolumeId, from: Seq, limit: usize) -> Result<Vec<StoredPoint>> {
+        let volume = self.volume(volume)?;
+        let refs: Vec<_> = {
+            let history = read(&volume.history);
+            let first = history.points.partition_point(|(seq, _)| *seq < from);
+            history.points[first..].iter().take(limit).map(|(_, at)| *at).collect()
+        };
+        refs.iter().map(|at| self.point_at(at)).collect()
+    }
+
+    /// One point.
+    pub fn point(&self, volume: &VolumeId, seq: Seq) -> Result<StoredPoint> {
+        let volume = self.volume(volume)?;
+        let at = read(&volume.history).find(seq);
+        let absent = || Error::NotFound { what: format!("point {}@{seq}", volume.value.name) };
+        self.point_at(&at.ok_or_else(absent)?)
+    }
+
+    /// The newest point.
+    pub fn head(&self, volume: &VolumeId) -> Result<Option<StoredPoint>> {
+        Ok(read(&self.volume(volume)?.history).head)
+    }
+
+    /// Takes the right to write a volume and returns the generation. A new instance
+    /// of the writer that holds it takes over; another writer must say `takeover`.
+    /// What is in flight is settled first.
+    pub fn open_write(
+        &self,
+        volume: &VolumeId,
+        writer: WriterId,
+        instance: InstanceId,
+        takeover: bool,
+        now: TimeNs,
+    ) -> Result<u64> {
+        self.log.usable()?;
+        self.writer_key(&writer)?;
+        let volume = self.volume(volume)?;
+        let _writing = lock(&volume.writing);
+        let (held, holder) = {
+            let history = read(&volume.history);
+            (history.generation, history.holder)
+        };
+        match holder {
+            Some(h) if h == (writer, instance) => return Ok(held),
+            Some((by, _)) if by != writer && !takeover => {
+                return Err(Error::Held { volume: volume.value.name.clone(), by });
+            }
+            _ => {}
+        }
+        let generation = held + 1;
+        let value = Generation { volume: volume.value.id, generation, writer, instance };
+        let body = value.encode();
+        let (_, end) = self.append_plain(Kind::Generation, WriterId::ZERO, &body, now)?;
+        self.log.sync_to(end)?;
+        let mut history = write(&volume.history);
+        history.generation = generation;
+        history.holder = Some((writer, instance));
+        Ok(generation)
+    }
+}

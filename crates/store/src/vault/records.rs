@@ -1,0 +1,174 @@
+//! Records as clients put and get them: chunks, and the small signed ones.
+
+use dormouse_crypt::{hash, keys, record};
+use dormouse_format::record::{Header, Kind};
+use dormouse_format::vault::{Cert, DataKey, Distrust, Signed, VaultKeys};
+use dormouse_format::{ChunkId, PublicKey, RecordId, TimeNs, WriterId};
+
+use super::VaultStore;
+use crate::error::{Error, Result};
+use crate::index::Entry;
+use crate::locks::{read, write};
+use crate::log::RecordRef;
+
+/// Certificates in one vault at most; the index numbers writers with 16 bits.
+const WRITERS_MAX: usize = 60_000;
+
+impl VaultStore {
+    /// Takes a record in, checked wholly. Of the small kinds vault, certificate,
+    /// vault keys, data key and distrust the signature is checked too, so the vault
+    /// comes first, then certificates; a chunk needs its writer's certificate and
+    /// that writer's data key. What is there already is not written again.
+    pub fn put(&self, record: &[u8], now: TimeNs) -> Result<()> {
+        self.log.usable()?;
+        let (header, body) = record::check(record).map_err(|e| Error::bad(e.to_string()))?;
+        if header.kind == Kind::Chunk {
+            return self.put_chunk(&header, record, now);
+        }
+        if read(&self.state).knows(header.kind, &header.id) {
+            return Ok(());
+        }
+        self.check_small(&header, body)?;
+        let (at, _) = self.append(record, now)?;
+        write(&self.state).apply(&header, body, at)
+    }
+
+    fn put_chunk(&self, header: &Header, record: &[u8], now: TimeNs) -> Result<()> {
+        {
+            let state = read(&self.state);
+            if !state.certs.contains_key(&header.writer) {
+                return Err(Error::bad("the chunk's writer has no certificate here"));
+            }
+            let mut makers = state.keys.get(&header.key).into_iter().flatten();
+            if !makers.any(|(writer, _)| *writer == header.writer) {
+                return Err(Error::bad("the chunk's data key is not here; put it first"));
+            }
+        }
+        let mut there = false;
+        self.find(&header.id, &mut |e| {
+            there = e.kind == Kind::Chunk && e.writer == header.writer && self.is_trusted(e);
+            there
+        })?;
+        if there {
+            return Ok(());
+        }
+        self.append(record, now).map(drop)
+    }
+
+    fn check_small(&self, header: &Header, body: &[u8]) -> Result<()> {
+        let bad = |e: dormouse_crypt::Error| Error::bad(e.to_string());
+        let state = read(&self.state);
+        let authority = || state.authority.ok_or(Error::bad("the vault's own record comes first"));
+        let writer = |id: &WriterId| -> Result<PublicKey> {
+            let cert = state.certs.get(id);
+            Ok(cert.ok_or(Error::bad("the writer has no certificate here"))?.key)
+        };
+        let vault = match header.kind {
+            Kind::Vault => return keys::verify_vault(&self.vault, body).map(drop).map_err(bad),
+            Kind::Cert => {
+                let cert: Cert = keys::verify_body(&authority()?, body).map_err(bad)?;
+                let known = state.certs.contains_key(&hash::writer_id(&cert.key));
+                if !known && state.certs.len() >= WRITERS_MAX {
+                    return Err(Error::bad("the vault has as many writers as it can"));
+                }
+                cert.vault
+            }
+            Kind::VaultKeys => {
+                let value: VaultKeys = keys::verify_body(&authority()?, body).map_err(bad)?;
+                value.vault
+            }
+            Kind::DataKey => {
+                let by = DataKey::decode(body)?.0.writer;
+                let value: DataKey = keys::verify_body(&writer(&by)?, body).map_err(bad)?;
+                if value.writer != header.writer {
+                    return Err(Error::bad("the data key is of another writer than its record"));
+                }
+                value.vault
+            }
+            Kind::Distrust => {
+                let by = Distrust::decode(body)?.0.by;
+                let value: Distrust = keys::verify_body(&writer(&by)?, body).map_err(bad)?;
+                value.vault
+            }
+            kind => return Err(Error::bad(format!("a {} is not put as a record", kind.name()))),
+        };
+        if vault == self.vault { Ok(()) } else { Err(Error::bad("it is of another vault")) }
+    }
+
+    /// Whether no reader has called this record bad.
+    fn is_trusted(&self, entry: &Entry) -> bool {
+        let state = read(&self.state);
+        let Some(keys) = state.distrusted(&entry.id, &entry.writer) else { return true };
+        let keys = keys.to_vec();
+        drop(state);
+        self.log.segments.header(&entry.at).is_ok_and(|h| !keys.contains(&h.key))
+    }
+
+    /// Whether `writer` may refer to this record, for `blocks` blocks of it.
+    fn grants(&self, writer: &WriterId, blocks: u8, entry: &Entry) -> bool {
+        entry.kind == Kind::Chunk
+            && entry.count >= blocks
+            && read(&self.state).trusts(writer, &entry.writer)
+            && self.is_trusted(entry)
+    }
+
+    /// Whether `writer` may refer to at least `blocks` blocks of this chunk.
+    pub(super) fn has(&self, writer: &WriterId, id: &ChunkId, blocks: u8) -> Result<bool> {
+        let mut granted = false;
+        self.find(id, &mut |e| {
+            granted = self.grants(writer, blocks, e);
+            granted
+        })?;
+        Ok(granted)
+    }
+
+    /// Which of these chunks `writer` need not send: its own, and those of writers
+    /// in its trust group; never distrusted ones.
+    pub fn have(&self, writer: &WriterId, ids: &[ChunkId]) -> Result<Vec<bool>> {
+        ids.iter().map(|id| self.has(writer, id, 1)).collect()
+    }
+
+    /// A chunk's record: the newest that is not distrusted and not damaged. If all
+    /// are damaged, the error says where.
+    pub fn chunk(&self, id: &ChunkId) -> Result<Option<Vec<u8>>> {
+        let mut found = Vec::new();
+        self.find(id, &mut |e| {
+            if e.kind == Kind::Chunk {
+                found.push(*e);
+            }
+            false
+        })?;
+        let mut failed = None;
+        for entry in found {
+            match self.log.segments.record(&entry.at) {
+                Ok((header, record)) if header.id == *id && header.kind == Kind::Chunk => {
+                    let state = read(&self.state);
+                    let bad = state.distrusted(id, &header.writer);
+                    if !bad.is_some_and(|keys| keys.contains(&header.key)) {
+                        return Ok(Some(record));
+                    }
+                }
+                Ok(_) => {
+                    let e = entry.at.damaged("another record lies where this chunk should");
+                    failed.get_or_insert(e);
+                }
+                Err(e) => {
+                    failed.get_or_insert(e);
+                }
+            }
+        }
+        failed.map_or(Ok(None), Err)
+    }
+
+    /// Whole records of a small kind: those with these ids (for data keys: key ids),
+    /// or all if none is given. What is not there is left out.
+    pub fn small(&self, kind: Kind, ids: &[RecordId]) -> Result<Vec<Vec<u8>>> {
+        let refs = read(&self.state).find(kind, ids);
+        refs.iter().map(|at| self.read(at)).collect()
+    }
+
+    /// The record at this place, checked.
+    pub fn read(&self, at: &RecordRef) -> Result<Vec<u8>> {
+        Ok(self.log.segments.record(at)?.1)
+    }
+}

@@ -1,0 +1,581 @@
+//! The server's end of one connection.
+//!
+//! Owns: what a connection may ask, and in which order. Invariant: before the
+//! first message has proved who speaks, nothing but a proof is looked at; after
+//! it, everything stays within the client's own vault; a volume is written only
+//! by the writer that the client was enrolled with.
+//! Leaves to others: sockets, TLS, threads, and where clients and invites are kept
+//! ([`Registry`]).
+
+use std::sync::Arc;
+
+use dormouse_crypt::invite::{Binding, verifier};
+use dormouse_crypt::{hash, keys, record};
+use dormouse_format::limits::{HAVE_MAX, POINTS_MAX};
+use dormouse_format::message::{Base, Message, Refusal, VolumeItem};
+use dormouse_format::record::Kind;
+use dormouse_format::vault::{Cert, DataKey, Distrust, Signed, VaultKeys, name_is_valid};
+use dormouse_format::{
+    ChunkId, InstanceId, PublicKey, RecordId, Seq, Signature, TimeNs, VaultId, VolumeId, WriterId,
+};
+use dormouse_store::{Commit, Error as StoreError, Pending, VaultStore};
+
+/// A client as the server knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Client {
+    /// Its name.
+    pub name: String,
+    /// Its vault.
+    pub vault: VaultId,
+    /// The writer that it was enrolled with.
+    pub writer: WriterId,
+    /// Whether its key was revoked.
+    pub revoked: bool,
+}
+
+/// A refusal with its text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// Why, for programs.
+    pub refusal: Refusal,
+    /// Why, for people.
+    pub text: String,
+}
+
+impl Refused {
+    /// A refusal.
+    pub fn new(refusal: Refusal, text: impl Into<String>) -> Self {
+        Self { refusal, text: text.into() }
+    }
+}
+
+/// Where clients, invites and vaults are kept.
+pub trait Registry: Send + Sync {
+    /// The client with this transport key.
+    fn client(&self, key: &PublicKey) -> Result<Option<Client>, Refused>;
+
+    /// Looks whether an invite may be used by this key, without using it: it is known,
+    /// not expired, for this name, and unused or used by the same key.
+    fn check_invite(
+        &self,
+        verifier: &[u8; 32],
+        name: &str,
+        key: &PublicKey,
+        now: TimeNs,
+    ) -> Result<(), Refused>;
+
+    /// Checks an invite again and uses it, durably before it returns, and adds the client.
+    /// Idempotent for the same key; 'already used' names the fingerprint that used it.
+    fn use_invite(
+        &self,
+        verifier: &[u8; 32],
+        key: &PublicKey,
+        client: &Client,
+        now: TimeNs,
+    ) -> Result<(), Refused>;
+
+    /// Adds a client that has proved the vault's authority, under a free name like
+    /// the one given. Returns the name.
+    fn add_recovered(
+        &self,
+        key: &PublicKey,
+        client: &Client,
+        now: TimeNs,
+    ) -> Result<String, Refused>;
+
+    /// The store of a vault, if it is here.
+    fn vault(&self, id: &VaultId) -> Result<Option<Arc<VaultStore>>, Refused>;
+
+    /// The store of a vault, made if it is not here yet.
+    fn create_vault(&self, id: &VaultId, now: TimeNs) -> Result<Arc<VaultStore>, Refused>;
+}
+
+/// What the caller does after a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum After {
+    /// Goes on.
+    Continue,
+    /// Sends what was answered, then closes.
+    Close,
+}
+
+type Out<'a> = &'a mut dyn FnMut(Message);
+type Step = Result<(), Refused>;
+
+/// One connection.
+pub struct Session {
+    registry: Arc<dyn Registry>,
+    binding: Binding,
+    open: Option<Open>,
+}
+
+struct Open {
+    store: Arc<VaultStore>,
+    client: Client,
+    writer_key: PublicKey,
+    authority: PublicKey,
+    instance: InstanceId,
+    volume: Option<(VolumeId, u64)>,
+    pending: Option<Pending>,
+}
+
+impl core::fmt::Debug for Session {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "Session({:?})", self.client_name())
+    }
+}
+
+impl Session {
+    /// A connection whose TLS handshake is done.
+    pub fn new(registry: Arc<dyn Registry>, binding: Binding) -> Self {
+        Self { registry, binding, open: None }
+    }
+
+    /// Whether the client has proved who it is.
+    pub const fn authenticated(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// Who it is.
+    pub fn client_name(&self) -> Option<&str> {
+        self.open.as_ref().map(|o| o.client.name.as_str())
+    }
+
+    /// Takes one message and answers it.
+    pub fn handle(&mut self, now: TimeNs, message: Message, out: Out<'_>) -> After {
+        let read = is_read(&message);
+        let step = match &mut self.open {
+            None => self.first(now, message, out),
+            Some(open) => open.handle(now, message, out),
+        };
+        match step {
+            Ok(()) => After::Continue,
+            Err(Refused { refusal, text }) => {
+                let goes_on = read && self.open.is_some() && refusal == Refusal::NotFound;
+                out(Message::Error { refusal, text });
+                if goes_on { After::Continue } else { After::Close }
+            }
+        }
+    }
+
+    fn first(&mut self, now: TimeNs, message: Message, out: Out<'_>) -> Step {
+        let (client, instance) = match message {
+            Message::Hello { instance } => (self.hello()?, instance),
+            Message::Enrol { proof_key, proof, name, bundle, writer_proof } => {
+                let proofs = Proofs { key: proof_key, proof, writer: writer_proof };
+                (self.enrol(now, &proofs, name, &bundle)?, InstanceId::ZERO)
+            }
+            Message::Recover { vault, proof, name, cert } => {
+                (self.recover(now, vault, &proof, name, &cert)?, InstanceId::ZERO)
+            }
+            _ => return Err(Refused::new(Refusal::Protocol, "say who you are first")),
+        };
+        let store = self.registry.vault(&client.vault)?.ok_or_else(|| {
+            Refused::new(Refusal::Damaged, "this client's vault is not in the store any more")
+        })?;
+        let authority = authority(&store, &client.vault)?;
+        let writer_key = writer_key(&store, &authority, &client.vault, &client.writer)?;
+        let (vault, name) = (client.vault, client.name.clone());
+        let open = Open {
+            store,
+            client,
+            writer_key,
+            authority,
+            instance,
+            volume: None,
+            pending: None,
+        };
+        self.open = Some(open);
+        out(Message::Welcome { vault, name, time: now });
+        Ok(())
+    }
+
+    fn hello(&self) -> Result<Client, Refused> {
+        let client = self.registry.client(&self.binding.client)?.ok_or_else(|| {
+            Refused::new(Refusal::NotAuthorised, "this server does not know this machine's key")
+        })?;
+        if client.revoked {
+            let text = format!("the key of client '{}' was revoked on the server", client.name);
+            return Err(Refused::new(Refusal::Revoked, text));
+        }
+        Ok(client)
+    }
+
+    fn enrol(
+        &self,
+        now: TimeNs,
+        proofs: &Proofs,
+        name: String,
+        bundle: &[Vec<u8>],
+    ) -> Result<Client, Refused> {
+        let wrong = |e: dormouse_crypt::Error| Refused::new(Refusal::BadRecord, e.to_string());
+        if !name_is_valid(&name) {
+            return Err(Refused::new(Refusal::Protocol, "the client's name is not valid"));
+        }
+        let unknown = |_| Refused::new(Refusal::InviteUnknown, "the invite's proof is wrong");
+        self.binding.check_invite(&proofs.key, &proofs.proof).map_err(unknown)?;
+        let verifier = verifier(&proofs.key);
+        self.registry.check_invite(&verifier, &name, &self.binding.client, now)?;
+        let parts = Bundle::read(bundle).map_err(wrong)?;
+        let cert_key = parts.cert.0.key;
+        self.binding.check_writer(&cert_key, &proofs.writer).map_err(wrong)?;
+        let vault = parts.cert.0.vault;
+        let store = match self.registry.vault(&vault)? {
+            Some(store) => store,
+            None if parts.vault.is_some() => self.registry.create_vault(&vault, now)?,
+            None => {
+                let text = "the certificate is of a vault that is not on this server";
+                return Err(Refused::new(Refusal::NotFound, text));
+            }
+        };
+        parts.check(&store, &vault).map_err(wrong)?;
+        // The vault's own record comes first: the others are checked against it.
+        for kind in [Kind::Vault, Kind::Cert, Kind::VaultKeys] {
+            let of_kind = |part: &&Vec<u8>| part[4] == kind as u8;
+            for part in bundle.iter().filter(of_kind) {
+                store.put(part, now).map_err(refuse)?;
+            }
+        }
+        store.barrier().map_err(refuse)?;
+        let writer = hash::writer_id(&cert_key);
+        let client = Client { name, vault, writer, revoked: false };
+        self.registry.use_invite(&verifier, &self.binding.client, &client, now)?;
+        Ok(client)
+    }
+
+    fn recover(
+        &self,
+        now: TimeNs,
+        vault: VaultId,
+        proof: &Signature,
+        name: String,
+        cert: &[u8],
+    ) -> Result<Client, Refused> {
+        // An unknown vault and a wrong proof look alike.
+        let denied = || Refused::new(Refusal::NotAuthorised, "this server does not know this vault's authority");
+        if !name_is_valid(&name) {
+            return Err(Refused::new(Refusal::Protocol, "the client's name is not valid"));
+        }
+        let store = self.registry.vault(&vault)?.ok_or_else(denied)?;
+        let authority = authority(&store, &vault)?;
+        self.binding.check_authority(&authority, proof).map_err(|_| denied())?;
+        let wrong = |e: dormouse_crypt::Error| Refused::new(Refusal::BadRecord, e.to_string());
+        let body = body_of(cert, Kind::Cert).map_err(wrong)?;
+        let value: Cert = keys::verify_body(&authority, body).map_err(wrong)?;
+        if value.vault != vault {
+            return Err(denied());
+        }
+        store.put(cert, now).map_err(refuse)?;
+        store.barrier().map_err(refuse)?;
+        let writer = hash::writer_id(&value.key);
+        let mut client = Client { name, vault, writer, revoked: false };
+        client.name = self.registry.add_recovered(&self.binding.client, &client, now)?;
+        Ok(client)
+    }
+}
+
+struct Proofs {
+    key: PublicKey,
+    proof: Signature,
+    writer: Signature,
+}
+
+/// The records that a new client brings.
+struct Bundle {
+    vault: Option<Vec<u8>>,
+    cert: (Cert, Vec<u8>),
+    keys: Option<Vec<u8>>,
+}
+
+impl Bundle {
+    fn read(records: &[Vec<u8>]) -> Result<Self, dormouse_crypt::Error> {
+        let (mut vault, mut cert, mut keys) = (None, None, None);
+        for bytes in records {
+            let (header, body) = record::check(bytes)?;
+            let slot = match header.kind {
+                Kind::Vault => &mut vault,
+                Kind::Cert => &mut cert,
+                Kind::VaultKeys => &mut keys,
+                _ => return Err(dormouse_crypt::Error::Key { what: "bundle" }),
+            };
+            *slot = Some(body.to_vec());
+        }
+        let cert = cert.ok_or(dormouse_crypt::Error::Key { what: "bundle without certificate" })?;
+        let value = Cert::decode(&cert)?.0;
+        Ok(Self { vault, cert: (value, cert), keys })
+    }
+
+    /// Every part is signed by the authority of the vault that the certificate names.
+    fn check(&self, store: &VaultStore, vault: &VaultId) -> Result<(), dormouse_crypt::Error> {
+        let body = match &self.vault {
+            Some(body) => body.clone(),
+            None => store
+                .small(Kind::Vault, &[])
+                .ok()
+                .and_then(|all| all.first().map(|r| r[dormouse_format::record::HEADER_LEN..].to_vec()))
+                .ok_or(dormouse_crypt::Error::Key { what: "vault without record" })?,
+        };
+        let authority = keys::verify_vault(vault, &body)?.authority;
+        keys::verify_body::<Cert>(&authority, &self.cert.1)?;
+        if let Some(keys) = &self.keys {
+            let value: VaultKeys = keys::verify_body(&authority, keys)?;
+            if value.vault != *vault {
+                return Err(dormouse_crypt::Error::Key { what: "vault keys of another vault" });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn body_of(bytes: &[u8], kind: Kind) -> Result<&[u8], dormouse_crypt::Error> {
+    let (header, body) = record::check(bytes)?;
+    if header.kind == kind { Ok(body) } else { Err(dormouse_crypt::Error::Key { what: kind.name() }) }
+}
+
+fn authority(store: &VaultStore, vault: &VaultId) -> Result<PublicKey, Refused> {
+    let records = store.small(Kind::Vault, &[]).map_err(refuse)?;
+    let found = records.iter().find_map(|r| {
+        keys::verify_vault(vault, body_of(r, Kind::Vault).ok()?).ok()
+    });
+    found.map(|v| v.authority).ok_or_else(|| {
+        Refused::new(Refusal::Damaged, "the vault's own record is missing or damaged in the store")
+    })
+}
+
+fn writer_key(
+    store: &VaultStore,
+    authority: &PublicKey,
+    vault: &VaultId,
+    writer: &WriterId,
+) -> Result<PublicKey, Refused> {
+    let records = store.small(Kind::Cert, &[]).map_err(refuse)?;
+    let found = records.iter().find_map(|r| {
+        let cert: Cert = keys::verify_body(authority, body_of(r, Kind::Cert).ok()?).ok()?;
+        (cert.vault == *vault && hash::writer_id(&cert.key) == *writer).then_some(cert.key)
+    });
+    found.ok_or_else(|| {
+        Refused::new(Refusal::Damaged, "this client's certificate is missing or damaged in the store")
+    })
+}
+
+/// Questions that change nothing; 'not found' does not end the connection.
+const fn is_read(message: &Message) -> bool {
+    matches!(
+        message,
+        Message::ListVolumes
+            | Message::ListPoints { .. }
+            | Message::GetSmall { .. }
+            | Message::GetChunks { .. }
+            | Message::GetNode { .. }
+            | Message::GetLeaves { .. }
+            | Message::GetDeltas { .. }
+    )
+}
+
+impl Open {
+    fn handle(&mut self, now: TimeNs, message: Message, out: Out<'_>) -> Step {
+        match message {
+            Message::ListVolumes => self.list_volumes(out),
+            Message::ListPoints { volume, from, limit } => {
+                let limit = (limit as usize).min(POINTS_MAX);
+                let points = self.store.points(&volume, from, limit).map_err(refuse)?;
+                out(Message::Points { points });
+                Ok(())
+            }
+            Message::GetSmall { kind, ids } => self.get_small(kind, &ids, out),
+            Message::GetChunks { ids } => self.get_chunks(&ids, out),
+            Message::GetNode { volume, seq, place } => {
+                let children = self.store.node(&volume, seq, place).map_err(refuse)?;
+                let mut mask = 0u64;
+                let mut hashes = Vec::new();
+                for (slot, hash) in children.into_iter().enumerate().filter(|(_, h)| !h.is_zero()) {
+                    mask |= 1 << slot;
+                    hashes.push(hash);
+                }
+                out(Message::Node { mask, hashes });
+                Ok(())
+            }
+            Message::GetLeaves { volume, seq, page, mask, hints } => {
+                let runs =
+                    self.store.leaves(&volume, seq, page, mask, hints).map_err(refuse)?;
+                out(Message::Leaves { runs });
+                Ok(())
+            }
+            Message::GetDeltas { volume, seq } => self.get_deltas(&volume, seq, out),
+            Message::CreateVolume { body } => {
+                self.create_volume(&body, now)?;
+                out(Message::Done);
+                Ok(())
+            }
+            Message::OpenWrite { volume, takeover } => self.open_write(volume, takeover, now, out),
+            Message::Have { ids } => {
+                debug_assert!(ids.len() <= HAVE_MAX);
+                let have = self.store.have(&self.client.writer, &ids).map_err(refuse)?;
+                out(Message::HaveAnswer { have });
+                Ok(())
+            }
+            Message::Put { record } => self.put(&record, now),
+            Message::Barrier => {
+                self.store.barrier().map_err(refuse)?;
+                out(Message::Durable);
+                Ok(())
+            }
+            Message::Begin { base, size } => self.begin(base, size),
+            Message::Extents { runs } => {
+                let pending = self.pending.as_mut().ok_or_else(no_pending)?;
+                self.store.extents(pending, &runs, now).map_err(refuse)
+            }
+            Message::Commit { point } => {
+                let pending = self.pending.take().ok_or_else(no_pending)?;
+                out(match self.store.commit(pending, &point, now).map_err(refuse)? {
+                    Commit::Done(stored) => Message::Committed { receipt: stored.receipt },
+                    Commit::Missing(ids) => Message::Missing { ids },
+                });
+                Ok(())
+            }
+            Message::Distrust { body } => {
+                let value: Distrust = self.verified(&body)?;
+                if value.vault != self.client.vault || value.by != self.client.writer {
+                    return Err(Refused::new(Refusal::BadRecord, "the distrust is not by this client"));
+                }
+                let bytes = record::plain(Kind::Distrust, self.client.writer, &body);
+                self.store.put(&bytes, now).map_err(refuse)?;
+                self.store.barrier().map_err(refuse)?;
+                out(Message::Done);
+                Ok(())
+            }
+            _ => Err(Refused::new(Refusal::Protocol, "this message has no place here")),
+        }
+    }
+
+    fn verified<T: Signed>(&self, body: &[u8]) -> Result<T, Refused> {
+        keys::verify_body(&self.writer_key, body)
+            .map_err(|e| Refused::new(Refusal::BadRecord, e.to_string()))
+    }
+
+    fn list_volumes(&self, out: Out<'_>) -> Step {
+        let items = self
+            .store
+            .volumes()
+            .into_iter()
+            .map(|(_, volume, head)| VolumeItem { volume, head })
+            .collect();
+        out(Message::Volumes { items });
+        Ok(())
+    }
+
+    fn get_small(&self, kind: Kind, ids: &[RecordId], out: Out<'_>) -> Step {
+        if !matches!(kind, Kind::Vault | Kind::Cert | Kind::VaultKeys | Kind::DataKey | Kind::Volume)
+            || (kind == Kind::DataKey && ids.is_empty())
+        {
+            return Err(Refused::new(Refusal::Protocol, "records of this kind are not given out so"));
+        }
+        for record in self.store.small(kind, ids).map_err(refuse)? {
+            out(Message::Record { record });
+        }
+        out(Message::Done);
+        Ok(())
+    }
+
+    fn get_chunks(&self, ids: &[ChunkId], out: Out<'_>) -> Step {
+        for &id in ids {
+            out(match self.store.chunk(&id).map_err(refuse)? {
+                Some(record) => Message::Record { record },
+                None => Message::Absent { id },
+            });
+        }
+        Ok(())
+    }
+
+    fn get_deltas(&self, volume: &VolumeId, seq: Seq, out: Out<'_>) -> Step {
+        for place in self.store.deltas(volume, seq).map_err(refuse)? {
+            let record = self.store.read(&place).map_err(refuse)?;
+            out(Message::Record { record });
+        }
+        out(Message::Done);
+        Ok(())
+    }
+
+    fn create_volume(&self, body: &[u8], now: TimeNs) -> Step {
+        let value: dormouse_format::vault::Volume = self.verified(body)?;
+        if value.vault != self.client.vault || value.writer != self.client.writer {
+            return Err(Refused::new(Refusal::BadRecord, "the volume is not this client's"));
+        }
+        self.store.create_volume(body, now).map_err(refuse)
+    }
+
+    fn open_write(&mut self, volume: VolumeId, takeover: bool, now: TimeNs, out: Out<'_>) -> Step {
+        if self.instance.is_zero() {
+            return Err(Refused::new(Refusal::Protocol, "an instance writes after 'hello' only"));
+        }
+        self.pending = None;
+        let generation = self
+            .store
+            .open_write(&volume, self.client.writer, self.instance, takeover, now)
+            .map_err(refuse)?;
+        let head = self.store.head(&volume).map_err(refuse)?;
+        let checkpoint = match head.as_ref().map(|h| *h.point()) {
+            Some(p) if !p.is_checkpoint() => {
+                Some(self.store.point(&volume, p.checkpoint).map_err(refuse)?)
+            }
+            _ => None,
+        };
+        self.volume = Some((volume, generation));
+        out(Message::Opened { generation, head, checkpoint });
+        Ok(())
+    }
+
+    fn begin(&mut self, base: Base, size: u64) -> Step {
+        let Some((volume, generation)) = self.volume else {
+            return Err(Refused::new(Refusal::Protocol, "open a volume for writing first"));
+        };
+        self.pending = Some(self.store.begin(&volume, generation, base, size).map_err(refuse)?);
+        Ok(())
+    }
+
+    fn put(&self, bytes: &[u8], now: TimeNs) -> Step {
+        let bad = |why: &str| Refused::new(Refusal::BadRecord, why);
+        let (header, body) =
+            dormouse_format::record::split(bytes).map_err(|e| bad(&e.to_string()))?;
+        match header.kind {
+            Kind::Chunk if header.writer == self.client.writer => {}
+            Kind::DataKey => {
+                let value: DataKey = self.verified(body)?;
+                if value.vault != self.client.vault || value.writer != self.client.writer {
+                    return Err(bad("the data key is not this client's"));
+                }
+            }
+            Kind::Cert => {
+                let value: Cert = keys::verify_body(&self.authority, body)
+                    .map_err(|e| bad(&e.to_string()))?;
+                if value.vault != self.client.vault {
+                    return Err(bad("the certificate is of another vault"));
+                }
+            }
+            _ => return Err(bad("a client may not put such a record")),
+        }
+        self.store.put(bytes, now).map_err(refuse)
+    }
+}
+
+fn no_pending() -> Refused {
+    Refused::new(Refusal::Protocol, "no point was begun")
+}
+
+/// What the store's errors are to a client. Details of the server's disk stay there.
+fn refuse(error: StoreError) -> Refused {
+    let refusal = match &error {
+        StoreError::NotFound { .. } => Refusal::NotFound,
+        StoreError::Exists { .. } => Refusal::Exists,
+        StoreError::Held { .. } => Refusal::Held,
+        StoreError::Fenced => Refusal::Fenced,
+        StoreError::Conflict { .. } => Refusal::Conflict,
+        StoreError::BadRecord { .. } | StoreError::Crypt(_) | StoreError::Format(_) => {
+            Refusal::BadRecord
+        }
+        StoreError::Full { .. } => Refusal::Full,
+        StoreError::Damaged { .. } => Refusal::Damaged,
+        _ => Refusal::Internal,
+    };
+    Refused::new(refusal, error.to_string())
+}

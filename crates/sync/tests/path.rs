@@ -1,0 +1,212 @@
+//! The whole path in memory: copy, copy again, list, restore each point.
+#![allow(missing_docs)]
+
+mod common;
+
+use common::{Disk, Lcg, World, noise};
+use dormouse_format::limits::BLOCK_SIZE;
+use dormouse_format::message::{Message, Refusal};
+use dormouse_sync::Error;
+
+fn filled(random: &mut Lcg, size: u64, blocks: u64) -> Disk {
+    let mut disk = Disk::new(size);
+    let end = size.div_ceil(BLOCK_SIZE as u64);
+    while (disk.blocks.len() as u64) < blocks {
+        let start = random.below(end);
+        for block in start..(start + 1 + random.below(40)).min(end) {
+            disk.write(block, noise(random));
+        }
+    }
+    disk
+}
+
+fn change(random: &mut Lcg, disk: &mut Disk) -> Vec<u64> {
+    let end = disk.size.div_ceil(BLOCK_SIZE as u64);
+    let mut changed = std::collections::BTreeSet::new();
+    for _ in 0..1 + random.below(20) {
+        let start = random.below(end);
+        let zero = random.below(4) == 0;
+        for block in start..(start + 1 + random.below(20)).min(end) {
+            let content = if zero { vec![0; BLOCK_SIZE] } else { noise(random) };
+            disk.write(block, content);
+            changed.insert(block);
+        }
+    }
+    changed.into_iter().collect()
+}
+
+#[test]
+fn every_point_comes_back_through_scans_deltas_checkpoints_and_resizes() {
+    for seed in 1..=6 {
+        let mut world = World::new(seed);
+        let machine = world.machine();
+        let volume = world.volume(&machine, "disk");
+        let mut random = Lcg(seed * 77);
+        let mut disk = filled(&mut random, (200 << 20) + 4096 * seed, 900);
+        let mut models = Vec::new();
+        world.copy(&machine, volume, &disk).unwrap();
+        models.push(disk.clone());
+        for _ in 0..14 {
+            match random.below(5) {
+                0 | 1 => {
+                    let changed = change(&mut random, &mut disk);
+                    world.copy_changes(&machine, volume, &disk, &changed).unwrap();
+                }
+                2 => {
+                    world.checkpoint(&machine, volume).unwrap();
+                }
+                3 => {
+                    change(&mut random, &mut disk);
+                    world.copy(&machine, volume, &disk).unwrap();
+                }
+                _ => {
+                    let size = (60 + random.below(400)) << 20 | random.below(2) << 12;
+                    let old = disk.size;
+                    disk.resize(size);
+                    let first = old.min(size) / BLOCK_SIZE as u64;
+                    let tail = [first.saturating_sub(1)];
+                    world.copy_changes(&machine, volume, &disk, &tail).unwrap();
+                }
+            }
+            models.push(disk.clone());
+        }
+        world.assert_restores(&machine, volume, &models);
+        let last = models.len() as u64;
+        for from in [0, models.len() / 2] {
+            let old = &models[from];
+            let (back, _) = world.restore(&machine, volume, last, Some(old)).unwrap();
+            assert!(common::same(&back, &disk), "in place from point {}", from + 1);
+        }
+    }
+}
+
+#[test]
+fn unchanged_costs_nothing_and_moved_content_is_not_sent() {
+    let mut world = World::new(1);
+    let machine = world.machine();
+    let volume = world.volume(&machine, "disk");
+    let mut random = Lcg(5);
+    let mut disk = Disk::new(1 << 30);
+    for block in 1000..6000 {
+        disk.write(block, noise(&mut random));
+    }
+    let first = world.copy(&machine, volume, &disk).unwrap();
+    assert_eq!(first.progress.changed, 5000);
+    assert!(first.progress.sent_bytes > 5000 * 4096);
+    let again = world.copy(&machine, volume, &disk).unwrap();
+    assert_eq!((again.progress.changed, again.progress.sent), (0, 0));
+    assert!(world.traffic.0 + world.traffic.1 < (1 << 30) / 10_000, "{:?}", world.traffic);
+    let moved: Vec<_> = (2000..5000).map(|b| disk.blocks[&b].clone()).collect();
+    for (i, content) in moved.into_iter().enumerate() {
+        disk.write(100_003 + i as u64, content);
+    }
+    let dup = world.copy(&machine, volume, &disk).unwrap();
+    assert_eq!(dup.progress.changed, 3000);
+    assert!(dup.progress.sent <= 2, "only the first and the last chunk: {:?}", dup.progress);
+    let (back, _) = world.restore(&machine, volume, 3, None).unwrap();
+    assert!(common::same(&back, &disk));
+}
+
+#[test]
+fn in_place_fetches_only_what_differs() {
+    let mut world = World::new(3);
+    let machine = world.machine();
+    let volume = world.volume(&machine, "disk");
+    let mut random = Lcg(9);
+    let mut disk = filled(&mut random, 64 << 20, 3000);
+    let old = disk.clone();
+    world.copy(&machine, volume, &disk).unwrap();
+    disk.write(7, noise(&mut random));
+    world.copy(&machine, volume, &disk).unwrap();
+    let (back, progress) = world.restore(&machine, volume, 2, Some(&old)).unwrap();
+    assert!(common::same(&back, &disk));
+    assert_eq!((progress.written, progress.chunks), (1, 1));
+}
+
+#[test]
+fn a_link_cut_at_any_message_leaves_the_last_point_whole() {
+    let mut random = Lcg(4);
+    let mut disk = filled(&mut random, 32 << 20, 1500);
+    let mut world = World::new(8);
+    let machine = world.machine();
+    let volume = world.volume(&machine, "disk");
+    world.copy(&machine, volume, &disk).unwrap();
+    let mut models = vec![disk.clone()];
+    change(&mut random, &mut disk);
+    let mut put_twice = std::collections::HashSet::new();
+    let mut cut = 1;
+    loop {
+        world.cut_after = Some(cut);
+        let result = world.copy(&machine, volume, &disk);
+        world.cut_after = None;
+        let heads = world.points(&machine, volume).len();
+        if result.is_ok() {
+            models.push(disk.clone());
+            assert_eq!(heads, models.len());
+            break;
+        }
+        put_twice.insert(cut);
+        assert_eq!(heads, models.len(), "cut after {cut} messages");
+        cut += 1;
+    }
+    assert!(cut > 5);
+    world.assert_restores(&machine, volume, &models);
+}
+
+#[test]
+fn what_was_put_before_a_cut_is_not_sent_again() {
+    let mut random = Lcg(4);
+    let disk = filled(&mut random, 64 << 20, 4000);
+    let mut world = World::new(8);
+    let machine = world.machine();
+    let volume = world.volume(&machine, "disk");
+    world.cut_after = Some(120);
+    assert!(world.copy(&machine, volume, &disk).is_err());
+    let before = world.registry.vaults.lock().unwrap()[&machine.vault].stats();
+    world.cut_after = None;
+    let rest = world.copy(&machine, volume, &disk).unwrap();
+    assert!(rest.progress.known > 50, "{:?}", rest.progress);
+    assert_eq!(rest.progress.sent + rest.progress.known, rest.progress.chunks);
+    assert!(before.records > 0);
+}
+
+#[test]
+fn an_older_connection_is_fenced() {
+    let mut world = World::new(2);
+    let machine = world.machine();
+    let volume = world.volume(&machine, "disk");
+    let mut old = world.hello(&machine).unwrap();
+    world.open(&mut old, volume).unwrap();
+    let newer = common::Machine { instance: 2, signer: machine.signer.clone(), secrets: machine.secrets.clone(), identity: machine.identity.clone(), authority: machine.authority.clone(), ..machine };
+    let mut random = Lcg(1);
+    let disk = filled(&mut random, 8 << 20, 50);
+    world.copy(&newer, volume, &disk).unwrap();
+    old.send(world.now, &Message::Begin { base: dormouse_format::message::Base::Checkpoint, size: 1 << 20 });
+    old.send(world.now, &Message::Extents { runs: vec![0, 0, 1] });
+    let refused = old.next();
+    assert!(
+        matches!(refused, Err(Error::Refused { refusal: Refusal::Fenced, .. })),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn another_writer_cannot_write_here_nor_use_untrusted_chunks() {
+    let mut world = World::new(2);
+    let machine = world.machine();
+    let volume = world.volume(&machine, "disk");
+    let mut random = Lcg(1);
+    let disk = filled(&mut random, 8 << 20, 500);
+    let first = world.copy(&machine, volume, &disk).unwrap();
+    let stranger = world.second(&machine, 0);
+    let refused = world.copy(&stranger, volume, &disk);
+    assert!(matches!(refused, Err(Error::Refused { refusal: Refusal::Held, .. })), "{refused:?}");
+    let own = world.volume(&stranger, "other");
+    let again = world.copy(&stranger, own, &disk).unwrap();
+    assert_eq!(again.progress.sent, first.progress.sent, "nothing is shared without trust");
+    let (a, b) = (world.second(&machine, 7), world.second(&machine, 7));
+    let (va, vb) = (world.volume(&a, "a"), world.volume(&b, "b"));
+    assert_eq!(world.copy(&a, va, &disk).unwrap().progress.sent, first.progress.sent);
+    assert_eq!(world.copy(&b, vb, &disk).unwrap().progress.sent, 0, "one trust group");
+    world.assert_restores(&b, vb, &[disk]);
+}

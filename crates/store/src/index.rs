@@ -234,7 +234,13 @@ impl Index {
 
     /// At opening: moves the entries of `first..=last`, all that memory has, to a run
     /// if they are many or `force` says so.
-    pub(crate) fn flush_opening(&self, segments: &Segments, first: u64, last: u64, force: bool) -> bool {
+    pub(crate) fn flush_opening(
+        &self,
+        segments: &Segments,
+        first: u64,
+        last: u64,
+        force: bool,
+    ) -> bool {
         let many = read(&self.inner).recent.len() > self.limit;
         (many || force) && self.flush(segments, first, last).is_ok()
     }
@@ -265,25 +271,34 @@ impl Index {
         (run.entries / self.limit as u64).max(1).ilog(MERGE as u64)
     }
 
-    /// Merges the newest runs as long as enough of them are of one size class.
+    /// Merges neighbours as long as enough of them are of one size class.
     fn merge(&self) -> io::Result<()> {
         loop {
             let runs = read(&self.inner).runs.clone();
-            let Some(last) = runs.last() else { return Ok(()) };
-            let class = self.class(last);
-            let small = runs.iter().rev().take_while(|r| self.class(r) <= class).count();
-            let group = &runs[runs.len() - small..];
-            let follow = group.windows(2).all(|w| w[0].range.last + 1 == w[1].range.first);
-            if small < MERGE || !follow {
+            let Some(range) = (0..runs.len()).rev().find_map(|last| self.mergeable(&runs, last))
+            else {
                 return Ok(());
-            }
+            };
+            let group = &runs[range.clone()];
             let merged = Arc::new(self.merge_group(group)?);
-            let mut inner = write(&self.inner);
-            inner.runs.truncate(runs.len() - small);
-            inner.runs.push(merged);
-            drop(inner);
+            // Only who holds `upkeep`, or opens the store, changes the list.
+            write(&self.inner).runs.splice(range, [merged]);
             group.iter().for_each(|r| drop(self.dir.remove(&r.name)));
         }
+    }
+
+    /// The runs up to `last` that follow one another and are not of a higher class
+    /// than it, if they are enough.
+    fn mergeable(&self, runs: &[Arc<Run>], last: usize) -> Option<core::ops::Range<usize>> {
+        let class = self.class(&runs[last]);
+        let mut first = last;
+        while first > 0
+            && self.class(&runs[first - 1]) <= class
+            && runs[first - 1].range.last + 1 == runs[first].range.first
+        {
+            first -= 1;
+        }
+        (last + 1 - first >= MERGE).then_some(first..last + 1)
     }
 
     fn merge_group(&self, group: &[Arc<Run>]) -> io::Result<Run> {

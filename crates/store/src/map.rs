@@ -210,8 +210,7 @@ impl Reading<'_> {
         let mut wanted = None;
         loop {
             let (at, bytes) = self.source.fetch(Kind::Page, &next)?;
-            let body =
-                Body::decode(&bytes[HEADER_LEN..]).map_err(|e| at.damaged(e.to_string()))?;
+            let body = Body::decode(&bytes[HEADER_LEN..]).map_err(|e| at.damaged(e.to_string()))?;
             if body.index != index || wanted.is_some_and(|d| d != body.depth) {
                 return Err(at.damaged("the map page is not the one that is named"));
             }

@@ -195,8 +195,12 @@ impl<'a> Scrub<'a> {
                     }
                     clean = false;
                     let what = identify(bytes, walk.at, items);
-                    let note = if torn { "; if nothing more is wrong, opening the store sets \
-                        these bytes aside as unfinished writes" } else { "" };
+                    let note = if torn {
+                        "; if nothing more is wrong, opening the store sets \
+                        these bytes aside as unfinished writes"
+                    } else {
+                        ""
+                    };
                     self.fault(number, walk.at as u64, what, &format!("{why}{note}"));
                     if !walk.resume() {
                         break;

@@ -3,9 +3,9 @@
 //! Pure: over bytes. Used by recovery and by scrub, so both judge alike.
 
 use dormouse_crypt::{hash, record};
+use dormouse_format::VaultId;
 use dormouse_format::record::{HEADER_LEN, Header, Kind, MAGIC};
 use dormouse_format::segment::{self, Seal, TAIL_LEN, TRAILER_LEN, Tail, Trailer};
-use dormouse_format::VaultId;
 
 use super::read_range;
 use crate::dir::File;

@@ -144,7 +144,8 @@ impl Page {
         match (self.tags[i].is_zero(), self.tags[i + 1].is_zero()) {
             (true, true) => true,
             (false, false) => {
-                self.chunks[i] == self.chunks[i + 1] && self.at[i].checked_add(1) == Some(self.at[i + 1])
+                self.chunks[i] == self.chunks[i + 1]
+                    && self.at[i].checked_add(1) == Some(self.at[i + 1])
             }
             _ => false,
         }

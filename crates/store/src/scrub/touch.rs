@@ -217,7 +217,9 @@ impl Walker<'_> {
                 let mut next = link.record;
                 for _ in 0..=crate::map::page::DEPTH_MAX {
                     all.extend(self.gathered.faults.get(&next).into_iter().flatten());
-                    let Ok((_, record)) = self.reading.source.fetch(Kind::Page, &next) else { break };
+                    let Ok((_, record)) = self.reading.source.fetch(Kind::Page, &next) else {
+                        break;
+                    };
                     let body = crate::map::page::Body::decode(&record[HEADER_LEN..]);
                     let Ok(body) = body else { break };
                     next = body.base;

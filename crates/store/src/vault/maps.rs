@@ -28,7 +28,8 @@ impl Source for VaultStore {
                     return Ok((at, record));
                 }
                 Ok(_) => {
-                    let e = at.damaged(format!("another record lies where a {} should", kind.name()));
+                    let e =
+                        at.damaged(format!("another record lies where a {} should", kind.name()));
                     failed.get_or_insert(e);
                 }
                 Err(e) => {

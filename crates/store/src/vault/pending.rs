@@ -303,7 +303,9 @@ impl Delta {
     fn fits(&self, more: usize) -> Result<()> {
         let more = (HEADER_LEN + delta::PREFIX_LEN + more) as u64;
         if self.bytes + more > DELTAS_BYTES_MAX {
-            return Err(Error::conflict("checkpoint first: the deltas since the last are at their limit"));
+            return Err(Error::conflict(
+                "checkpoint first: the deltas since the last are at their limit",
+            ));
         }
         Ok(())
     }

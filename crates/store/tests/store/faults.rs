@@ -1,1 +1,135 @@
-//! stub
+//! A directory whose writes or syncs fail.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use dormouse_format::InstanceId;
+use dormouse_store::memory::MemDir;
+use dormouse_store::{Dir, Error, File, VaultStore};
+
+use crate::kit::*;
+
+/// Counts down; at zero the operation fails, and so does each after it once more.
+#[derive(Default)]
+struct Fuse {
+    writes: AtomicI64,
+    syncs: AtomicI64,
+}
+
+impl Fuse {
+    fn burn(counter: &AtomicI64, kind: io::ErrorKind) -> io::Result<()> {
+        if counter.fetch_sub(1, Ordering::SeqCst) == 1 { Err(kind.into()) } else { Ok(()) }
+    }
+}
+
+struct Failing(MemDir, Arc<Fuse>);
+struct FailingFile(Arc<dyn File>, Arc<Fuse>);
+
+impl Failing {
+    fn wrap(&self, file: Arc<dyn File>) -> Arc<dyn File> {
+        Arc::new(FailingFile(file, Arc::clone(&self.1)))
+    }
+}
+
+impl Dir for Failing {
+    fn list(&self) -> io::Result<Vec<String>> {
+        self.0.list()
+    }
+    fn open(&self, name: &str) -> io::Result<Arc<dyn File>> {
+        Ok(self.wrap(self.0.open(name)?))
+    }
+    fn create(&self, name: &str) -> io::Result<Arc<dyn File>> {
+        Ok(self.wrap(self.0.create(name)?))
+    }
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.0.remove(name)
+    }
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.0.rename(from, to)
+    }
+    fn sync(&self) -> io::Result<()> {
+        Fuse::burn(&self.1.syncs, io::ErrorKind::Other)
+    }
+}
+
+impl File for FailingFile {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.0.read_at(buf, offset)
+    }
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        Fuse::burn(&self.1.writes, io::ErrorKind::StorageFull)?;
+        self.0.write_at(buf, offset)
+    }
+    fn sync(&self) -> io::Result<()> {
+        Fuse::burn(&self.1.syncs, io::ErrorKind::Other)
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+}
+
+fn world() -> (Kit, VaultStore, Arc<Fuse>) {
+    let kit = Kit::new(1 << 20, 1000);
+    let fuse = Arc::new(Fuse::default());
+    let dir = Failing(kit.segments.clone(), Arc::clone(&fuse));
+    let store = kit.create_on(Box::new(dir), Box::new(kit.index.clone()));
+    (kit, store, fuse)
+}
+
+fn poisoned(kit: &Kit, store: &VaultStore) {
+    let open = || store.open_write(&VOLUME, kit.writer(0), InstanceId([1; 16]), false, 1);
+    assert!(matches!(store.put(&kit.chunk(0, 50), 1), Err(Error::Poisoned)));
+    assert!(matches!(open(), Err(Error::Poisoned)));
+    assert!(matches!(store.close(), Err(Error::Poisoned)));
+    assert!(store.stats().poisoned);
+    assert_eq!(store.chunk(&chunk_of(1)).unwrap(), Some(kit.chunk(0, 1)), "reads go on");
+}
+
+#[test]
+fn no_room_is_said_and_poisons() {
+    for nth in 1..=2 {
+        let (kit, store, fuse) = world();
+        store.put(&kit.chunk(0, 1), 1).unwrap();
+        fuse.writes.store(nth, Ordering::SeqCst);
+        assert!(matches!(store.put(&kit.chunk(0, 2), 1), Err(Error::Full)));
+        poisoned(&kit, &store);
+        let (store, recovery) = kit.open();
+        assert_eq!(recovery.torn.len(), nth as usize - 1, "half an entry was set aside");
+        assert!(store.chunk(&chunk_of(1)).unwrap().is_some());
+        store.put(&kit.chunk(0, 2), 1).unwrap();
+    }
+}
+
+#[test]
+fn a_failed_sync_poisons_and_is_not_tried_again() {
+    let (kit, store, fuse) = world();
+    store.put(&kit.chunk(0, 1), 1).unwrap();
+    fuse.syncs.store(1, Ordering::SeqCst);
+    assert!(matches!(store.barrier(), Err(Error::Io { .. })));
+    let after = fuse.syncs.load(Ordering::SeqCst);
+    assert!(matches!(store.barrier(), Err(Error::Poisoned)));
+    poisoned(&kit, &store);
+    assert_eq!(fuse.syncs.load(Ordering::SeqCst), after, "no sync was tried again");
+}
+
+/// A sync fails somewhere in a commit: the point is not seen, nor acknowledged.
+#[test]
+fn a_point_whose_sync_failed_is_not_seen() {
+    let (kit, store, fuse) = world();
+    let g = store.open_write(&VOLUME, kit.writer(0), InstanceId([1; 16]), false, 1).unwrap();
+    let mut map = Map::new();
+    checkpoint(&kit, &store, g, &mut map, 1 << 20, &[]);
+    store.put(&kit.chunk(0, 1), 1).unwrap();
+    let pending = store.begin(&VOLUME, g, dormouse_store::Base::Checkpoint, 1 << 20).unwrap();
+    let size = 1 << 20;
+    let plan = Plan { generation: g, size, checkpoint: None, hash: root(&map, size) };
+    let point = kit.point(&store, &plan);
+    fuse.syncs.store(1, Ordering::SeqCst);
+    assert!(matches!(store.commit(pending, &point, 9), Err(Error::Io { .. })));
+    assert_eq!(store.head(&VOLUME).unwrap().unwrap().point().seq, 1);
+    poisoned(&kit, &store);
+}

@@ -219,9 +219,13 @@ pub fn runs(changes: &[Change]) -> Vec<u8> {
 }
 
 pub fn clear(map: &mut Map, from: Block, to: Block) {
-    let keys: Vec<_> =
-        map.range((Bound::Included(from), Bound::Excluded(to.max(from)))).map(|(k, _)| *k).collect();
-    keys.iter().for_each(|k| drop(map.remove(k)));
+    let range = (Bound::Included(from), Bound::Excluded(to.max(from + 1)));
+    if from < to {
+        let keys: Vec<_> = map.range(range).map(|(k, _)| *k).collect();
+        keys.iter().for_each(|k| {
+            map.remove(k);
+        });
+    }
 }
 
 pub fn apply(map: &mut Map, changes: &[Change], size: u64) {

@@ -7,7 +7,7 @@ use dormouse_format::geometry::{Place, blocks, top_level};
 use dormouse_format::limits::PAGE_BLOCKS;
 use dormouse_format::{Block, Hash, InstanceId, Seq};
 use dormouse_store::memory::MemDir;
-use dormouse_store::{Base, Commit, Error, VaultStore, scrub};
+use dormouse_store::{Base, Commit, Error, StoredPoint, VaultStore, scrub};
 use proptest::prelude::*;
 
 use crate::kit::*;
@@ -154,8 +154,7 @@ impl World {
         }
         let root = root(&map, size);
         let old = head.map(|h| (h.point().checkpoint, h.point().root));
-        let (checkpoint, hash) =
-            if base == Base::Delta { (old, running) } else { (None, root) };
+        let (checkpoint, hash) = if base == Base::Delta { (old, running) } else { (None, root) };
         let plan = Plan { generation: self.generation, size, checkpoint, hash };
         let point = self.kit.point(&self.store, &plan);
         let done = self.store.commit(pending, &point, 9).unwrap();
@@ -167,7 +166,9 @@ impl World {
         }
         (self.head, self.last_size) = (map.clone(), size);
         self.maps.insert(seq, (map, size));
-        self.check_all();
+        self.check(&stored);
+        let older = self.store.point(&VOLUME, seq.div_ceil(2)).unwrap();
+        self.check(&older);
     }
 
     fn missing(&mut self) {
@@ -187,13 +188,17 @@ impl World {
     fn check_all(&self) {
         let points = self.store.points(&VOLUME, 1, 1000).unwrap();
         assert_eq!(points.len(), self.maps.len());
-        for stored in points {
+        points.iter().for_each(|p| self.check(p));
+    }
+
+    fn check(&self, stored: &StoredPoint) {
+        {
             let p = *stored.point();
             let (map, size) = &self.maps[&p.seq];
             assert_eq!(p.size, *size);
             if !p.is_checkpoint() {
                 assert_eq!(&replay(&self.store, &p, &self.maps), map, "point {}", p.seq);
-                continue;
+                return;
             }
             assert_eq!(self.store.deltas(&VOLUME, p.seq).unwrap(), []);
             let mut pages: BTreeSet<u64> = map.keys().map(|b| b / PAGE_BLOCKS).collect();
@@ -221,7 +226,7 @@ fn open_write(kit: &Kit, store: &VaultStore, instance: u8) -> u64 {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
     #[test]
     fn histories_are_as_the_model_has_them(ops in prop::collection::vec(op(), 1..24)) {
         let mut world = World::new();
@@ -229,6 +234,7 @@ proptest! {
             world.step(op);
         }
         let mut findings = Vec::new();
+        world.check_all();
         world.store.close().unwrap();
         let summary = scrub::scrub(&world.kit.segments, world.kit.vault, false, &mut |f| {
             findings.push(f);

@@ -70,7 +70,8 @@ fn small_records_come_back() {
 fn have_follows_trust_groups_and_distrust() {
     let (kit, store, _) = world();
     store.put(&kit.chunk(0, 5), 1).unwrap();
-    let have = |store: &VaultStore, w: usize| store.have(&kit.writer(w), &[chunk_of(5)]).unwrap()[0];
+    let have =
+        |store: &VaultStore, w: usize| store.have(&kit.writer(w), &[chunk_of(5)]).unwrap()[0];
     assert!(have(&store, 0) && have(&store, 1) && !have(&store, 2));
     let value = Distrust {
         vault: kit.vault,
@@ -99,7 +100,9 @@ fn names_are_given_once() {
     let body = kit.volume_body(VOLUME, "disk");
     store.create_volume(&body, 1).unwrap();
     let other = kit.volume_body(dormouse_format::VolumeId([8; 16]), "disk");
-    assert!(matches!(store.create_volume(&other, 1), Err(Error::Exists { name }) if name == "disk"));
+    assert!(
+        matches!(store.create_volume(&other, 1), Err(Error::Exists { name }) if name == "disk")
+    );
     let mut forged = kit.volume_body(dormouse_format::VolumeId([8; 16]), "other");
     *forged.last_mut().unwrap() ^= 1;
     assert!(matches!(store.create_volume(&forged, 1), Err(Error::BadRecord { .. })));

@@ -68,9 +68,19 @@ impl LinkTx {
         self.queue.close(LinkError::Closed);
     }
 
+    /// Bytes that went out so far: what crossed the wire, TLS included.
+    pub fn sent(&self) -> u64 {
+        self.queue.sent.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
     /// Bytes queued and not yet handed to the system.
     pub fn queued(&self) -> usize {
         self.queue.bytes()
+    }
+
+    /// Bytes of all messages that were sent or queued, without what TLS adds.
+    pub fn sent_bytes(&self) -> u64 {
+        self.queue.total()
     }
 }
 

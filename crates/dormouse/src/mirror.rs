@@ -70,7 +70,7 @@ pub fn run(home: &Home, options: &Options) -> Result<()> {
     let link = connect(&account)?;
     let (volume, outcome) = copy_once(home, &account, &link, &name, &source, options, &mut report)?;
     remote::remember(home, &volume, &outcome.point)?;
-    tell(&mut report, &name, &options.source, &outcome);
+    tell(&mut report, &link, &name, &options.source, &outcome);
     if outcome.point.point.grade == Grade::Fuzzy {
         let message = format!(
             "point {} of '{name}' is only fuzzy: {}",
@@ -181,7 +181,7 @@ fn put_key(link: &Link, account: &Account, sealing: &Sealing) -> Result<()> {
     send(link, Message::Put { record })
 }
 
-fn tell(report: &mut Report, name: &str, source: &Path, outcome: &Outcome) {
+fn tell(report: &mut Report, link: &Link, name: &str, source: &Path, outcome: &Outcome) {
     let (p, at) = (&outcome.progress, &outcome.point.point);
     let changed = p.changed * limits::BLOCK_SIZE as u64;
     report.event(json!({
@@ -190,7 +190,7 @@ fn tell(report: &mut Report, name: &str, source: &Path, outcome: &Outcome) {
         "time": text::time_utc(outcome.receipt), "hash": hash_of(&outcome.point).to_string(),
         "read_bytes": p.read, "changed_bytes": changed,
         "chunks": p.chunks, "chunks_known": p.known, "chunks_sent": p.sent,
-        "sent_bytes": p.sent_bytes, "link_sent_bytes": report.link_sent(),
+        "sent_bytes": p.sent_bytes, "link_sent_bytes": link.tx.sent_bytes(),
     }));
     report.line(&format!(
         "{name}: point {} ({}), {} read, {} changed, {} sent ({} of {} chunks were there already)",

@@ -23,7 +23,6 @@ pub struct Report {
     quiet: bool,
     bar: Option<ProgressBar>,
     last: Instant,
-    sent: u64,
 }
 
 impl Report {
@@ -38,7 +37,7 @@ impl Report {
             );
             bar
         });
-        Self { json, quiet, bar, last: Instant::now(), sent: 0 }
+        Self { json, quiet, bar, last: Instant::now() }
     }
 
     /// A JSON event, if these were asked for.
@@ -73,14 +72,8 @@ impl Report {
         }
     }
 
-    /// Bytes of messages that the last copy sent.
-    pub const fn link_sent(&self) -> u64 {
-        self.sent
-    }
-
     /// A copy goes on: `total` leaves in all.
     pub fn copying(&mut self, p: &copy::Progress, total: u64) {
-        self.sent = p.link_bytes;
         let message = format!("sent {}", text::size(p.sent_bytes));
         self.show(p.leaves.min(total) * LEAF, total * LEAF, &message);
     }

@@ -350,6 +350,8 @@ impl Index {
         if inner.runs.iter().all(|r| r.name != old.name) {
             drop(self.dir.remove(&old.name));
         }
+        drop(inner);
+        let _ = self.merge();
         Ok(())
     }
 

@@ -72,6 +72,7 @@ pub struct Stats {
 }
 
 /// What a commit came to.
+#[expect(clippy::large_enum_variant, reason = "made once a commit and taken apart at once")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Commit {
     /// The point is durable and visible.

@@ -157,8 +157,6 @@ pub struct Progress {
     pub sent: u64,
     /// Bytes of their records.
     pub sent_bytes: u64,
-    /// Bytes of all messages that were sent, without TLS.
-    pub link_bytes: u64,
     /// Bytes of records that are known to be durable on the server.
     pub durable_bytes: u64,
 }

@@ -54,6 +54,7 @@ fn serve(session: &mut Session, queue: &Queue, send: &dyn Fn(Message) -> bool) -
         };
         for frame in frames {
             // Frames go through the codec here too: one path, one set of limits.
+            queue.sent.fetch_add(frame.len() as u64, std::sync::atomic::Ordering::Relaxed);
             let mut deframer = Deframer::new(FRAME_MAX);
             deframer.push(&frame);
             let message = match deframer.next_message() {

@@ -22,6 +22,7 @@ pub(super) enum Next<T> {
 struct State<T> {
     items: VecDeque<(T, usize)>,
     bytes: usize,
+    total: u64,
     flush: bool,
     closed: Option<LinkError>,
     drained: bool,
@@ -34,6 +35,8 @@ pub(super) struct Queue<T = Vec<u8>> {
     room: Condvar,
     work: Condvar,
     limit: usize,
+    /// Bytes that went to the socket; plaintext where there is none.
+    pub(super) sent: std::sync::atomic::AtomicU64,
 }
 
 impl Queue<Vec<u8>> {
@@ -47,9 +50,21 @@ impl Queue<Vec<u8>> {
 
 impl<T> Queue<T> {
     pub(super) fn new(limit: usize) -> Self {
-        let state =
-            State { items: VecDeque::new(), bytes: 0, flush: false, closed: None, drained: false };
-        Self { state: Mutex::new(state), room: Condvar::new(), work: Condvar::new(), limit }
+        let state = State {
+            items: VecDeque::new(),
+            bytes: 0,
+            total: 0,
+            flush: false,
+            closed: None,
+            drained: false,
+        };
+        Self {
+            state: Mutex::new(state),
+            room: Condvar::new(),
+            work: Condvar::new(),
+            limit,
+            sent: 0.into(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State<T>> {
@@ -66,6 +81,7 @@ impl<T> Queue<T> {
         }
         state.items.push_back((item, bytes));
         state.bytes += bytes;
+        state.total += bytes as u64;
         if state.items.len() == 1 {
             self.work.notify_one();
         }
@@ -100,6 +116,11 @@ impl<T> Queue<T> {
 
     pub(super) fn bytes(&self) -> usize {
         self.lock().bytes
+    }
+
+    /// Bytes of all items that were ever added.
+    pub(super) fn total(&self) -> u64 {
+        self.lock().total
     }
 
     /// Waits for work: items of about `batch` bytes together, and at least one.

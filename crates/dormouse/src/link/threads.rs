@@ -76,24 +76,28 @@ fn write(shared: &Shared, queue: &Queue, socket: &TcpStream) -> io::Result<()> {
         };
         if frames.is_empty() {
             seal(shared, &[], &mut out)?;
-            (&*socket).write_all(&out)?;
         }
         for frame in frames {
             // A large frame goes in pieces, so that the reader gets the lock in between.
             for piece in frame.chunks(WRITE_SIZE) {
                 if out.len() + piece.len() > WRITE_SIZE {
-                    (&*socket).write_all(&out)?;
+                    put(queue, socket, &out)?;
                     out.clear();
                 }
                 seal(shared, piece, &mut out)?;
             }
         }
-        (&*socket).write_all(&out)?;
+        put(queue, socket, &out)?;
         out.clear();
         if end {
             return socket.shutdown(Shutdown::Write);
         }
     }
+}
+
+fn put(queue: &Queue, mut socket: &TcpStream, bytes: &[u8]) -> io::Result<()> {
+    queue.sent.fetch_add(bytes.len() as u64, std::sync::atomic::Ordering::Relaxed);
+    socket.write_all(bytes)
 }
 
 /// Seals `plain` and adds the TLS records, with whatever else TLS has to say, to `out`.

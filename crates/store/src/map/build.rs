@@ -76,7 +76,7 @@ impl Building {
         while from < end {
             let index = from / PAGE_BLOCKS;
             let whole = (end - from) / PAGE_BLOCKS;
-            if run.content == Content::Zero && from % PAGE_BLOCKS == 0 && whole > 0 {
+            if run.content == Content::Zero && from.is_multiple_of(PAGE_BLOCKS) && whole > 0 {
                 self.finish_open(site)?;
                 match self.zeroed.last_mut() {
                     Some(last) if last.1 == index => last.1 += whole,
@@ -230,10 +230,10 @@ impl Building {
             };
             children[slot as usize] = self.node(site, place.child(slot), old)?;
         }
-        if let (Old::Node(link), Some(before)) = (old, before) {
-            if *before == children {
-                return Ok(link);
-            }
+        if let (Old::Node(link), Some(before)) = (old, before)
+            && *before == children
+        {
+            return Ok(link);
         }
         let hash = hash::node(place, &hashes(&children));
         if hash.is_zero() {

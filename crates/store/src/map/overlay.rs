@@ -84,7 +84,7 @@ impl Overlay {
     fn zero(&mut self, mut from: Block, to: Block) {
         while from < to {
             let whole = (to - from) / PAGE_BLOCKS;
-            if from % PAGE_BLOCKS == 0 && whole > 0 {
+            if from.is_multiple_of(PAGE_BLOCKS) && whole > 0 {
                 let first = from / PAGE_BLOCKS;
                 self.wide.push(Wide { order: self.order, first, end: first + whole });
                 from += whole * PAGE_BLOCKS;

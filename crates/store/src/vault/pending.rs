@@ -141,7 +141,8 @@ impl VaultStore {
         Ok(overlay)
     }
 
-    /// Adds a part of the point's changes. For a checkpoint all parts ascend.
+    /// Adds a part of the point's changes. For a checkpoint all parts ascend. For a
+    /// delta point each part counts in the running hash, an empty one too.
     pub fn extents(&self, pending: &mut Pending, runs: &[u8], now: TimeNs) -> Result<()> {
         self.log.usable()?;
         fenced(&read(&self.volume(&pending.volume)?.history), pending.generation)?;
@@ -151,9 +152,6 @@ impl VaultStore {
         self.check_runs(pending, runs)?;
         match &mut pending.work {
             Work::Delta(d) => {
-                if runs.is_empty() {
-                    return Ok(());
-                }
                 d.fits(runs.len())?;
                 let (seq, size) = (pending.seq, pending.size);
                 let after = hash::delta(&d.running, size, runs);
@@ -277,6 +275,14 @@ impl VaultStore {
                 let of = checkpoint.map(|c| (c.point().seq, c.point().root));
                 if of != Some((p.checkpoint, p.root)) {
                     return Err(Error::conflict("it names another checkpoint than the newest"));
+                }
+                let size = read(&volume.history).head.map(|h| h.point().size);
+                if d.parts.is_empty() && size != Some(p.size) {
+                    // Readers learn sizes from the deltas: without one, blocks that a
+                    // shrink took away would come back when the volume grows again.
+                    let why = "a delta point that changes the size needs a part of extents, if \
+                               only an empty one";
+                    return Err(Error::conflict(why));
                 }
                 if p.deltas != d.running {
                     return Err(Error::conflict("its hash of deltas is not that of the extents"));

@@ -1,4 +1,5 @@
 //! Tests of the store through what it offers to others.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod faults;
 mod index;

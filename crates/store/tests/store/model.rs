@@ -148,9 +148,7 @@ impl World {
         for part in parts {
             let bytes = runs(part);
             self.store.extents(&mut pending, &bytes, 1).unwrap();
-            if !bytes.is_empty() {
-                running = hash::delta(&running, size, &bytes);
-            }
+            running = hash::delta(&running, size, &bytes);
         }
         let root = root(&map, size);
         let old = head.map(|h| (h.point().checkpoint, h.point().root));
@@ -225,8 +223,13 @@ fn open_write(kit: &Kit, store: &VaultStore, instance: u8) -> u64 {
     store.open_write(&VOLUME, kit.writer(0), InstanceId([instance; 16]), false, 1).unwrap()
 }
 
+fn config() -> ProptestConfig {
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok());
+    ProptestConfig { cases: cases.unwrap_or(32), ..ProptestConfig::default() }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
     #[test]
     fn histories_are_as_the_model_has_them(ops in prop::collection::vec(op(), 1..24)) {
         let mut world = World::new();

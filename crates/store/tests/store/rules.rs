@@ -223,3 +223,47 @@ fn commits(kit: &Kit, store: &VaultStore, id: dormouse_format::VolumeId) {
         assert!(matches!(done, Commit::Done(_)));
     }
 }
+
+#[test]
+fn a_delta_point_that_resizes_has_a_part() {
+    let (kit, store, g) = world();
+    let mut map = Map::new();
+    checkpoint(&kit, &store, g, &mut map, SIZE, &[]);
+    let root = store.head(&VOLUME).unwrap().unwrap().point().root;
+    for (size, fits) in [(SIZE / 2, false), (SIZE, true)] {
+        let plan = Plan { generation: g, size, checkpoint: Some((1, root)), hash: root };
+        let pending = store.begin(&VOLUME, g, Base::Delta, size).unwrap();
+        let done = store.commit(pending, &kit.point(&store, &plan), 1);
+        assert_eq!(matches!(done, Ok(Commit::Done(_))), fits, "{done:?}");
+        assert_eq!(matches!(done, Err(Error::Conflict { .. })), !fits);
+    }
+}
+
+/// A dense page that changes a little again and again is kept as patches, and every
+/// state of it reads back, also without any cache.
+#[test]
+fn pages_are_patched_and_made_full_again() {
+    let kit = Kit::new(64 << 20, 1000);
+    let store = kit.create();
+    let g = store.open_write(&VOLUME, kit.writer(0), InstanceId([1; 16]), false, 1).unwrap();
+    let (size, mut map) = (64 << 20, Map::new());
+    let dense: Vec<_> =
+        (0..1000).map(|i| Change::Data { start: i * 16, count: 12, seed: i % 7 }).collect();
+    checkpoint(&kit, &store, g, &mut map, size, &dense);
+    let full = store.stats().bytes;
+    let mut maps = vec![map.clone()];
+    for i in 0..20u64 {
+        let data = Change::Data { start: i * 160 + 3, count: 4, seed: 50 + i % 3 };
+        let change = [data, Change::Zero { start: 8000 + i * 20, count: 9 }];
+        checkpoint(&kit, &store, g, &mut map, size, &change);
+        maps.push(map.clone());
+    }
+    // Twenty full pages would be some 4 MB; two and the patches are a tenth.
+    assert!(store.stats().bytes - full < 700_000, "{} {full}", store.stats().bytes);
+    store.close().unwrap();
+    let (store, _) = kit.open();
+    for (seq, map) in (1..).zip(&maps) {
+        let runs = store.leaves(&VOLUME, seq, 0, u64::MAX, true).unwrap();
+        assert_eq!(&decode(&runs), map, "checkpoint {seq}");
+    }
+}

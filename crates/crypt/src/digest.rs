@@ -14,6 +14,7 @@ pub struct VaultSecrets {
     pub epoch: u32,
     digest: Zeroizing<[u8; 32]>,
     map: Zeroizing<[u8; 32]>,
+    tag_key: Zeroizing<[u8; 32]>,
     block_key: Zeroizing<[u8; 32]>,
     chunk_key: Zeroizing<[u8; 32]>,
 }
@@ -25,6 +26,7 @@ impl VaultSecrets {
             epoch,
             block_key: Zeroizing::new(blake3::derive_key("dormouse v1 block digest", &digest)),
             chunk_key: Zeroizing::new(blake3::derive_key("dormouse v1 chunk id", &digest)),
+            tag_key: Zeroizing::new(blake3::derive_key("dormouse v1 tag", &map)),
             digest: Zeroizing::new(digest),
             map: Zeroizing::new(map),
         }
@@ -90,7 +92,7 @@ impl VaultSecrets {
         input[..16].copy_from_slice(&volume.0);
         input[16..24].copy_from_slice(&block.to_le_bytes());
         input[24..].copy_from_slice(&digest.0);
-        Tag(cut16(&blake3::keyed_hash(&self.map, &input)))
+        Tag(cut16(&blake3::keyed_hash(&self.tag_key, &input)))
     }
 
     /// Digests and tags of the blocks of one leaf, and the leaf's hash. Blocks that

@@ -42,6 +42,21 @@ pub fn chain(before: &[u8; 16], header_check: &[u8; 16], durable: u64) -> [u8; 1
     cut16(&hasher)
 }
 
+/// Check of an entry's trailer, which proves it without the entries before.
+pub fn trailer_check(
+    segment_check: &[u8; 16],
+    offset: u64,
+    durable: u64,
+    chain: &[u8; 16],
+) -> [u8; 8] {
+    let mut hasher = labelled(b"dormouse trailer");
+    hasher.update(segment_check).update(&offset.to_le_bytes());
+    hasher.update(&durable.to_le_bytes()).update(chain);
+    let mut out = [0; 8];
+    out.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+    out
+}
+
 /// Check of a sealed segment's tail.
 pub fn tail_check(seal: u64, chain: &[u8; 16]) -> [u8; 16] {
     let tail = Tail { seal, check: [0; 16] }.encode();

@@ -5,6 +5,8 @@
 //! equal records, but for a collision among at most 2^32 hashes of 96 bits.
 //! A chunk is opened again before it leaves, and its digests compared.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use dormouse_format::limits::{
     BLOCK_SIZE, CHUNK_BLOCKS_MAX, CHUNK_PAYLOAD_MAX, CHUNK_PREFIX, RECORDS_PER_KEY_MAX,
     SEAL_OVERHEAD,
@@ -29,6 +31,8 @@ pub struct DataKey {
     secret: Zeroizing<[u8; 32]>,
     nonce_key: Zeroizing<[u8; 32]>,
     cipher: LessSafeKey,
+    /// Records that this key has sealed, by all workers.
+    sealed: AtomicU64,
 }
 
 impl DataKey {
@@ -44,6 +48,7 @@ impl DataKey {
             nonce_key: Zeroizing::new(blake3::derive_key("dormouse v1 data nonce", &secret)),
             secret: Zeroizing::new(secret),
             cipher: LessSafeKey::new(unbound),
+            sealed: AtomicU64::new(0),
         })
     }
 
@@ -120,12 +125,11 @@ pub struct Sealer {
     payload: Vec<u8>,
     used: usize,
     check: Vec<u8>,
-    sealed: u64,
 }
 
 impl core::fmt::Debug for Sealer {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        write!(f, "Sealer({} sealed)", self.sealed)
+        f.write_str("Sealer")
     }
 }
 
@@ -151,7 +155,6 @@ impl Sealer {
             payload: vec![0; CHUNK_PAYLOAD_MAX + SEAL_OVERHEAD],
             used: 0,
             check: vec![0; CHUNK_BLOCKS_MAX * BLOCK_SIZE],
-            sealed: 0,
         })
     }
 
@@ -164,10 +167,9 @@ impl Sealer {
         content: &[u8],
     ) -> Result<Vec<u8>> {
         debug_assert_eq!(content.len(), digests.len() * BLOCK_SIZE);
-        if self.sealed >= RECORDS_PER_KEY_MAX {
+        if who.key.sealed.fetch_add(1, Ordering::Relaxed) >= RECORDS_PER_KEY_MAX {
             return Err(Error::Key { what: "data key that has sealed 2^32 records" });
         }
-        self.sealed += 1;
         self.compress(content, digests.len())?;
         self.check_payload(who.secrets, digests)?;
         let mut header = Header {

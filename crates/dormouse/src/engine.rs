@@ -321,17 +321,15 @@ fn fetch_job(
     match job {
         FetchJob::Open(job) => {
             let who = (&*opening.trust, &*opening.secrets, &opening.volume);
-            let blocks = job.blocks;
             let mut write = |at: u64, bytes: &[u8]| match target {
                 Some(target) => target.write(at, bytes),
                 None => Ok(()),
             };
-            let result = match job.run(who, opener, &mut write) {
-                Ok(Ok(())) => Ok(()),
-                Ok(Err(disk)) => return Err(disk),
-                Err(broken) => Err(broken),
-            };
-            Ok(Some(fetch::Event::Opened { blocks, result }))
+            match job.run(who, opener, &mut write) {
+                Ok(Ok(())) => Ok(Some(fetch::Event::Opened { blocks: job.blocks })),
+                Ok(Err(disk)) => Err(disk),
+                Err(error) => Ok(Some(fetch::Event::Broken { job, error })),
+            }
         }
         FetchJob::Zero { start, count } => {
             if let Some(target) = target {

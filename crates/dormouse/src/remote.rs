@@ -160,13 +160,16 @@ pub fn check_fresh(
 ) -> Result<Freshness> {
     let Some(seen) = home.last_head(volume)? else { return Ok(Freshness::Unproven) };
     let head_seq = head.map_or(0, |h| h.point().seq);
-    let shown = match head {
-        Some(_) if head_seq >= seen.point.seq => {
-            Some(point(link, trust, volume, seen.point.seq)?)
-        }
-        _ => None,
-    };
-    history::check_anchor(Some(&seen), head, shown.as_ref())?;
+    if head_seq < seen.point.seq {
+        history::check_anchor(Some(&seen), head, None)?;
+    }
+    // Every point from the one that was seen to the head, each following the one before.
+    let span = points(link, trust, volume, seen.point.seq)?;
+    history::check_anchor(Some(&seen), head, span.first())?;
+    let end = span.iter().find(|p| p.point().seq == head_seq).map(|p| p.signed);
+    if end != head.map(|h| h.signed) {
+        return Err(dormouse_sync::Error::Fork { seq: head_seq }.into());
+    }
     Ok(Freshness::Proved)
 }
 

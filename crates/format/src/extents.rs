@@ -167,6 +167,9 @@ impl<'a> Runs<'a> {
                     return Err(invalid(WHAT, "a run reaches beyond its chunk"));
                 }
                 let chunk = crate::ids::RecordId(self.reader.array()?);
+                if chunk.is_zero() {
+                    return Err(invalid(WHAT, "a data run names no chunk"));
+                }
                 Content::Data { chunk, first, tags: self.read_tags(count)? }
             }
             KIND_TAGS => {

@@ -43,6 +43,12 @@ pub const GET_MAX: usize = 1024;
 pub const POINTS_MAX: usize = 2048;
 /// Most missing chunks named in one refusal.
 pub const MISSING_MAX: usize = 4096;
+/// Longest text of a vault's recipient, in bytes (post-quantum ones are long).
+pub const RECIPIENT_MAX: usize = 4096;
+/// Most volumes of one vault.
+pub const VOLUMES_MAX: usize = 1024;
+/// How many other records of a chunk a reader may ask for.
+pub const CHUNK_TRIES_MAX: u8 = 8;
 /// Longest name of a volume or a client, in bytes.
 pub const NAME_MAX: usize = 64;
 /// Longest text in an error message, in bytes.

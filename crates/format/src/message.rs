@@ -8,10 +8,11 @@ use crate::codec::{Error, Reader, Result, Writer, invalid};
 use crate::geometry::Place;
 use crate::ids::{
     ChunkId, Hash, InstanceId, PublicKey, RecordId, Seq, Signature, TimeNs, VaultId, VolumeId,
+    WriterId,
 };
 use crate::limits::{
     EXTENTS_MAX, FRAME_MAX, GET_MAX, HAVE_MAX, LEVEL_MAX, MISSING_MAX, NAME_MAX, POINTS_MAX,
-    RECORD_BODY_MAX, SIGNED_BODY_MAX, TEXT_MAX,
+    RECORD_BODY_MAX, SIGNED_BODY_MAX, TEXT_MAX, VOLUMES_MAX,
 };
 use crate::point::{POINT_LEN, STORED_LEN, SignedPoint, StoredPoint};
 use crate::record::Kind;
@@ -160,8 +161,13 @@ pub enum Message {
         /// Ids; for data keys the key ids.
         ids: Vec<RecordId>,
     },
-    /// Chunks by id; a `Record` or `Absent` for each, in order.
+    /// Chunks by id; a `Record` or `Absent` for each, in order. Of several records of one
+    /// id those of `writer` come first, then those of its trust group, then others.
     GetChunks {
+        /// The writer of the point that needs them.
+        writer: WriterId,
+        /// How many records of each id to pass over, because they did not hold.
+        skip: u8,
         /// The chunks.
         ids: Vec<ChunkId>,
     },
@@ -361,7 +367,6 @@ mod t {
 
 const WHAT: &str = "message";
 const RECORD_MAX: usize = crate::record::HEADER_LEN + RECORD_BODY_MAX;
-const VOLUMES_MAX: usize = 1024;
 const BUNDLE_MAX: usize = 4;
 
 impl Message {
@@ -381,7 +386,7 @@ impl Message {
         match self {
             Self::Put { record } | Self::Record { record } => record.len(),
             Self::Extents { runs } | Self::Leaves { runs } => runs.len(),
-            Self::Have { ids } | Self::GetChunks { ids } => ids.len() * RecordId::LEN,
+            Self::Have { ids } | Self::GetChunks { ids, .. } => ids.len() * RecordId::LEN,
             _ => 0,
         }
     }
@@ -412,8 +417,8 @@ impl Message {
                 w.u8(t::GET_SMALL).u8(*kind as u8);
                 write_ids(w, ids);
             }
-            Self::GetChunks { ids } => {
-                w.u8(t::GET_CHUNKS);
+            Self::GetChunks { writer, skip, ids } => {
+                w.u8(t::GET_CHUNKS).bytes(&writer.0).u8(*skip);
                 write_ids(w, ids);
             }
             Self::GetNode { volume, seq, place } => {
@@ -559,7 +564,10 @@ impl Message {
                 let kind = Kind::from_u8(r.u8()?).ok_or(invalid(WHAT, "unknown kind"))?;
                 Self::GetSmall { kind, ids: read_ids(r, GET_MAX)? }
             }
-            t::GET_CHUNKS => Self::GetChunks { ids: read_ids(r, GET_MAX)? },
+            t::GET_CHUNKS => {
+                let (writer, skip) = (WriterId(r.array()?), r.u8()?);
+                Self::GetChunks { writer, skip, ids: read_ids(r, GET_MAX)? }
+            }
             t::GET_NODE => {
                 let volume = VolumeId(r.array()?);
                 let seq = r.u64()?;

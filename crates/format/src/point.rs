@@ -161,6 +161,9 @@ impl Point {
         if (self.seq == 1) != self.prev.is_zero() {
             return Err(invalid(WHAT, "only the first point has none before it"));
         }
+        if self.epoch == 0 {
+            return Err(invalid(WHAT, "epochs begin at 1"));
+        }
         if self.size > VOLUME_SIZE_MAX {
             return Err(invalid(WHAT, "the size is above the largest volume"));
         }

@@ -6,7 +6,9 @@
 use crate::codec::{Error, Reader, Result, Writer, invalid};
 use crate::ids::{KeyId, RecordId, WriterId};
 use crate::limits::SIGNED_BODY_MAX;
-use crate::limits::{CHUNK_BLOCKS_MAX, CHUNK_PAYLOAD_MAX, RECORD_BODY_MAX, SEAL_OVERHEAD};
+use crate::limits::{
+    BLOCK_SIZE, CHUNK_BLOCKS_MAX, CHUNK_PAYLOAD_MAX, CHUNK_PREFIX, RECORD_BODY_MAX, SEAL_OVERHEAD,
+};
 
 const WHAT: &str = "record header";
 
@@ -201,6 +203,13 @@ impl Header {
         };
         if !count_fits {
             return Err(invalid(WHAT, "the count of blocks does not fit the kind"));
+        }
+        let most = CHUNK_PREFIX + usize::from(self.count) * BLOCK_SIZE + SEAL_OVERHEAD;
+        if self.kind == Kind::Chunk && self.body_len as usize > most {
+            return Err(invalid(WHAT, "the body is longer than its blocks can be"));
+        }
+        if (self.kind == Kind::Chunk) == (self.epoch == 0) {
+            return Err(invalid(WHAT, "the epoch does not fit the kind"));
         }
         if self.kind.sealed() == self.key.is_zero() {
             return Err(invalid(WHAT, "the key id does not fit the kind"));

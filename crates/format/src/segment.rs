@@ -19,7 +19,7 @@ pub const HEADER_LEN: usize = 128;
 /// Bytes of the header that its check covers.
 pub const CHECKED_LEN: usize = 112;
 /// Bytes after each record.
-pub const TRAILER_LEN: usize = 24;
+pub const TRAILER_LEN: usize = 32;
 /// Bytes after the seal's entry.
 pub const TAIL_LEN: usize = 32;
 /// Most records in a segment.
@@ -85,6 +85,10 @@ pub struct Trailer {
     pub durable: u64,
     /// Hash of the chain value before, the record's header check, and `durable`.
     pub chain: [u8; 16],
+    /// Hash of the segment's header check, the entry's offset, `durable` and `chain`: proves
+    /// the trailer by itself, where the chain before it is lost. Nobody but the store
+    /// knows the header check, so a client cannot plant one in a body.
+    pub check: [u8; 8],
 }
 
 impl Trailer {
@@ -92,14 +96,15 @@ impl Trailer {
     pub fn encode(&self) -> [u8; TRAILER_LEN] {
         let mut out = [0; TRAILER_LEN];
         out[..8].copy_from_slice(&self.durable.to_le_bytes());
-        out[8..].copy_from_slice(&self.chain);
+        out[8..24].copy_from_slice(&self.chain);
+        out[24..].copy_from_slice(&self.check);
         out
     }
 
     /// Reads a trailer.
     pub fn decode(bytes: &[u8; TRAILER_LEN]) -> Result<Self> {
         let mut r = Reader::new(bytes, "entry trailer");
-        Ok(Self { durable: r.u64()?, chain: r.array()? })
+        Ok(Self { durable: r.u64()?, chain: r.array()?, check: r.array()? })
     }
 }
 
@@ -222,7 +227,7 @@ mod tests {
         let mut newer = h.encode();
         newer[8] = 2;
         assert!(matches!(Header::decode(&newer), Err(Error::Version { found: 2, .. })));
-        let t = Trailer { durable: 9, chain: [4; 16] };
+        let t = Trailer { durable: 9, chain: [4; 16], check: [5; 8] };
         assert_eq!(Trailer::decode(&t.encode()), Ok(t));
         let t = Tail { seal: 10, check: [5; 16] };
         assert_eq!(Tail::decode(&t.encode()), Some(t));

@@ -7,7 +7,7 @@ use crate::codec::{Reader, Result, Writer, invalid};
 use crate::ids::{
     ChunkId, InstanceId, KeyId, PublicKey, RecordId, Signature, TimeNs, VaultId, VolumeId, WriterId,
 };
-use crate::limits::{NAME_MAX, SIGNED_BODY_MAX};
+use crate::limits::{NAME_MAX, RECIPIENT_MAX, SIGNED_BODY_MAX};
 
 /// Whether `name` may name a volume or a client: 1 to 64 bytes out of letters,
 /// digits, `.`, `_` and `-`, not beginning with `.` or `-`.
@@ -77,7 +77,7 @@ impl Signed for Vault {
     fn read(r: &mut Reader<'_>) -> Result<Self> {
         let authority = PublicKey(r.array()?);
         let created = r.u64()?;
-        Ok(Self { authority, recipient: r.text(128)?, created })
+        Ok(Self { authority, recipient: r.text(RECIPIENT_MAX)?, created })
     }
 }
 
@@ -136,6 +136,9 @@ impl Signed for VaultKeys {
     fn read(r: &mut Reader<'_>) -> Result<Self> {
         let vault = VaultId(r.array()?);
         let epoch = r.u32()?;
+        if epoch == 0 {
+            return Err(invalid(Self::WHAT, "epochs begin at 1"));
+        }
         Ok(Self { vault, epoch, wrapped: r.blob(SIGNED_BODY_MAX)?.to_vec() })
     }
 }

@@ -189,7 +189,8 @@ impl<'a> Scrub<'a> {
                     table.push(&entry.header, entry.offset);
                 }
                 Err(why) => {
-                    let torn = last && walk::durable_beyond(bytes, walk.at).is_none();
+                    let torn =
+                        last && walk::durable_beyond(bytes, &walk.segment_check, walk.at).is_none();
                     if torn && self.live {
                         break;
                     }

@@ -54,7 +54,12 @@ pub enum Action {
 
 enum Job {
     Whole(Place, Hash),
-    Page { index: u64, hashes: Box<[Hash; FANOUT as usize]>, asked: u64, leaves: Option<Vec<LeafEntries>> },
+    Page {
+        index: u64,
+        hashes: Box<[Hash; FANOUT as usize]>,
+        asked: u64,
+        leaves: Option<Vec<LeafEntries>>,
+    },
 }
 
 enum Question {
@@ -126,7 +131,9 @@ impl Checkpoint {
             (Some(Question::Deltas), Message::Done) => self.walk()?,
             (Some(Question::Node), Message::Node { mask, hashes }) => {
                 let walker = self.walker.as_mut();
-                walker.ok_or(Error::Protocol { what: "a node without a walk" })?.answer(mask, &hashes)?;
+                walker
+                    .ok_or(Error::Protocol { what: "a node without a walk" })?
+                    .answer(mask, &hashes)?;
             }
             (Some(Question::Leaves(page)), Message::Leaves { runs }) => self.leaves(page, &runs)?,
             (Some(Question::Commit), Message::Committed { receipt }) => {
@@ -198,7 +205,10 @@ impl Checkpoint {
                 }
                 (Front::End, Some(o)) => (o, None),
                 (Front::Wait(first) | Front::Page(first), Some(o))
-                    if first >= (o + 1) * PAGE_BLOCKS => (o, None),
+                    if first >= (o + 1) * PAGE_BLOCKS =>
+                {
+                    (o, None)
+                }
                 (Front::Whole(place, _), Some(o)) if place.first_block() > o * PAGE_BLOCKS => {
                     (o, None)
                 }

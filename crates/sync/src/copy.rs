@@ -171,9 +171,16 @@ enum Old {
 }
 
 enum Compare {
-    Leaf { index: u64, data: Arc<LeafData>, hashes: Box<Hashes>, old: Old },
+    Leaf {
+        index: u64,
+        data: Arc<LeafData>,
+        hashes: Box<Hashes>,
+        old: Old,
+    },
     /// The leaf is all zero now, and was not.
-    Zeroed { index: u64 },
+    Zeroed {
+        index: u64,
+    },
 }
 
 struct Page {
@@ -219,6 +226,7 @@ pub struct Copy {
     asked: VecDeque<Vec<ChunkId>>,
     extents: ExtentsWriter,
     deltas: Hash,
+    parts: u64,
     tree: TreeHasher,
     barriers: VecDeque<u64>,
     last_barrier: u64,
@@ -288,6 +296,7 @@ impl Copy {
             asked: VecDeque::new(),
             extents: ExtentsWriter::new(),
             deltas,
+            parts: 0,
             tree: TreeHasher::new(),
             barriers: VecDeque::new(),
             last_barrier: 0,
@@ -398,7 +407,9 @@ impl Copy {
                 return Ok(false);
             }
             (Some(s), Front::End) => (s, None),
-            (Some(s), Front::Wait(first) | Front::Page(first)) if first >= (s + 1) * PAGE_BLOCKS => {
+            (Some(s), Front::Wait(first) | Front::Page(first))
+                if first >= (s + 1) * PAGE_BLOCKS =>
+            {
                 (s, None)
             }
             (_, Front::Wait(_)) => return Ok(false),
@@ -653,7 +664,8 @@ impl Copy {
 
     fn sealed(&mut self, id: ChunkId, record: Vec<u8>, actions: &mut Vec<Action>) -> Result<()> {
         let waiting = self.waiting.get_mut(&id);
-        let waiting = waiting.ok_or(Error::Protocol { what: "a sealed chunk that nobody wants" })?;
+        let waiting =
+            waiting.ok_or(Error::Protocol { what: "a sealed chunk that nobody wants" })?;
         waiting.ready = true;
         self.progress.sent += 1;
         self.progress.sent_bytes += record.len() as u64;
@@ -685,7 +697,9 @@ impl Copy {
                 self.send_extents(actions);
             }
         }
-        if all && !self.extents.is_empty() {
+        // A delta point has at least one part: it carries the size.
+        let first = self.plan.mode == Mode::Changes && self.parts == 0;
+        if all && (first || !self.extents.is_empty()) {
             self.send_extents(actions);
         }
     }
@@ -709,6 +723,7 @@ impl Copy {
 
     fn send_extents(&mut self, actions: &mut Vec<Action>) {
         let runs = self.extents.take();
+        self.parts += 1;
         if self.plan.mode == Mode::Changes {
             self.deltas = hash::delta(&self.deltas, self.plan.size, &runs);
         }

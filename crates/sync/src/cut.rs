@@ -93,7 +93,12 @@ mod tests {
 
     fn leaf() -> Arc<LeafData> {
         let claim = Budget::default().claim(0);
-        Arc::new(LeafData { runs: vec![(0, 200)], bytes: vec![1; 200 * BLOCK_SIZE], skip: 0, claim })
+        Arc::new(LeafData {
+            runs: vec![(0, 200)],
+            bytes: vec![1; 200 * BLOCK_SIZE],
+            skip: 0,
+            claim,
+        })
     }
 
     fn cut(blocks: &[(Block, u8)]) -> Vec<(Block, usize)> {

@@ -41,7 +41,9 @@ pub enum Error {
         why: &'static str,
     },
     /// The server shows an older state than this machine has seen acknowledged.
-    #[error("the server has lost history: it shows point {shown}, and had acknowledged point {seen}")]
+    #[error(
+        "the server has lost history: it shows point {shown}, and had acknowledged point {seen}"
+    )]
     Rollback {
         /// The newest point that this machine knows of.
         seen: Seq,
@@ -49,7 +51,9 @@ pub enum Error {
         shown: Seq,
     },
     /// The server shows another history than this machine has seen.
-    #[error("the server shows another history: its point {seq} is not the one that it acknowledged")]
+    #[error(
+        "the server shows another history: its point {seq} is not the one that it acknowledged"
+    )]
     Fork {
         /// The point that differs.
         seq: Seq,

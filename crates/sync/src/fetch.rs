@@ -11,12 +11,14 @@ use std::sync::Arc;
 use dormouse_crypt::seal::{DataKey, Opener};
 use dormouse_crypt::{Identity, VaultSecrets, record};
 use dormouse_format::geometry;
-use dormouse_format::limits::{BLOCK_SIZE, FANOUT, GET_MAX, LEAF_BLOCKS, PAGE_BLOCKS};
+use dormouse_format::limits::{
+    BLOCK_SIZE, CHUNK_TRIES_MAX, FANOUT, GET_MAX, LEAF_BLOCKS, PAGE_BLOCKS,
+};
 use dormouse_format::message::Message;
 use dormouse_format::point::StoredPoint;
 use dormouse_format::record::{Kind, split};
 use dormouse_format::vault::{self, Signed};
-use dormouse_format::{Block, ChunkId, Hash, KeyId, RecordId, Tag, VolumeId};
+use dormouse_format::{Block, ChunkId, Hash, KeyId, RecordId, Tag, VolumeId, WriterId};
 
 use crate::error::{Error, Result, unexpected};
 use crate::history::Trust;
@@ -62,6 +64,8 @@ pub struct OpenJob {
     pub placements: Vec<Placement>,
     /// Blocks that this job counts for.
     pub blocks: u64,
+    /// How many other records of the chunk did not hold before this one.
+    skip: u8,
 }
 
 impl OpenJob {
@@ -102,12 +106,17 @@ impl OpenJob {
 pub enum Event {
     /// The server's answer.
     Message(Message),
-    /// A chunk was opened and written, or could not be.
+    /// A chunk was opened and written.
     Opened {
         /// Blocks that the job counted for.
         blocks: u64,
-        /// Whether it held.
-        result: Result<()>,
+    },
+    /// A chunk did not hold; nothing of it was written.
+    Broken {
+        /// The job.
+        job: OpenJob,
+        /// Why.
+        error: Error,
     },
     /// Tags of a leaf of the destination, as it is now.
     Local {
@@ -171,6 +180,18 @@ struct Want {
     id: ChunkId,
     placements: Vec<Placement>,
     blocks: u64,
+    skip: u8,
+    /// Why the record before did not hold.
+    error: Option<Error>,
+}
+
+impl Want {
+    /// The chunk cannot be had: what was wrong first counts most.
+    fn fault(self, why: &str) -> Error {
+        let block = self.placements.first().map_or(0, |p| p.start);
+        let why = self.error.map_or_else(|| why.to_owned(), |e| e.to_string());
+        Error::Chunk { id: self.id, block, why }
+    }
 }
 
 enum Question {
@@ -210,7 +231,8 @@ pub struct Fetch {
     walked: bool,
     want: VecDeque<Want>,
     under_way: u64,
-    keys: HashMap<KeyId, Arc<DataKey>>,
+    keys: HashMap<KeyId, (Arc<DataKey>, WriterId)>,
+    key_error: Option<Error>,
     held: HashMap<KeyId, Vec<(Want, Vec<u8>)>>,
     questions: VecDeque<Question>,
     progress: Progress,
@@ -241,6 +263,7 @@ impl Fetch {
             want: VecDeque::new(),
             under_way: 0,
             keys: HashMap::new(),
+            key_error: None,
             held: HashMap::new(),
             questions: VecDeque::new(),
             progress: Progress::default(),
@@ -280,13 +303,11 @@ impl Fetch {
     pub fn step(&mut self, event: Event, actions: &mut Vec<Action>) -> Result<()> {
         match event {
             Event::Message(message) => self.message(message, actions)?,
-            Event::Opened { blocks, result } => {
+            Event::Opened { blocks } => {
                 self.under_way -= blocks;
-                match result {
-                    Ok(()) => self.progress.written += blocks,
-                    Err(e) => self.fault(e)?,
-                }
+                self.progress.written += blocks;
             }
+            Event::Broken { job, error } => self.broken(job, error, actions)?,
             Event::Local { index, tags } => {
                 let page = self.pages.iter_mut().find(|p| p.index == index / FANOUT);
                 let page = page.ok_or(Error::Protocol { what: "a leaf that was not read" })?;
@@ -294,6 +315,31 @@ impl Fetch {
             }
         }
         self.advance(actions)
+    }
+
+    /// Another record of the same chunk may hold: anybody who writes to the vault can
+    /// put a bad one under any id.
+    fn broken(&mut self, job: OpenJob, error: Error, actions: &mut Vec<Action>) -> Result<()> {
+        let (header, _) = split(&job.record)?;
+        let want = Want {
+            id: header.id,
+            placements: job.placements,
+            blocks: job.blocks,
+            skip: job.skip + 1,
+            error: Some(error),
+        };
+        self.again(want, actions)
+    }
+
+    fn again(&mut self, want: Want, actions: &mut Vec<Action>) -> Result<()> {
+        if want.skip > CHUNK_TRIES_MAX {
+            self.under_way -= want.blocks;
+            return self.fault(want.fault("no record of it holds"));
+        }
+        let (writer, skip, ids) = (self.plan.point.point().writer, want.skip, vec![want.id]);
+        actions.push(Action::Send(Message::GetChunks { writer, skip, ids }));
+        self.questions.push_back(Question::Chunk(want));
+        Ok(())
     }
 
     fn fault(&mut self, e: Error) -> Result<()> {
@@ -403,9 +449,8 @@ impl Fetch {
 
     /// Turns the front page into wanted chunks, if all of it is known.
     fn plan_page(&mut self, actions: &mut Vec<Action>) -> bool {
-        let known = |p: &PageJob| {
-            p.leaves.is_some() && p.local.len() as u32 == p.local_mask.count_ones()
-        };
+        let known =
+            |p: &PageJob| p.leaves.is_some() && p.local.len() as u32 == p.local_mask.count_ones();
         if !self.pages.front().is_some_and(known) {
             return false;
         }
@@ -466,7 +511,8 @@ impl Fetch {
             self.questions.push_back(Question::Chunk(want));
         }
         if !ids.is_empty() {
-            actions.push(Action::Send(Message::GetChunks { ids }));
+            let writer = self.plan.point.point().writer;
+            actions.push(Action::Send(Message::GetChunks { writer, skip: 0, ids }));
         }
     }
 
@@ -490,9 +536,7 @@ impl Fetch {
             }
             (Some(Question::Chunk(want)), Message::Absent { .. }) => {
                 self.under_way -= want.blocks;
-                let block = want.placements.first().map_or(0, |p| p.start);
-                let why = "the server does not have it, or only damaged".to_owned();
-                self.fault(Error::Chunk { id: want.id, block, why })
+                self.fault(want.fault("the server does not have it, or only damaged"))
             }
             (Some(Question::Key(id)), Message::Record { record }) => {
                 self.questions.push_front(Question::Key(id));
@@ -521,13 +565,19 @@ impl Fetch {
         }
         self.progress.chunks += 1;
         self.progress.received += bytes.len() as u64;
+        self.opened(want, bytes, actions)
+    }
+
+    /// Opens a record, or asks for its key first.
+    fn opened(&mut self, want: Want, bytes: Vec<u8>, actions: &mut Vec<Action>) -> Result<()> {
+        let (header, _) = split(&bytes)?;
         match self.keys.get(&header.key) {
-            Some(key) => actions.push(Action::Open(OpenJob {
-                record: bytes,
-                key: Arc::clone(key),
-                placements: want.placements,
-                blocks: want.blocks,
-            })),
+            Some((_, maker)) if *maker != header.writer => {
+                let error = Error::Protocol { what: "a chunk under another writer's key" };
+                let want = Want { skip: want.skip + 1, error: Some(error), ..want };
+                return self.again(want, actions);
+            }
+            Some((key, _)) => actions.push(open(want, bytes, key)),
             None => {
                 let held = self.held.entry(header.key).or_default();
                 if held.is_empty() {
@@ -546,35 +596,42 @@ impl Fetch {
         if header.kind != Kind::DataKey {
             return Err(Error::Protocol { what: "a record that is no data key" });
         }
+        // Anybody who writes to the vault can put a key's record under this id. One that
+        // does not hold is passed over.
         let writer = vault::DataKey::decode(body)?.0.writer;
         let Some(cert) = self.trust.writer(&writer) else { return Ok(()) };
-        let key = DataKey::unwrap(self.trust.vault(), body, &cert.key, &self.identity)?;
-        if key.id == id {
-            self.keys.insert(id, Arc::new(key));
+        match DataKey::unwrap(self.trust.vault(), body, &cert.key, &self.identity) {
+            Ok(key) if key.id == id => {
+                self.keys.insert(id, (Arc::new(key), writer));
+            }
+            Ok(_) => {}
+            Err(e) => self.key_error = Some(e.into()),
         }
         Ok(())
     }
 
     fn key_end(&mut self, id: KeyId, actions: &mut Vec<Action>) -> Result<()> {
         let held = self.held.remove(&id).unwrap_or_default();
-        for (want, record) in held {
-            match self.keys.get(&id) {
-                Some(key) => actions.push(Action::Open(OpenJob {
-                    record,
-                    key: Arc::clone(key),
-                    placements: want.placements,
-                    blocks: want.blocks,
-                })),
-                None => {
-                    self.under_way -= want.blocks;
+        for (mut want, record) in held {
+            if self.keys.contains_key(&id) {
+                self.opened(want, record, actions)?;
+            } else {
+                want.skip += 1;
+                want.error = want.error.or_else(|| {
+                    let why = "its data key is not there, or of an unknown writer".to_owned();
                     let block = want.placements.first().map_or(0, |p| p.start);
-                    let why = format!("its data key {id} is not there, or of an unknown writer");
-                    self.fault(Error::Chunk { id: want.id, block, why })?;
-                }
+                    self.key_error.clone().or(Some(Error::Chunk { id: want.id, block, why }))
+                });
+                self.again(want, actions)?;
             }
         }
         Ok(())
     }
+}
+
+fn open(want: Want, record: Vec<u8>, key: &Arc<DataKey>) -> Action {
+    let Want { placements, blocks, skip, .. } = want;
+    Action::Open(OpenJob { record, key: Arc::clone(key), placements, blocks, skip })
 }
 
 /// Groups the blocks of a page by chunk.
@@ -595,14 +652,22 @@ impl Planner {
 
     fn block(&mut self, block: Block, entry: &Entry) {
         let at = *self.by_chunk.entry(entry.chunk).or_insert_with(|| {
-            self.wants.push(Want { id: entry.chunk, placements: Vec::new(), blocks: 0 });
+            self.wants.push(Want {
+                id: entry.chunk,
+                placements: Vec::new(),
+                blocks: 0,
+                skip: 0,
+                error: None,
+            });
             self.wants.len() - 1
         });
         let want = &mut self.wants[at];
         want.blocks += 1;
         if let Some(last) = want.placements.last_mut() {
             let n = last.tags.len();
-            if last.start + n as u64 == block && usize::from(last.first) + n == usize::from(entry.index) {
+            if last.start + n as u64 == block
+                && usize::from(last.first) + n == usize::from(entry.index)
+            {
                 last.tags.push(entry.tag);
                 return;
             }

@@ -40,7 +40,11 @@ impl Trust {
         if cert.vault != self.vault {
             return Err(CryptError::Key { what: "certificate of another vault" }.into());
         }
-        self.writers.insert(hash::writer_id(&cert.key), cert);
+        // Of several certificates of one writer the one issued last counts.
+        let known = self.writers.entry(hash::writer_id(&cert.key)).or_insert_with(|| cert.clone());
+        if cert.issued > known.issued {
+            *known = cert;
+        }
         Ok(())
     }
 

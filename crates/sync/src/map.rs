@@ -172,8 +172,7 @@ impl Walker {
 
     /// A walk that opens only subtrees for which `wanted` holds.
     pub fn only(root: Root, wanted: Box<dyn Fn(Place) -> bool + Send>) -> Self {
-        let mut walker =
-            Self { root, items: BTreeMap::new(), asked: VecDeque::new(), wanted };
+        let mut walker = Self { root, items: BTreeMap::new(), asked: VecDeque::new(), wanted };
         walker.add(Place { level: geometry::top_level(root.size), index: 0 }, root.top);
         walker
     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use dormouse_crypt::invite::{Binding, verifier};
 use dormouse_crypt::{hash, keys, record};
-use dormouse_format::limits::{HAVE_MAX, POINTS_MAX};
+use dormouse_format::limits::{CHUNK_TRIES_MAX, HAVE_MAX, POINTS_MAX};
 use dormouse_format::message::{Base, Message, Refusal, VolumeItem};
 use dormouse_format::record::Kind;
 use dormouse_format::vault::{Cert, DataKey, Distrust, Signed, VaultKeys, name_is_valid};
@@ -141,6 +141,17 @@ impl Session {
         self.open.as_ref().map(|o| o.client.name.as_str())
     }
 
+    /// The connection has ended: what it wrote is put on record as durable, so that
+    /// damage to it can later be told from a torn end.
+    pub fn end(&mut self) {
+        if let Some(open) = self.open.take()
+            && open.volume.is_some()
+        {
+            // What fails here was acknowledged before, and is found by the next one.
+            let _ = open.store.note().and_then(|()| open.store.barrier());
+        }
+    }
+
     /// Takes one message and answers it.
     pub fn handle(&mut self, now: TimeNs, message: Message, out: Out<'_>) -> After {
         let read = is_read(&message);
@@ -176,15 +187,8 @@ impl Session {
         let authority = authority(&store, &client.vault)?;
         let writer_key = writer_key(&store, &authority, &client.vault, &client.writer)?;
         let (vault, name) = (client.vault, client.name.clone());
-        let open = Open {
-            store,
-            client,
-            writer_key,
-            authority,
-            instance,
-            volume: None,
-            pending: None,
-        };
+        let open =
+            Open { store, client, writer_key, authority, instance, volume: None, pending: None };
         self.open = Some(open);
         out(Message::Welcome { vault, name, time: now });
         Ok(())
@@ -220,15 +224,16 @@ impl Session {
         let cert_key = parts.cert.0.key;
         self.binding.check_writer(&cert_key, &proofs.writer).map_err(wrong)?;
         let vault = parts.cert.0.vault;
-        let store = match self.registry.vault(&vault)? {
+        let there = self.registry.vault(&vault)?;
+        if there.is_none() && parts.vault.is_none() {
+            let text = "the certificate is of a vault that is not on this server";
+            return Err(Refused::new(Refusal::NotFound, text));
+        }
+        parts.check(there.as_deref(), &vault).map_err(wrong)?;
+        let store = match there {
             Some(store) => store,
-            None if parts.vault.is_some() => self.registry.create_vault(&vault, now)?,
-            None => {
-                let text = "the certificate is of a vault that is not on this server";
-                return Err(Refused::new(Refusal::NotFound, text));
-            }
+            None => self.registry.create_vault(&vault, now)?,
         };
-        parts.check(&store, &vault).map_err(wrong)?;
         // The vault's own record comes first: the others are checked against it.
         for kind in [Kind::Vault, Kind::Cert, Kind::VaultKeys] {
             let of_kind = |part: &&Vec<u8>| part[4] == kind as u8;
@@ -252,7 +257,9 @@ impl Session {
         cert: &[u8],
     ) -> Result<Client, Refused> {
         // An unknown vault and a wrong proof look alike.
-        let denied = || Refused::new(Refusal::NotAuthorised, "this server does not know this vault's authority");
+        let denied = || {
+            Refused::new(Refusal::NotAuthorised, "this server does not know this vault's authority")
+        };
         if !name_is_valid(&name) {
             return Err(Refused::new(Refusal::Protocol, "the client's name is not valid"));
         }
@@ -306,13 +313,18 @@ impl Bundle {
     }
 
     /// Every part is signed by the authority of the vault that the certificate names.
-    fn check(&self, store: &VaultStore, vault: &VaultId) -> Result<(), dormouse_crypt::Error> {
+    fn check(
+        &self,
+        store: Option<&VaultStore>,
+        vault: &VaultId,
+    ) -> Result<(), dormouse_crypt::Error> {
         let body = match &self.vault {
             Some(body) => body.clone(),
             None => store
-                .small(Kind::Vault, &[])
-                .ok()
-                .and_then(|all| all.first().map(|r| r[dormouse_format::record::HEADER_LEN..].to_vec()))
+                .and_then(|s| s.small(Kind::Vault, &[]).ok())
+                .and_then(|all| {
+                    all.first().map(|r| r[dormouse_format::record::HEADER_LEN..].to_vec())
+                })
                 .ok_or(dormouse_crypt::Error::Key { what: "vault without record" })?,
         };
         let authority = keys::verify_vault(vault, &body)?.authority;
@@ -329,14 +341,17 @@ impl Bundle {
 
 fn body_of(bytes: &[u8], kind: Kind) -> Result<&[u8], dormouse_crypt::Error> {
     let (header, body) = record::check(bytes)?;
-    if header.kind == kind { Ok(body) } else { Err(dormouse_crypt::Error::Key { what: kind.name() }) }
+    if header.kind == kind {
+        Ok(body)
+    } else {
+        Err(dormouse_crypt::Error::Key { what: kind.name() })
+    }
 }
 
 fn authority(store: &VaultStore, vault: &VaultId) -> Result<PublicKey, Refused> {
     let records = store.small(Kind::Vault, &[]).map_err(refuse)?;
-    let found = records.iter().find_map(|r| {
-        keys::verify_vault(vault, body_of(r, Kind::Vault).ok()?).ok()
-    });
+    let found =
+        records.iter().find_map(|r| keys::verify_vault(vault, body_of(r, Kind::Vault).ok()?).ok());
     found.map(|v| v.authority).ok_or_else(|| {
         Refused::new(Refusal::Damaged, "the vault's own record is missing or damaged in the store")
     })
@@ -349,12 +364,16 @@ fn writer_key(
     writer: &WriterId,
 ) -> Result<PublicKey, Refused> {
     let records = store.small(Kind::Cert, &[]).map_err(refuse)?;
-    let found = records.iter().find_map(|r| {
+    let certs = records.iter().filter_map(|r| {
         let cert: Cert = keys::verify_body(authority, body_of(r, Kind::Cert).ok()?).ok()?;
-        (cert.vault == *vault && hash::writer_id(&cert.key) == *writer).then_some(cert.key)
+        (cert.vault == *vault && hash::writer_id(&cert.key) == *writer).then_some(cert)
     });
+    let found = certs.max_by_key(|cert| cert.issued).map(|cert| cert.key);
     found.ok_or_else(|| {
-        Refused::new(Refusal::Damaged, "this client's certificate is missing or damaged in the store")
+        Refused::new(
+            Refusal::Damaged,
+            "this client's certificate is missing or damaged in the store",
+        )
     })
 }
 
@@ -383,7 +402,7 @@ impl Open {
                 Ok(())
             }
             Message::GetSmall { kind, ids } => self.get_small(kind, &ids, out),
-            Message::GetChunks { ids } => self.get_chunks(&ids, out),
+            Message::GetChunks { writer, skip, ids } => self.get_chunks(&writer, skip, &ids, out),
             Message::GetNode { volume, seq, place } => {
                 let children = self.store.node(&volume, seq, place).map_err(refuse)?;
                 let mut mask = 0u64;
@@ -396,8 +415,7 @@ impl Open {
                 Ok(())
             }
             Message::GetLeaves { volume, seq, page, mask, hints } => {
-                let runs =
-                    self.store.leaves(&volume, seq, page, mask, hints).map_err(refuse)?;
+                let runs = self.store.leaves(&volume, seq, page, mask, hints).map_err(refuse)?;
                 out(Message::Leaves { runs });
                 Ok(())
             }
@@ -436,7 +454,10 @@ impl Open {
             Message::Distrust { body } => {
                 let value: Distrust = self.verified(&body)?;
                 if value.vault != self.client.vault || value.by != self.client.writer {
-                    return Err(Refused::new(Refusal::BadRecord, "the distrust is not by this client"));
+                    return Err(Refused::new(
+                        Refusal::BadRecord,
+                        "the distrust is not by this client",
+                    ));
                 }
                 let bytes = record::plain(Kind::Distrust, self.client.writer, &body);
                 self.store.put(&bytes, now).map_err(refuse)?;
@@ -465,10 +486,15 @@ impl Open {
     }
 
     fn get_small(&self, kind: Kind, ids: &[RecordId], out: Out<'_>) -> Step {
-        if !matches!(kind, Kind::Vault | Kind::Cert | Kind::VaultKeys | Kind::DataKey | Kind::Volume)
-            || (kind == Kind::DataKey && ids.is_empty())
+        if !matches!(
+            kind,
+            Kind::Vault | Kind::Cert | Kind::VaultKeys | Kind::DataKey | Kind::Volume
+        ) || (kind == Kind::DataKey && ids.is_empty())
         {
-            return Err(Refused::new(Refusal::Protocol, "records of this kind are not given out so"));
+            return Err(Refused::new(
+                Refusal::Protocol,
+                "records of this kind are not given out so",
+            ));
         }
         for record in self.store.small(kind, ids).map_err(refuse)? {
             out(Message::Record { record });
@@ -477,11 +503,16 @@ impl Open {
         Ok(())
     }
 
-    fn get_chunks(&self, ids: &[ChunkId], out: Out<'_>) -> Step {
+    fn get_chunks(&self, writer: &WriterId, skip: u8, ids: &[ChunkId], out: Out<'_>) -> Step {
+        if skip > CHUNK_TRIES_MAX {
+            return Err(Refused::new(Refusal::Protocol, "too many records passed over"));
+        }
         for &id in ids {
-            out(match self.store.chunk(&id).map_err(refuse)? {
-                Some(record) => Message::Record { record },
-                None => Message::Absent { id },
+            // A damaged chunk is as good as none here: scrub tells where the damage is.
+            out(match self.store.chunk(&id, writer, skip) {
+                Ok(Some(record)) => Message::Record { record },
+                Ok(None) | Err(StoreError::Damaged { .. }) => Message::Absent { id },
+                Err(e) => return Err(refuse(e)),
             });
         }
         Ok(())
@@ -546,8 +577,8 @@ impl Open {
                 }
             }
             Kind::Cert => {
-                let value: Cert = keys::verify_body(&self.authority, body)
-                    .map_err(|e| bad(&e.to_string()))?;
+                let value: Cert =
+                    keys::verify_body(&self.authority, body).map_err(|e| bad(&e.to_string()))?;
                 if value.vault != self.client.vault {
                     return Err(bad("the certificate is of another vault"));
                 }

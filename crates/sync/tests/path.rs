@@ -1,5 +1,5 @@
 //! The whole path in memory: copy, copy again, list, restore each point.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 mod common;
 
@@ -177,17 +177,24 @@ fn an_older_connection_is_fenced() {
     let volume = world.volume(&machine, "disk");
     let mut old = world.hello(&machine).unwrap();
     world.open(&mut old, volume).unwrap();
-    let newer = common::Machine { instance: 2, signer: machine.signer.clone(), secrets: machine.secrets.clone(), identity: machine.identity.clone(), authority: machine.authority.clone(), ..machine };
+    let newer = common::Machine {
+        instance: 2,
+        signer: machine.signer.clone(),
+        secrets: machine.secrets.clone(),
+        identity: machine.identity.clone(),
+        authority: machine.authority.clone(),
+        ..machine
+    };
     let mut random = Lcg(1);
     let disk = filled(&mut random, 8 << 20, 50);
     world.copy(&newer, volume, &disk).unwrap();
-    old.send(world.now, &Message::Begin { base: dormouse_format::message::Base::Checkpoint, size: 1 << 20 });
+    old.send(
+        world.now,
+        &Message::Begin { base: dormouse_format::message::Base::Checkpoint, size: 1 << 20 },
+    );
     old.send(world.now, &Message::Extents { runs: vec![0, 0, 1] });
     let refused = old.next();
-    assert!(
-        matches!(refused, Err(Error::Refused { refusal: Refusal::Fenced, .. })),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, Err(Error::Refused { refusal: Refusal::Fenced, .. })), "{refused:?}");
 }
 
 #[test]

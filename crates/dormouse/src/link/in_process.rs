@@ -32,6 +32,7 @@ impl Link {
             move || {
                 let mut session = Session::new(registry, binding);
                 let why = serve(&mut session, &queue, &|m| tx.send(Ok(m)).is_ok());
+                session.end();
                 queue.close(why.clone());
                 queue.set_drained();
                 drop(session);

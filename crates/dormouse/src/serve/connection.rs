@@ -66,6 +66,7 @@ fn serve(
     deframer.set_limit(FRAME_MAX);
     let link = Link::start(socket, connection, deframer).map_err(|e| e.to_string())?;
     let why = session_loop(shared, &mut session, &link);
+    session.end();
     let seconds = began.elapsed().as_secs_f64();
     shared.log.line(&format!("{from}: client '{name}': {why} after {seconds:.1} s"));
     Ok(())

@@ -25,7 +25,7 @@ fn all() -> Vec<Message> {
         Message::ListVolumes,
         Message::ListPoints { volume, from: 1, limit: 2 },
         Message::GetSmall { kind: Kind::Cert, ids: vec![] },
-        Message::GetChunks { ids: ids.clone() },
+        Message::GetChunks { writer: crate::ids::WriterId([5; 16]), skip: 1, ids: ids.clone() },
         Message::GetNode { volume, seq: 1, place: Place { level: 2, index: 3 } },
         Message::GetLeaves { volume, seq: 1, page: 2, mask: 3, hints: true },
         Message::GetDeltas { volume, seq: 9 },

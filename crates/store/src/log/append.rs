@@ -59,6 +59,8 @@ pub(crate) struct Active {
     /// Bytes written.
     pub(crate) end: u64,
     pub(crate) chain: [u8; 16],
+    /// Check of the segment's header.
+    pub(crate) segment_check: [u8; 16],
     /// Bytes known to be durable.
     pub(crate) durable: u64,
     /// The largest `durable` that stands in an entry.
@@ -114,6 +116,7 @@ pub(crate) fn begin_segment(
         file,
         end,
         chain: header.check,
+        segment_check: header.check,
         durable: end,
         noted: end,
         table: Table::default(),
@@ -201,10 +204,10 @@ impl Log {
 
     fn write(&self, active: &mut Active, header: &Header, record: &[u8]) -> Result<RecordRef> {
         let (number, at) = (active.number, active.end);
-        let trailer = Trailer {
-            durable: active.durable,
-            chain: hash::chain(&active.chain, &header.check, active.durable),
-        };
+        let durable = active.durable;
+        let chain = hash::chain(&active.chain, &header.check, durable);
+        let check = hash::trailer_check(&active.segment_check, at, durable, &chain);
+        let trailer = Trailer { durable, chain, check };
         let end = at + record.len() as u64;
         active.file.write_at(record, at).map_err(|e| self.fail("writing", number, e))?;
         active

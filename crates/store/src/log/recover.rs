@@ -154,7 +154,7 @@ fn walk_last(bytes: &[u8], number: u64, header: &segment::Header) -> Result<Walk
             Err(why) => break why,
         }
     };
-    if let Some(proof) = walk::durable_beyond(bytes, walk.at) {
+    if let Some(proof) = walk::durable_beyond(bytes, &walk.segment_check, walk.at) {
         let why = format!(
             "{why}; the record at byte {proof} says that these bytes were durable, so they are \
              damaged and not just unfinished. Nothing was changed: restore the segment from a copy"
@@ -202,6 +202,7 @@ fn last_segment(
         file: Arc::clone(&file),
         end,
         chain: walked.chain,
+        segment_check: header.check,
         durable: end,
         noted: walked.durable,
         table: walked.table,

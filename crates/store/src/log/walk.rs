@@ -27,6 +27,8 @@ pub(crate) struct Walk<'a> {
     pub(crate) at: usize,
     /// The chain value before it, if it is known.
     pub(crate) chain: Option<[u8; 16]>,
+    /// The check of the segment's header, which trailers bind.
+    pub(crate) segment_check: [u8; 16],
     /// The largest `durable` of the entries so far.
     pub(crate) durable: u64,
 }
@@ -38,6 +40,7 @@ impl<'a> Walk<'a> {
             bytes,
             at: segment::HEADER_LEN,
             chain: Some(header.check),
+            segment_check: header.check,
             durable: segment::HEADER_LEN as u64,
         }
     }
@@ -56,6 +59,9 @@ impl<'a> Walk<'a> {
         let trailer = after.first_chunk::<TRAILER_LEN>().ok_or("the entry ends too early")?;
         record::check_body(&header, body).map_err(|e| e.to_string())?;
         let trailer = Trailer::decode(trailer).map_err(|e| e.to_string())?;
+        if trailer.check != trailer_check(&self.segment_check, self.at, &trailer) {
+            return Err("the check of the entry's trailer does not hold".into());
+        }
         let follows =
             |before| trailer.chain == hash::chain(&before, &header.check, trailer.durable);
         if !self.chain.is_none_or(follows) {
@@ -94,7 +100,7 @@ impl<'a> Walk<'a> {
 
 /// Whether bytes at or after `from` hold a record whose trailer says that more
 /// than `from` was durable: then what is wrong at `from` is damage, not a torn end.
-pub(crate) fn durable_beyond(bytes: &[u8], from: usize) -> Option<usize> {
+pub(crate) fn durable_beyond(bytes: &[u8], segment_check: &[u8; 16], from: usize) -> Option<usize> {
     let mut at = from;
     while let Some(rest) = bytes.get(at..) {
         let found = rest.windows(MAGIC.len()).position(|w| w == MAGIC)?;
@@ -105,11 +111,16 @@ pub(crate) fn durable_beyond(bytes: &[u8], from: usize) -> Option<usize> {
         let Some(trailer) = bytes.get(here + header.record_len()..) else { continue };
         let Some(trailer) = trailer.first_chunk::<TRAILER_LEN>() else { continue };
         let Ok(trailer) = Trailer::decode(trailer) else { continue };
-        if trailer.durable > from as u64 && trailer.durable <= here as u64 {
+        let proved = trailer.check == trailer_check(segment_check, here, &trailer);
+        if proved && trailer.durable > from as u64 && trailer.durable <= here as u64 {
             return Some(here);
         }
     }
     None
+}
+
+fn trailer_check(segment_check: &[u8; 16], offset: usize, trailer: &Trailer) -> [u8; 8] {
+    hash::trailer_check(segment_check, offset as u64, trailer.durable, &trailer.chain)
 }
 
 /// Reads and checks a segment's header.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use dormouse_crypt::keys;
-use dormouse_format::limits::SIGNED_BODY_MAX;
+use dormouse_format::limits::{SIGNED_BODY_MAX, VOLUMES_MAX};
 use dormouse_format::point::StoredPoint;
 use dormouse_format::record::{HEADER_LEN, Kind};
 use dormouse_format::vault::{self, Generation, Signed};
@@ -49,6 +49,9 @@ impl VaultStore {
             if let Some(there) = state.volumes.get(&value.id) {
                 let same = there.body == body;
                 return if same { Ok(()) } else { Err(Error::Exists { name: value.name }) };
+            }
+            if state.volumes.len() >= VOLUMES_MAX {
+                return Err(Error::bad("the vault has as many volumes as it can"));
             }
             if state.names.contains_key(&value.name) {
                 return Err(Error::Exists { name: value.name });
@@ -110,7 +113,6 @@ impl VaultStore {
             (history.generation, history.holder)
         };
         match holder {
-            Some(h) if h == (writer, instance) => return Ok(held),
             Some((by, _)) if by != writer && !takeover => {
                 return Err(Error::Held { volume: volume.value.name.clone(), by });
             }

@@ -128,9 +128,11 @@ impl VaultStore {
         ids.iter().map(|id| self.has(writer, id, 1)).collect()
     }
 
-    /// A chunk's record: the newest that is not distrusted and not damaged. If all
-    /// are damaged, the error says where.
-    pub fn chunk(&self, id: &ChunkId) -> Result<Option<Vec<u8>>> {
+    /// A chunk's record for a point of `writer`. Of several records of the id those of
+    /// `writer` come first, then those of its trust group, then others (a volume that
+    /// was taken over refers to them), newest first; `skip` of them are passed over, and
+    /// so are distrusted and damaged ones. If all are damaged, the error says where.
+    pub fn chunk(&self, id: &ChunkId, writer: &WriterId, skip: u8) -> Result<Option<Vec<u8>>> {
         let mut found = Vec::new();
         self.find(id, &mut |e| {
             if e.kind == Kind::Chunk {
@@ -138,8 +140,13 @@ impl VaultStore {
             }
             false
         })?;
+        {
+            let state = read(&self.state);
+            let rank = |e: &Entry| (e.writer != *writer, !state.trusts(writer, &e.writer));
+            found.sort_by_key(rank);
+        }
         let mut failed = None;
-        for entry in found {
+        for entry in found.iter().skip(usize::from(skip)) {
             match self.log.segments.record(&entry.at) {
                 Ok((header, record)) if header.id == *id && header.kind == Kind::Chunk => {
                     let state = read(&self.state);

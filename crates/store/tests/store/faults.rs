@@ -86,7 +86,11 @@ fn poisoned(kit: &Kit, store: &VaultStore) {
     assert!(matches!(open(), Err(Error::Poisoned)));
     assert!(matches!(store.close(), Err(Error::Poisoned)));
     assert!(store.stats().poisoned);
-    assert_eq!(store.chunk(&chunk_of(1)).unwrap(), Some(kit.chunk(0, 1)), "reads go on");
+    assert_eq!(
+        store.chunk(&chunk_of(1), &dormouse_format::WriterId::ZERO, 0).unwrap(),
+        Some(kit.chunk(0, 1)),
+        "reads go on"
+    );
 }
 
 #[test]
@@ -99,7 +103,7 @@ fn no_room_is_said_and_poisons() {
         poisoned(&kit, &store);
         let (store, recovery) = kit.open();
         assert_eq!(recovery.torn.len(), nth as usize - 1, "half an entry was set aside");
-        assert!(store.chunk(&chunk_of(1)).unwrap().is_some());
+        assert!(store.chunk(&chunk_of(1), &dormouse_format::WriterId::ZERO, 0).unwrap().is_some());
         store.put(&kit.chunk(0, 2), 1).unwrap();
     }
 }

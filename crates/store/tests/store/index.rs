@@ -15,7 +15,11 @@ fn filled() -> (Kit, VaultStore) {
 
 fn all_there(kit: &Kit, store: &VaultStore) {
     for seed in 0..N {
-        assert_eq!(store.chunk(&chunk_of(seed)).unwrap(), Some(kit.chunk(0, seed)), "{seed}");
+        assert_eq!(
+            store.chunk(&chunk_of(seed), &dormouse_format::WriterId::ZERO, 0).unwrap(),
+            Some(kit.chunk(0, seed)),
+            "{seed}"
+        );
     }
     let ids: Vec<_> = (N..N + 500).map(chunk_of).collect();
     assert!(store.have(&kit.writer(0), &ids).unwrap().iter().all(|h| !h));

@@ -79,7 +79,12 @@ fn a_torn_end_of_any_length_is_set_aside() {
                 store.close().unwrap();
                 let (store, recovery) = kit.open();
                 assert!(recovery.torn.is_empty());
-                assert!(store.chunk(&chunk_of(77)).unwrap().is_some());
+                assert!(
+                    store
+                        .chunk(&chunk_of(77), &dormouse_format::WriterId::ZERO, 0)
+                        .unwrap()
+                        .is_some()
+                );
             }
         }
     }
@@ -147,11 +152,17 @@ fn a_store_on_disk_comes_back() {
     drop(store);
     let open = |segments, index| VaultStore::open(segments, index, kit.vault, kit.options).unwrap();
     let (store, _) = open(dir("segments"), dir("index"));
-    assert_eq!(store.chunk(&chunk_of(199)).unwrap(), Some(kit.chunk(0, 199)));
+    assert_eq!(
+        store.chunk(&chunk_of(199), &dormouse_format::WriterId::ZERO, 0).unwrap(),
+        Some(kit.chunk(0, 199))
+    );
     drop(store);
     let read_only = |s: &str| Box::new(DiskDir::open(&path.join(s)).unwrap());
     let (store, recovery) = open(read_only("segments"), Box::new(*dir("index")));
-    assert!(recovery.read_only && store.chunk(&chunk_of(1)).unwrap().is_some());
+    assert!(
+        recovery.read_only
+            && store.chunk(&chunk_of(1), &dormouse_format::WriterId::ZERO, 0).unwrap().is_some()
+    );
     assert!(matches!(store.put(&kit.chunk(0, 999), 1), Err(Error::Poisoned)));
     std::fs::remove_dir_all(path).unwrap();
 }

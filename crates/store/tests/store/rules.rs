@@ -45,8 +45,8 @@ fn records_with_a_defect_are_refused() {
     store.put(&good, 1).unwrap();
     kit.bundle().iter().for_each(|r| store.put(r, 1).unwrap());
     assert_eq!(store.stats().records, before + 1, "what is there is not written again");
-    assert_eq!(store.chunk(&chunk_of(1)).unwrap(), Some(good));
-    assert_eq!(store.chunk(&chunk_of(2)).unwrap(), None);
+    assert_eq!(store.chunk(&chunk_of(1), &dormouse_format::WriterId::ZERO, 0).unwrap(), Some(good));
+    assert_eq!(store.chunk(&chunk_of(2), &dormouse_format::WriterId::ZERO, 0).unwrap(), None);
 }
 
 #[test]
@@ -87,11 +87,14 @@ fn have_follows_trust_groups_and_distrust() {
         kit.open().0
     };
     assert!(!have(&store, 0) && !have(&store, 1));
-    assert_eq!(store.chunk(&chunk_of(5)).unwrap(), None);
+    assert_eq!(store.chunk(&chunk_of(5), &dormouse_format::WriterId::ZERO, 0).unwrap(), None);
     // A fresh copy, sealed with another key, is taken and answered.
     store.put(&kit.chunk(1, 5), 1).unwrap();
     assert!(have(&store, 0) && have(&store, 1));
-    assert_eq!(store.chunk(&chunk_of(5)).unwrap(), Some(kit.chunk(1, 5)));
+    assert_eq!(
+        store.chunk(&chunk_of(5), &dormouse_format::WriterId::ZERO, 0).unwrap(),
+        Some(kit.chunk(1, 5))
+    );
 }
 
 #[test]
@@ -115,7 +118,8 @@ fn one_writer_holds_a_volume() {
     let open = |w: usize, i: u8, takeover| {
         store.open_write(&VOLUME, kit.writer(w), InstanceId([i; 16]), takeover, 1)
     };
-    assert_eq!(open(0, 1, false).unwrap(), g);
+    assert_eq!(open(0, 1, false).unwrap(), g + 1, "also a new connection of the same instance");
+    let g = g + 1;
     assert!(matches!(open(1, 1, false), Err(Error::Held { by, .. }) if by == kit.writer(0)));
     let mut late = store.begin(&VOLUME, g, Base::Checkpoint, SIZE).unwrap();
     let point = kit.point(&store, &plan(g, &Map::new()));
@@ -127,7 +131,7 @@ fn one_writer_holds_a_volume() {
     store.close().unwrap();
     let (store, _) = kit.open();
     let back = store.open_write(&VOLUME, kit.writer(1), InstanceId([1; 16]), false, 1);
-    assert_eq!(back.unwrap(), g + 2, "the holder is remembered");
+    assert_eq!(back.unwrap(), g + 3, "the holder is remembered");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A world in memory: a server's session over a real store, a writer, a disk,
 //! and the loops that a program would run, without threads.
-#![allow(dead_code, missing_docs)]
+#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::panic)]
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -566,8 +566,13 @@ impl World {
                         Ok::<(), ()>(())
                     };
                     let who = (&*trust, &**secrets, &volume);
-                    let result = job.run(who, &mut opener, &mut write);
-                    fetch::Event::Opened { blocks: job.blocks, result: result.map(|r| r.unwrap()) }
+                    match job.run(who, &mut opener, &mut write) {
+                        Ok(done) => {
+                            done.unwrap();
+                            fetch::Event::Opened { blocks: job.blocks }
+                        }
+                        Err(error) => fetch::Event::Broken { job, error },
+                    }
                 }
                 Some(fetch::Action::Zero { start, count }) => {
                     (start..start + count).for_each(|b| {

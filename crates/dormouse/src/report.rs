@@ -99,7 +99,7 @@ impl Report {
         if self.json {
             self.event(json!({ "event": "progress", "at": at, "total": total }));
         } else {
-            let percent = if total == 0 { 100 } else { at * 100 / total };
+            let percent = (at * 100).checked_div(total).unwrap_or(100);
             self.note(&format!("{percent}% of {}, {message}", text::size(total)));
         }
     }

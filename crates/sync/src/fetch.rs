@@ -53,6 +53,9 @@ pub struct Placement {
     pub tags: Vec<Tag>,
 }
 
+/// Writes bytes at a byte address.
+pub type Write<'a, E> = &'a mut dyn FnMut(u64, &[u8]) -> core::result::Result<(), E>;
+
 /// A chunk to open and to write.
 #[derive(Debug)]
 pub struct OpenJob {
@@ -75,7 +78,7 @@ impl OpenJob {
         &self,
         who: (&Trust, &VaultSecrets, &VolumeId),
         opener: &mut Opener,
-        write: &mut dyn FnMut(u64, &[u8]) -> core::result::Result<(), E>,
+        write: Write<'_, E>,
     ) -> Result<core::result::Result<(), E>> {
         let (trust, secrets, volume) = who;
         let (header, body) = split(&self.record)?;

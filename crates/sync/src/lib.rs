@@ -7,6 +7,7 @@
 //! Leaves to others: sockets, threads, disks (the program), and what lies in the
 //! store (`dormouse-store`).
 #![forbid(unsafe_code)]
+#![allow(clippy::large_enum_variant, reason = "messages move by value, and few live at once")]
 
 pub mod checkpoint;
 pub mod copy;

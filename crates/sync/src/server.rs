@@ -604,7 +604,7 @@ fn refuse(error: StoreError) -> Refused {
         StoreError::BadRecord { .. } | StoreError::Crypt(_) | StoreError::Format(_) => {
             Refusal::BadRecord
         }
-        StoreError::Full { .. } => Refusal::Full,
+        StoreError::Full => Refusal::Full,
         StoreError::Damaged { .. } => Refusal::Damaged,
         _ => Refusal::Internal,
     };

@@ -15,7 +15,7 @@ use dormouse_format::{Digest, Hash, Tag, VolumeId};
 const OVERHEAD: u64 = 12 << 10;
 
 /// Buffers that are kept for the next leaves.
-const POOL: usize = 96;
+const POOL: usize = 72;
 /// Bytes of a pooled buffer: a leaf, and room to align it.
 pub const BUFFER: usize = LEAF_BLOCKS as usize * BLOCK_SIZE + 4096;
 

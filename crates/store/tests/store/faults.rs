@@ -137,3 +137,21 @@ fn a_point_whose_sync_failed_is_not_seen() {
     assert_eq!(store.head(&VOLUME).unwrap().unwrap().point().seq, 1);
     poisoned(&kit, &store);
 }
+
+/// One commit is one sync, whatever was put before it and whatever its base.
+#[test]
+fn one_commit_is_one_sync() {
+    let (kit, store, fuse) = world();
+    let g = store.open_write(&VOLUME, kit.writer(0), InstanceId([1; 16]), false, 1).unwrap();
+    let mut map = Map::new();
+    let size = 300 << 20;
+    let data = |seed: u64| [Change::Data { start: seed * 20_000, seed, count: 1 }];
+    for seed in 1..=3 {
+        let before = fuse.syncs.load(Ordering::SeqCst);
+        match seed {
+            1 => checkpoint(&kit, &store, g, &mut map, size, &data(seed)),
+            _ => delta_point(&kit, &store, g, &mut map, size, &data(seed)),
+        }
+        assert_eq!(before - fuse.syncs.load(Ordering::SeqCst), 1, "point {seed}");
+    }
+}

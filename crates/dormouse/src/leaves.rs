@@ -22,12 +22,10 @@ fn read_leaf(
     next: impl Fn(u64) -> Result<Option<(u64, u64)>>,
     read: impl Fn(u64, &mut [u8]) -> Result<()>,
 ) -> Result<LeafData> {
-    let mut bytes = claim.buffer();
-    let skip = bytes.as_ptr().align_offset(ALIGN).min(ALIGN);
     let base = index.saturating_mul(LEAF);
     let end = base.saturating_add(LEAF).min(size);
     let mut runs: Vec<(u16, u16)> = Vec::new();
-    let (mut at, mut filled) = (base, 0);
+    let (mut at, mut total) = (base, 0);
     while at < end {
         let Some((start, stop)) = next(at)? else { break };
         let start = start - start % BLOCK;
@@ -36,10 +34,19 @@ fn read_leaf(
         }
         let stop = stop.min(end).next_multiple_of(BLOCK);
         let len = (stop - start) as usize;
-        read(start, &mut bytes[skip + filled..skip + filled + len])?;
-        filled += len;
+        total += len;
         runs.push((((start - base) / BLOCK) as u16, (len / BLOCK_SIZE) as u16));
         at = stop;
+    }
+    // A leaf that is mostly holes must not hold a whole buffer for what it counts.
+    let mut bytes = if total > LEAF as usize / 2 { claim.buffer() } else { vec![0; total + ALIGN] };
+    let skip = bytes.as_ptr().align_offset(ALIGN).min(ALIGN);
+    let mut filled = 0;
+    for &(first, count) in &runs {
+        let len = usize::from(count) * BLOCK_SIZE;
+        let start = base + u64::from(first) * BLOCK;
+        read(start, &mut bytes[skip + filled..skip + filled + len])?;
+        filled += len;
     }
     claim.shrink(filled as u64);
     Ok(LeafData { runs, bytes, skip, claim })

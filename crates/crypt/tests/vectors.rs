@@ -400,13 +400,15 @@ fn segment_records() -> Vec<Bytes> {
 /// A whole sealed segment.
 fn segment_bytes() -> Bytes {
     let mut out = segment_header().encode().to_vec();
-    let mut chain = segment_header().check;
+    let first = segment_header().check;
+    let mut chain = first;
     let mut seal = Seal::default();
     let mut entry = |out: &mut Bytes, record: &[u8], durable: u64| {
         let (header, _) = record::check(record).unwrap();
         chain = hash::chain(&chain, &header.check, durable);
+        let check = hash::trailer_check(&first, out.len() as u64, durable, &chain);
         out.extend_from_slice(record);
-        out.extend_from_slice(&Trailer { durable, chain }.encode());
+        out.extend_from_slice(&Trailer { durable, chain, check }.encode());
         chain
     };
     let mut durable = 128;
@@ -550,7 +552,7 @@ fn messages() -> Vec<(&'static str, Message)> {
         ("list_volumes", Message::ListVolumes),
         ("list_points", Message::ListPoints { volume, from: 1, limit: 2 }),
         ("get_small", Message::GetSmall { kind: Kind::Cert, ids: vec![] }),
-        ("get_chunks", Message::GetChunks { ids: ids.clone() }),
+        ("get_chunks", Message::GetChunks { writer: WriterId([5; 16]), skip: 1, ids: ids.clone() }),
         ("get_node", Message::GetNode { volume, seq, place }),
         ("get_leaves", Message::GetLeaves { volume, seq, page: 2, mask: 3, hints: true }),
         ("get_deltas", Message::GetDeltas { volume, seq: 9 }),
@@ -607,7 +609,8 @@ fn contents(add: Add<'_>) {
     let chunk_key = derive("dormouse v1 chunk id", &DIGEST_KEY);
     let by_hand = keyed(&chunk_key, &[&1u32.to_le_bytes(), &d1.0, &d2.0]);
     add("chunk_id_1_2", &secrets.chunk_id(&[d1, d2]).0, &cut16(&by_hand));
-    let by_hand = keyed(&MAP_KEY, &[&VOLUME.0, &769u64.to_le_bytes(), &d1.0]);
+    let tag_key = derive("dormouse v1 tag", &MAP_KEY);
+    let by_hand = keyed(&tag_key, &[&VOLUME.0, &769u64.to_le_bytes(), &d1.0]);
     add("tag_769_1", &secrets.tag(&VOLUME, 769, &d1).0, &cut16(&by_hand));
     let place = |level: u64, index: u64| [level.to_le_bytes(), index.to_le_bytes()].concat();
     let mut input = vec![0; 4096];
@@ -685,6 +688,8 @@ fn checks(add: Add<'_>) {
     let at = 300u64.to_le_bytes();
     let by_hand = cut16(&labelled("dormouse chain", &[&[1; 16], &[2; 16], &at]));
     add("chain", &hash::chain(&[1; 16], &[2; 16], 300), &by_hand);
+    let by_hand = labelled("dormouse trailer", &[&[1; 16], &at, &256u64.to_le_bytes(), &[2; 16]]);
+    add("trailer_check", &hash::trailer_check(&[1; 16], 300, 256, &[2; 16]), &by_hand[..8]);
     let by_hand = cut16(&labelled("dormouse tail", &[b"DORMEND1", &at, &[1; 16]]));
     add("tail_check", &hash::tail_check(300, &[1; 16]), &by_hand);
 }
@@ -801,16 +806,18 @@ fn a_whole_segment_holds() {
         let trailer = Trailer::decode(end[next..].first_chunk().unwrap()).unwrap();
         chain = hash::chain(&chain, &header.check, trailer.durable);
         assert_eq!(trailer.chain, chain, "at {at}");
+        let check = hash::trailer_check(&head.check, at as u64, trailer.durable, &chain);
+        assert_eq!(trailer.check, check, "at {at}");
         assert!(trailer.durable <= at as u64);
         if header.kind == Kind::Seal {
-            assert_eq!((tail.seal, next + 24), (at as u64, end.len()));
+            assert_eq!((tail.seal, next + 32), (at as u64, end.len()));
             let seal = Seal::decode(body).unwrap();
             assert_eq!(seal.encode(), body);
             let table: Vec<_> = seal.items.iter().map(|i| (i.offset as usize, i.kind)).collect();
             assert_eq!(table, listed);
         }
         listed.push((at, header.kind));
-        at = next + 24;
+        at = next + 32;
     }
     assert_eq!(hash::tail_check(tail.seal, &chain), tail.check);
     assert_eq!(listed.len(), 10);

@@ -117,10 +117,17 @@ pub fn class_of(error: &anyhow::Error) -> Class {
     if let Some((class, _)) = known(error) {
         return class;
     }
-    let io = error.chain().find_map(|e| e.downcast_ref::<std::io::Error>());
-    match io.map(std::io::Error::kind) {
-        Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded) => Class::NoSpace,
-        _ => Class::Other,
+    of_io(error).map_or(Class::Other, |(class, _)| class)
+}
+
+/// Class and way out of what the system said, where that has them.
+fn of_io(error: &anyhow::Error) -> Option<(Class, &'static str)> {
+    use std::io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    match error.chain().find_map(|e| e.downcast_ref::<std::io::Error>())?.kind() {
+        StorageFull | QuotaExceeded => Some((Class::NoSpace, "free space there, then try again")),
+        PermissionDenied => Some((Class::Other, "run as the user that these files belong to")),
+        ReadOnlyFilesystem => Some((Class::Other, "mount it writable, or name another place")),
+        _ => None,
     }
 }
 
@@ -235,7 +242,8 @@ const fn of_store(error: &StoreError) -> (Class, &'static str) {
 pub fn text_of(error: &anyhow::Error) -> String {
     let mut text = format!("dormouse: {error:#}");
     let own = failure_of(error).and_then(|f| f.hint.as_deref());
-    let hint = own.or_else(|| known(error).map(|(_, hint)| hint)).unwrap_or_default();
+    let hint = own.or_else(|| known(error).or_else(|| of_io(error)).map(|(_, hint)| hint));
+    let hint = hint.unwrap_or_default();
     for line in hint.lines() {
         text.push_str("\n  ");
         text.push_str(line);
@@ -264,5 +272,6 @@ mod tests {
         let io = std::io::Error::from(std::io::ErrorKind::StorageFull);
         let error = Err::<(), _>(io).context("writing x").unwrap_err();
         assert_eq!(class_of(&error), Class::NoSpace);
+        assert!(text_of(&error).contains("\n  free space"));
     }
 }

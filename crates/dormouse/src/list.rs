@@ -5,6 +5,7 @@
 //! silently left out.
 
 use anyhow::Result;
+use dormouse_format::VolumeId;
 use dormouse_format::point::StoredPoint;
 use dormouse_sync::history::{Trust, hash_of};
 use serde_json::{Value, json};
@@ -12,9 +13,11 @@ use serde_json::{Value, json};
 use crate::access;
 use crate::connect::connect;
 use crate::exit::class_of;
+use crate::files;
 use crate::home::Home;
 use crate::kit::kit_reminder;
-use crate::remote;
+use crate::link::Link;
+use crate::remote::{self, Listed};
 use crate::store_dir::StoreDir;
 use crate::text::{hex, now_ns, size, table, time_local, time_utc};
 use crate::when;
@@ -28,7 +31,10 @@ pub fn volumes(home: &Home, as_json: bool) -> Result<()> {
     let account = home.account()?;
     let link = connect(&account)?;
     let trust = remote::trust(&link, &account)?;
-    let listed = remote::volumes(&link, &trust)?;
+    let listed = all_volumes(home, &link, &trust)?;
+    for l in &listed {
+        remote::check_fresh(&link, home, &trust, &l.volume.id, l.head.as_ref())?;
+    }
     if as_json {
         let rows: Vec<Value> = listed
             .iter()
@@ -70,6 +76,22 @@ pub fn volumes(home: &Home, as_json: bool) -> Result<()> {
     Ok(())
 }
 
+/// All volumes; an error if one that this machine has seen is not among them.
+fn all_volumes(home: &Home, link: &Link, trust: &Trust) -> Result<Vec<Listed>> {
+    let listed = remote::volumes(link, trust)?;
+    let dir = home.dir().join("volumes");
+    let Ok(seen) = std::fs::read_dir(&dir) else { return Ok(listed) };
+    for entry in seen {
+        let name = entry?.file_name();
+        let text = files::read_text(&dir.join(&name))?;
+        let id = text.and_then(|t| VolumeId::from_hex(t.trim()));
+        if id.is_some_and(|id| listed.iter().all(|l| l.volume.id != id)) {
+            remote::find_volume(link, home, trust, &name.to_string_lossy())?;
+        }
+    }
+    Ok(listed)
+}
+
 fn writer(trust: &Trust, id: &dormouse_format::WriterId) -> String {
     trust.writer(id).map_or_else(|| id.to_string(), |cert| cert.name.clone())
 }
@@ -95,7 +117,7 @@ pub fn points(home: &Home, volume: Option<&str>, all: bool, as_json: bool) -> Re
     let trust = remote::trust(&link, &account)?;
     let listed = match volume {
         Some(name) => vec![remote::volume(&link, home, &trust, &when::split(name)?.0)?],
-        None => remote::volumes(&link, &trust)?,
+        None => all_volumes(home, &link, &trust)?,
     };
     let (mut rows, mut values, mut hidden) = (Vec::new(), Vec::new(), 0);
     for l in &listed {

@@ -232,11 +232,12 @@ impl Source {
         }
         let same_name = std::fs::metadata(&self.path)
             .is_ok_and(|m| (m.dev(), m.ino()) == (before.device, before.inode));
-        if after != *before {
-            return Ok(Proof::Fuzzy("the file was written while it was read".into()));
-        }
+        // First, because losing its name changes a file's ctime too.
         if !same_name {
             return Ok(Proof::Fuzzy("the file was replaced or removed while it was read".into()));
+        }
+        if after != *before {
+            return Ok(Proof::Fuzzy("the file was written while it was read".into()));
         }
         Ok(Proof::Settled("the file did not change while it was read"))
     }

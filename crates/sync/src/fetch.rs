@@ -197,12 +197,15 @@ impl Want {
     }
 }
 
+/// A data key, and the writer that sealed with it.
+type Maker = (KeyId, WriterId);
+
 enum Question {
     Deltas,
     Node,
     Leaves(u64),
     Chunk(Want),
-    Key(KeyId),
+    Key(Maker),
 }
 
 /// What is fetched, for whom.
@@ -234,9 +237,10 @@ pub struct Fetch {
     walked: bool,
     want: VecDeque<Want>,
     under_way: u64,
-    keys: HashMap<KeyId, (Arc<DataKey>, WriterId)>,
+    /// By key and writer: another writer can put a copy of a wrapped key under its own name.
+    keys: HashMap<Maker, Arc<DataKey>>,
     key_error: Option<Error>,
-    held: HashMap<KeyId, Vec<(Want, Vec<u8>)>>,
+    held: HashMap<Maker, Vec<(Want, Vec<u8>)>>,
     questions: VecDeque<Question>,
     progress: Progress,
     faults: Vec<Error>,
@@ -541,11 +545,11 @@ impl Fetch {
                 self.under_way -= want.blocks;
                 self.fault(want.fault("the server does not have it, or only damaged"))
             }
-            (Some(Question::Key(id)), Message::Record { record }) => {
-                self.questions.push_front(Question::Key(id));
-                self.key(id, &record)
+            (Some(Question::Key(maker)), Message::Record { record }) => {
+                self.questions.push_front(Question::Key(maker));
+                self.key(maker, &record)
             }
-            (Some(Question::Key(id)), Message::Done) => self.key_end(id, actions),
+            (Some(Question::Key(maker)), Message::Done) => self.key_end(maker, actions),
             (Some(Question::Deltas), Message::Record { record }) => {
                 self.questions.push_front(Question::Deltas);
                 self.deltas.as_mut().map_or(Ok(()), |d| d.add(&record))
@@ -574,17 +578,13 @@ impl Fetch {
     /// Opens a record, or asks for its key first.
     fn opened(&mut self, want: Want, bytes: Vec<u8>, actions: &mut Vec<Action>) -> Result<()> {
         let (header, _) = split(&bytes)?;
-        match self.keys.get(&header.key) {
-            Some((_, maker)) if *maker != header.writer => {
-                let error = Error::Protocol { what: "a chunk under another writer's key" };
-                let want = Want { skip: want.skip + 1, error: Some(error), ..want };
-                return self.again(want, actions);
-            }
-            Some((key, _)) => actions.push(open(want, bytes, key)),
+        let maker = (header.key, header.writer);
+        match self.keys.get(&maker) {
+            Some(key) => actions.push(open(want, bytes, key)),
             None => {
-                let held = self.held.entry(header.key).or_default();
+                let held = self.held.entry(maker).or_default();
                 if held.is_empty() {
-                    self.questions.push_back(Question::Key(header.key));
+                    self.questions.push_back(Question::Key(maker));
                     let ids = vec![RecordId(header.key.0)];
                     actions.push(Action::Send(Message::GetSmall { kind: Kind::DataKey, ids }));
                 }
@@ -594,7 +594,7 @@ impl Fetch {
         Ok(())
     }
 
-    fn key(&mut self, id: KeyId, bytes: &[u8]) -> Result<()> {
+    fn key(&mut self, maker: Maker, bytes: &[u8]) -> Result<()> {
         let (header, body) = record::check(bytes)?;
         if header.kind != Kind::DataKey {
             return Err(Error::Protocol { what: "a record that is no data key" });
@@ -602,10 +602,13 @@ impl Fetch {
         // Anybody who writes to the vault can put a key's record under this id. One that
         // does not hold is passed over.
         let writer = vault::DataKey::decode(body)?.0.writer;
+        if writer != maker.1 {
+            return Ok(());
+        }
         let Some(cert) = self.trust.writer(&writer) else { return Ok(()) };
         match DataKey::unwrap(self.trust.vault(), body, &cert.key, &self.identity) {
-            Ok(key) if key.id == id => {
-                self.keys.insert(id, (Arc::new(key), writer));
+            Ok(key) if key.id == maker.0 => {
+                self.keys.insert(maker, Arc::new(key));
             }
             Ok(_) => {}
             Err(e) => self.key_error = Some(e.into()),
@@ -613,10 +616,10 @@ impl Fetch {
         Ok(())
     }
 
-    fn key_end(&mut self, id: KeyId, actions: &mut Vec<Action>) -> Result<()> {
-        let held = self.held.remove(&id).unwrap_or_default();
+    fn key_end(&mut self, maker: Maker, actions: &mut Vec<Action>) -> Result<()> {
+        let held = self.held.remove(&maker).unwrap_or_default();
         for (mut want, record) in held {
-            if self.keys.contains_key(&id) {
+            if self.keys.contains_key(&maker) {
                 self.opened(want, record, actions)?;
             } else {
                 want.skip += 1;

@@ -42,7 +42,7 @@ impl Trust {
         }
         // Of several certificates of one writer the one issued last counts.
         let known = self.writers.entry(hash::writer_id(&cert.key)).or_insert_with(|| cert.clone());
-        if cert.issued > known.issued {
+        if cert.issued >= known.issued {
             *known = cert;
         }
         Ok(())

@@ -148,7 +148,8 @@ impl Session {
             && open.volume.is_some()
         {
             // What fails here was acknowledged before, and is found by the next one.
-            let _ = open.store.note().and_then(|()| open.store.barrier());
+            let store = &open.store;
+            let _ = store.barrier().and_then(|()| store.note()).and_then(|()| store.barrier());
         }
     }
 

@@ -33,13 +33,18 @@ fn bad_records() -> Vec<Bad> {
     let (writer, key, nonce) = ([1; 16], [0; 16], [0; 12]);
     let plain = Raw { kind: 4, count: 0, epoch: 0, id, writer, key, nonce };
     assert_eq!(plain.record(&[1, 2, 3]), good, "by hand");
-    let other_id = Raw { id: [9; 16], ..plain };
+    let other_id = Raw { id: [9; 16], ..plain.clone() };
+    let with_epoch = Raw { epoch: 1, ..plain };
+    // One block: 4 of prefix, 4096, 16 of tag, and one byte more.
+    let longer = patched(&chunk[..112], 8, &4117u32.to_le_bytes());
     let magic = "record header: the first bytes are not those of a record";
     let reserved = "record header: reserved bytes are not zero";
     let count = "record header: the count of blocks does not fit the kind";
     let key = "record header: the key id does not fit the kind";
     let nonce = "record header: a nonce stands where nothing is sealed";
     let long = "delta: 1048577 is more than the limit of 1048576";
+    let too_long = "record header: the body is longer than its blocks can be";
+    let epoch = "record header: the epoch does not fit the kind";
     let length = "record header: the body's length differs from what the header says";
     let check = "record header: the checksum does not hold";
     group(
@@ -53,6 +58,9 @@ fn bad_records() -> Vec<Bad> {
             ("record_count_zero", patched(&chunk, 5, &[0]), count),
             ("record_count_65", patched(&chunk, 5, &[65]), count),
             ("record_body_too_long", at(8, &0x10_0001u32.to_le_bytes()), long),
+            ("record_chunk_too_long", longer, too_long),
+            ("record_epoch_zero", patched(&chunk[..112], 12, &[0; 4]), epoch),
+            ("record_plain_epoch", with_epoch.record(&[1, 2, 3]), epoch),
             ("record_key_plain", at(48, &[1]), key),
             ("record_key_missing", patched(&chunk[..112], 48, &[0; 16]), key),
             ("record_nonce_plain", at(64, &[1]), nonce),
@@ -180,6 +188,7 @@ fn bad_points() -> Vec<Bad> {
             ("point_no_deltas", then(184, &[0; 32]), deltas),
             ("point_first_prev", at(120, &[1; 32]), prev),
             ("point_no_prev", then(120, &[0; 32]), prev),
+            ("point_epoch_zero", at(48, &[0; 4]), "point: epochs begin at 1"),
             ("point_size", at(32, &((1u64 << 60) + 1).to_le_bytes()), size),
             ("point_short", first[..335].to_vec(), "point: ends too early"),
             ("point_long", [&first[..], &[0]].concat(), "point: 1 bytes too many"),
@@ -210,6 +219,8 @@ fn bad_extents() -> Vec<Bad> {
     beyond.data(0, RecordId([7; 16]), 63, &[Tag([1; 16]), Tag([2; 16])]);
     let mut zero = ExtentsWriter::new();
     zero.data(0, RecordId([7; 16]), 0, &[Tag::ZERO]);
+    let mut nowhere = ExtentsWriter::new();
+    nowhere.data(0, RecordId::ZERO, 0, &[Tag([1; 16])]);
     let mut many = ExtentsWriter::new();
     many.tags(0, &[Tag([1; 16]); 257]);
     let start = "extents: a run starts beyond the largest volume";
@@ -225,6 +236,7 @@ fn bad_extents() -> Vec<Bad> {
             ("extents_end", zeros(&[((1 << 48) - 1, 2)]), end),
             ("extents_overlap", zeros(&[(5, 5), (u64::MAX, 1)]), start),
             ("extents_beyond_chunk", beyond.take(), chunk),
+            ("extents_chunk_zero", nowhere.take(), "extents: a data run names no chunk"),
             ("extents_zero_tag", zero.take(), tag),
             ("extents_tags_257", many.take(), "extents: 257 is more than the limit of 256"),
             ("extents_short", runs()[..runs().len() - 1].to_vec(), "extents: ends too early"),
@@ -285,20 +297,28 @@ fn bad_bodies() -> Vec<Bad> {
         vec![("volume_name_utf8", utf8, "volume: text is not UTF-8")],
     );
     let stranger = vault_value(&w.writer);
-    let long = vault::Vault { recipient: "x".repeat(129), ..vault_value(&w.authority) };
+    let long = vault::Vault { recipient: "x".repeat(4097), ..vault_value(&w.authority) };
     let other = "authority of another vault: not a valid key";
-    let limit = "vault: 129 is more than the limit of 128";
+    let limit = "vault: 4097 is more than the limit of 4096";
     all.extend(group(
         |b| text(keys::verify_vault(&world().vault, b)),
         vec![
             ("vault_authority", w.writer.sign_body(&stranger), other),
-            ("vault_recipient_129", w.authority.sign_body(&long), limit),
+            ("vault_recipient_4097", w.authority.sign_body(&long), limit),
         ],
     ));
     let limit = "vault keys: 8193 is more than the limit of 8192";
+    let no_epoch = vault::VaultKeys { vault: w.vault, epoch: 0, wrapped: w.wrapped_keys.clone() };
     all.extend(group(
         |b| text(vault::VaultKeys::decode(b)),
-        vec![("vault_keys_8193", vault_keys(vec![0; SIGNED_BODY_MAX + 1]), limit)],
+        vec![
+            ("vault_keys_8193", vault_keys(vec![0; SIGNED_BODY_MAX + 1]), limit),
+            (
+                "vaultkeys_epoch_zero",
+                w.authority.sign_body(&no_epoch),
+                "vault keys: epochs begin at 1",
+            ),
+        ],
     ));
     let vault = vault::DataKey { vault: VaultId([9; 32]), ..data_key() };
     let id = vault::DataKey { key: KeyId([9; 16]), ..data_key() };
@@ -336,7 +356,8 @@ fn bad_messages() -> Vec<Bad> {
     let kind = Message::GetSmall { kind: Kind::Cert, ids: vec![] }.encode();
     let refusal = Message::Error { refusal: Refusal::Held, text: String::new() }.encode();
     let child = Message::Node { mask: 1, hashes: vec![Hash::ZERO] }.encode();
-    let many = frame(&[&[0x13][..], &1025u32.to_le_bytes(), &[0; 1025 * 16]].concat());
+    let many = [&[0x13][..], &[5; 16], &[1], &1025u32.to_le_bytes(), &[0; 1025 * 16]].concat();
+    let many = frame(&many);
     let too_long = (FRAME_MAX as u32 + 1).to_le_bytes().to_vec();
     let no_place = "message: no such place in a map";
     let limit = "frame: 1052673 is more than the limit of 1052672";

@@ -1,6 +1,8 @@
 //! A store, a server on loopback, and homes, for the integration tests.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub mod program;
+
 use std::path::{Path, PathBuf};
 
 use dormouse::access;

@@ -1,5 +1,7 @@
 //! Records as clients put and get them: chunks, and the small signed ones.
 
+use std::collections::HashMap;
+
 use dormouse_crypt::{hash, keys, record};
 use dormouse_format::record::{Header, Kind};
 use dormouse_format::vault::{Cert, DataKey, Distrust, Signed, VaultKeys};
@@ -128,32 +130,37 @@ impl VaultStore {
         ids.iter().map(|id| self.has(writer, id, 1)).collect()
     }
 
-    /// A chunk's record for a point of `writer`. Of several records of the id those of
-    /// `writer` come first, then those of its trust group, then others (a volume that
-    /// was taken over refers to them), newest first; `skip` of them are passed over, and
-    /// so are distrusted and damaged ones. If all are damaged, the error says where.
+    /// A chunk's record for a point of `writer`, `skip` of them passed over; damaged ones
+    /// are left out. Of several records of the id each maker's best comes first: that of
+    /// `writer`, then those of its trust group, then others (a volume that was taken over
+    /// refers to them); then each maker's next one. A distrusted record comes after the
+    /// maker's others, but is given: anybody who writes can distrust, and must not hide
+    /// a good record by it. If all are damaged, the error says where.
     pub fn chunk(&self, id: &ChunkId, writer: &WriterId, skip: u8) -> Result<Option<Vec<u8>>> {
         let mut found = Vec::new();
         self.find(id, &mut |e| {
             if e.kind == Kind::Chunk {
-                found.push(*e);
+                found.push((!self.is_trusted(e), *e));
             }
             false
         })?;
-        {
-            let state = read(&self.state);
-            let rank = |e: &Entry| (e.writer != *writer, !state.trusts(writer, &e.writer));
-            found.sort_by_key(rank);
-        }
+        found.sort_by_key(|(distrusted, _)| *distrusted);
+        let mut of_maker: HashMap<WriterId, usize> = HashMap::new();
+        let mut ranked: Vec<_> = found
+            .into_iter()
+            .map(|(_, entry)| {
+                let nth = of_maker.entry(entry.writer).or_insert(0);
+                *nth += 1;
+                let trusted = read(&self.state).trusts(writer, &entry.writer);
+                ((*nth, entry.writer != *writer, !trusted), entry)
+            })
+            .collect();
+        ranked.sort_by_key(|(rank, _)| *rank);
         let mut failed = None;
-        for entry in found.iter().skip(usize::from(skip)) {
+        for (_, entry) in ranked.iter().skip(usize::from(skip)) {
             match self.log.segments.record(&entry.at) {
                 Ok((header, record)) if header.id == *id && header.kind == Kind::Chunk => {
-                    let state = read(&self.state);
-                    let bad = state.distrusted(id, &header.writer);
-                    if !bad.is_some_and(|keys| keys.contains(&header.key)) {
-                        return Ok(Some(record));
-                    }
+                    return Ok(Some(record));
                 }
                 Ok(_) => {
                     let e = entry.at.damaged("another record lies where this chunk should");

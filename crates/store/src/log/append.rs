@@ -86,6 +86,8 @@ pub(crate) struct Log {
     syncing: Mutex<()>,
     active: Mutex<Active>,
     poisoned: AtomicBool,
+    /// Whether it could only be opened for reading, because there was no room.
+    pub(crate) no_room: AtomicBool,
     attempts: AtomicU64,
     /// Number of the last segment known to be sealed.
     pub(crate) sealed_to: AtomicU64,
@@ -143,6 +145,7 @@ impl Log {
             syncing: Mutex::default(),
             active: Mutex::new(active),
             poisoned: AtomicBool::new(false),
+            no_room: AtomicBool::new(false),
             attempts: AtomicU64::new(attempts),
             sealed_to: AtomicU64::new(sealed_to),
             records: AtomicU64::new(0),
@@ -165,7 +168,11 @@ impl Log {
     }
 
     pub(crate) fn usable(&self) -> Result<()> {
-        if self.is_poisoned() { Err(Error::Poisoned) } else { Ok(()) }
+        match (self.is_poisoned(), self.no_room.load(Ordering::Acquire)) {
+            (false, _) => Ok(()),
+            (true, true) => Err(Error::Full),
+            (true, false) => Err(Error::Poisoned),
+        }
     }
 
     fn fail(&self, what: &str, number: u64, e: std::io::Error) -> Error {

@@ -42,6 +42,8 @@ pub(crate) struct Found {
     pub(crate) torn: Vec<TornTail>,
     /// Whether nothing can be written there.
     pub(crate) read_only: bool,
+    /// Only because there was no room to mend its end.
+    pub(crate) no_room: bool,
 }
 
 /// Reads the ends of all segments, and the last one wholly.
@@ -69,9 +71,10 @@ pub(crate) fn recover(segments: &Segments, vault: &VaultId) -> Result<Found> {
         before = found.chain;
         sealed.push(found);
     }
-    let (active, end, read_only) = last_segment(segments, last, vault, &before)?;
+    let (active, end, access) = last_segment(segments, last, vault, &before)?;
     torn.extend(end);
-    Ok(Found { sealed, active, torn, read_only })
+    let (read_only, no_room) = (access != Access::Full, access == Access::NoRoom);
+    Ok(Found { sealed, active, torn, read_only, no_room })
 }
 
 fn check_numbers(numbers: &[u64]) -> Result<()> {
@@ -129,6 +132,17 @@ fn free_name(segments: &Segments, wanted: &str) -> Result<String> {
     Ok(name)
 }
 
+/// What can be done with the last segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Access {
+    /// Everything.
+    Full,
+    /// Its files or their file system are read-only.
+    ReadOnly,
+    /// There was no room to mend its end.
+    NoRoom,
+}
+
 /// What the walk over the last segment found.
 struct Walked {
     table: Table,
@@ -170,7 +184,7 @@ fn last_segment(
     number: u64,
     vault: &VaultId,
     before: &[u8; 16],
-) -> Result<(Active, Option<TornTail>, bool)> {
+) -> Result<(Active, Option<TornTail>, Access)> {
     let file = segments.file(number)?;
     let len = file.len().map_err(|e| Error::io(name(number), e))?;
     if len > u64::from(u32::MAX) {
@@ -185,16 +199,28 @@ fn last_segment(
         Tail { seal, check }.encode()
     });
     let finished = tail.as_ref().is_some_and(|t| bytes[walked.end..] == t[..]);
-    let read_only = matches!(
-        file.write_at(&[], 0).map_err(|e| e.kind()),
-        Err(ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem)
-    );
+    let mut access = match file.write_at(&[], 0).map_err(|e| e.kind()) {
+        Err(ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) => Access::ReadOnly,
+        _ => Access::Full,
+    };
     let mut torn = None;
-    if !read_only {
-        if !finished && walked.end < bytes.len() {
-            torn = Some(cut(segments, &*file, number, &bytes, walked.end)?);
+    if access == Access::Full {
+        let torn_end = !finished && walked.end < bytes.len();
+        let whole = &bytes[..walked.end];
+        let mended = (if torn_end {
+            cut(segments, &*file, number, &bytes, walked.end).map(Some)
+        } else {
+            Ok(None)
+        })
+        .and_then(|cut| {
+            rewrite(&*file, number, whole, walked.durable, tail.as_ref()).map(|()| cut)
+        });
+        match mended {
+            Ok(cut) => torn = cut,
+            // Without room nothing can be mended, but what is there can be read.
+            Err(Error::Full) => access = Access::NoRoom,
+            Err(e) => return Err(e),
         }
-        rewrite(&*file, number, &bytes[..walked.end], walked.durable, tail.as_ref())?;
     }
     let end = (walked.end + tail.map_or(0, |t| t.len())) as u64;
     let active = Active {
@@ -208,7 +234,7 @@ fn last_segment(
         table: walked.table,
         sealed: walked.seal.is_some(),
     };
-    Ok((active, torn, read_only))
+    Ok((active, torn, access))
 }
 
 /// Copies what lies from `end` on to a file of its own, durably, then cuts it off.
@@ -223,9 +249,12 @@ fn cut(
     let failed = |e| Error::io(format!("setting the torn end of {} aside", name(number)), e);
     let kept_in = free_name(segments, &format!("{segment}.torn-{end}"))?;
     let copy = segments.dir.create(&kept_in).map_err(failed)?;
-    copy.write_at(&bytes[end..], 0).map_err(failed)?;
-    copy.sync().map_err(failed)?;
-    segments.dir.sync().map_err(failed)?;
+    let copied = copy.write_at(&bytes[end..], 0).and_then(|()| copy.sync());
+    if let Err(e) = copied.and_then(|()| segments.dir.sync()) {
+        // Half a copy is of no use; the torn end is still where it was.
+        segments.dir.remove(&kept_in).ok();
+        return Err(failed(e));
+    }
     file.set_len(end as u64).map_err(failed)?;
     let (offset, len) = (end as u64, (bytes.len() - end) as u64);
     Ok(TornTail { segment, offset, bytes: len, kept_in })

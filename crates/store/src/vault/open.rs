@@ -91,12 +91,13 @@ impl VaultStore {
         let number = found.active.number;
         opening.segment(number, found.active.table.seal(), found.active.sealed)?;
         let Opening { state, recovery, records, bytes, .. } = opening.done()?;
-        let Found { active, torn, read_only, .. } = found;
+        let Found { active, torn, read_only, no_room, .. } = found;
         let recovery = Recovery { torn, segments: number, read_only, ..recovery };
         let log = Log::new(vault, options.segment_size, segments, index, active);
         log.records.fetch_add(records, Ordering::Relaxed);
         log.bytes.fetch_add(bytes, Ordering::Relaxed);
         if read_only {
+            log.no_room.store(no_room, Ordering::Release);
             log.poison();
         }
         Ok((Self::with(vault, log, state), recovery))

@@ -92,10 +92,7 @@ fn have_follows_trust_groups_and_distrust() {
     // A fresh copy, sealed with another key, is taken and answered.
     store.put(&kit.chunk(1, 5), 1).unwrap();
     assert!(have(&store, 0) && have(&store, 1));
-    assert_eq!(
-        store.chunk(&chunk_of(5), &kit.writer(1), 0).unwrap(),
-        Some(kit.chunk(1, 5))
-    );
+    assert_eq!(store.chunk(&chunk_of(5), &kit.writer(1), 0).unwrap(), Some(kit.chunk(1, 5)));
 }
 
 #[test]

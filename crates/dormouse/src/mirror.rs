@@ -98,7 +98,11 @@ fn copy_once(
 ) -> Result<(Volume, Outcome)> {
     let trust = remote::trust(link, account)?;
     let volume = match remote::find_volume(link, home, &trust, name)? {
-        Some(listed) => listed.volume,
+        Some(listed) => {
+            // Before anything is written there.
+            remote::check_fresh(link, home, &trust, &listed.volume.id, listed.head.as_ref())?;
+            listed.volume
+        }
         None => create_volume(link, account, name)?,
     };
     let opened = open_write(link, volume.id, options.takeover)?;

@@ -105,7 +105,12 @@ pub fn remember(home: &Home, volume: &Volume, head: &SignedPoint) -> Result<()> 
 }
 
 /// Points of a volume from `from` on, verified one by one and as a chain.
-pub fn points(link: &Link, trust: &Trust, volume: &VolumeId, from: Seq) -> Result<Vec<StoredPoint>> {
+pub fn points(
+    link: &Link,
+    trust: &Trust,
+    volume: &VolumeId,
+    from: Seq,
+) -> Result<Vec<StoredPoint>> {
     let mut all: Vec<StoredPoint> = Vec::new();
     loop {
         let from = all.last().map_or(from.max(1), |p| p.point().seq + 1);
@@ -176,13 +181,17 @@ pub fn check_fresh(
 /// Checks a hash that the user gave with `--expect-head`.
 pub fn check_expected(points: &[StoredPoint], expected: &str) -> Result<()> {
     let hash = Hash::from_hex(expected).ok_or_else(|| {
-        Failure::new(Class::Usage, format!("'{expected}' is not the hash of a point"))
-            .hint("`dormouse points VOLUME --json` and every `mirror` show it: 64 hexadecimal digits")
+        Failure::new(Class::Usage, format!("'{expected}' is not the hash of a point")).hint(
+            "`dormouse points VOLUME --json` and every `mirror` show it: 64 hexadecimal digits",
+        )
     })?;
     if points.iter().any(|p| history::hash_of(&p.signed) == hash) {
         return Ok(());
     }
-    Err(Failure::new(Class::Damaged, "the expected point is not in the history that the server shows")
-        .hint("the server may have been put back to an older state")
-        .into())
+    Err(Failure::new(
+        Class::Damaged,
+        "the expected point is not in the history that the server shows",
+    )
+    .hint("the server may have been put back to an older state")
+    .into())
 }

@@ -87,10 +87,8 @@ fn choose(home: &Home, options: &Options, report: &mut Report) -> Result<Chosen>
     let point = points[at];
     let p = *point.point();
     let base = points.iter().find(|c| c.point().seq == p.checkpoint);
-    let checkpoint = *base.ok_or(dormouse_sync::Error::Point {
-        seq: p.seq,
-        why: "its checkpoint is not there",
-    })?;
+    let checkpoint = *base
+        .ok_or(dormouse_sync::Error::Point { seq: p.seq, why: "its checkpoint is not there" })?;
     report.note(&format!(
         "{name}: point {} of {} ({}, {})",
         p.seq,
@@ -118,13 +116,12 @@ impl Chosen {
         report: &mut Report,
     ) -> Result<Fetch> {
         let secrets: VaultSecrets = self.account.secrets.clone();
-        let opening =
-            Opening { trust: Arc::clone(&self.trust), secrets: Arc::new(secrets), volume: self.volume };
-        let mut fetch = Fetch::new(
-            plan,
-            Arc::clone(&self.trust),
-            Arc::clone(&self.identity),
-        )?;
+        let opening = Opening {
+            trust: Arc::clone(&self.trust),
+            secrets: Arc::new(secrets),
+            volume: self.volume,
+        };
+        let mut fetch = Fetch::new(plan, Arc::clone(&self.trust), Arc::clone(&self.identity))?;
         let size = self.point.point().size;
         let done = engine::run_fetch(&self.link, &mut fetch, &opening, target, &mut |p| {
             report.fetching(p, size);
@@ -170,7 +167,8 @@ fn verify(chosen: &Chosen, report: &mut Report) -> Result<()> {
     }
     report.event(json!({ "event": "done", "checked_bytes": checked, "bad_chunks": p.bad }));
     if p.bad > 0 {
-        let message = format!("{} chunks of point {} cannot be used", p.bad, chosen.point.point().seq);
+        let message =
+            format!("{} chunks of point {} cannot be used", p.bad, chosen.point.point().seq);
         return Err(Failure::new(Class::Damaged, message)
             .hint(
                 "run `dormouse scrub STORE` on the server to find what is damaged; a new `mirror` \

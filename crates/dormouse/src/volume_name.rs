@@ -17,9 +17,13 @@ mod tests {
 
     #[test]
     fn names_are_valid() {
-        for (path, name) in
-            [("/dev/sda1", "sda1"), ("a b.img", "ab.img"), ("/x/.-q", "q"), ("/", "disk"), ("ä", "disk")]
-        {
+        for (path, name) in [
+            ("/dev/sda1", "sda1"),
+            ("a b.img", "ab.img"),
+            ("/x/.-q", "q"),
+            ("/", "disk"),
+            ("ä", "disk"),
+        ] {
             assert_eq!(of_source(Path::new(path)), name);
             assert!(dormouse_format::vault::name_is_valid(name));
         }

@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::program::{Numbers, Place, Running, Serving, Tmpfs, chunks, is_root, log_of, same, text};
+use common::program::{
+    Numbers, Place, Running, Serving, Tmpfs, chunks, is_root, log_of, same, text,
+};
 use dormouse_format::record::HEADER_LEN;
 use rustix::process::Signal;
 
@@ -114,7 +116,8 @@ fn a_volume_with_fuzzy_points_only() {
     fuzzy.wait().fails(3, &["point 1 of 'v' is only fuzzy", "written while it was read"]);
     assert_eq!((points(&place, &[]), points(&place, &["--all"])), (0, 1));
     let d = place.name("d");
-    let commands = [&["restore", "v", &d][..], &["restore", "v@latest", &d], &["restore", "v@now", &d]];
+    let commands =
+        [&["restore", "v", &d][..], &["restore", "v@latest", &d], &["restore", "v@now", &d]];
     let words = ["no consistent point yet", "1 fuzzy", "points --all", "--fuzzy"];
     fail_without_trace(&place, &commands, 4, &words);
     fail_without_trace(&place, &[&["restore", "v@1", &d]], 4, &["only fuzzy", "--fuzzy"]);
@@ -128,7 +131,11 @@ fn a_restore_without_the_identity() {
     place.run(&["recovery-kit", &place.name("kit2"), "--offline"]).ok();
     put(&place, "d", b"old");
     let (d, kit3) = (place.name("d"), place.name("kit3"));
-    let commands = [&["restore", "v", &d, "--force"][..], &["restore", "v", &d, "--in-place"], &["verify", "v"]];
+    let commands = [
+        &["restore", "v", &d, "--force"][..],
+        &["restore", "v", &d, "--in-place"],
+        &["verify", "v"],
+    ];
     fail_without_trace(&place, &commands, 10, &["identity is not on this machine", "join --kit"]);
     let commands = [&["recovery-kit", &kit3][..], &["vault", "export-writer", &kit3]];
     fail_without_trace(&place, &commands, 10, &["authority is not on this machine", "join --kit"]);
@@ -244,7 +251,11 @@ fn a_device_that_is_too_small() {
     put(&place, "d", &old);
     let Some(device) = Loop::attach(&place.path("d")) else { return };
     let dev = text(&device.0);
-    let commands = [&["restore", "v", dev][..], &["restore", "v", dev, "--in-place"], &["restore", "v", dev, "--force"]];
+    let commands = [
+        &["restore", "v", dev][..],
+        &["restore", "v", dev, "--in-place"],
+        &["restore", "v", dev, "--force"],
+    ];
     let words = [dev, "has 1048576 bytes", "needs 2097152", "larger device", "nothing was written"];
     fail_without_trace(&place, &commands, 8, &words);
     // The image under it is in use.
@@ -320,7 +331,9 @@ fn no_room_on_the_server() {
     put(&place, "v", &new);
     let v = place.name("v");
     for _ in 0..2 {
-        place.run(&["mirror", &v, "--once"]).fails(11, &["the server refused", "free space on the server"]);
+        place
+            .run(&["mirror", &v, "--once"])
+            .fails(11, &["the server refused", "free space on the server"]);
         assert_eq!(points(&place, &["--all"]), 1);
         place.restores("v", &old);
     }
@@ -329,7 +342,9 @@ fn no_room_on_the_server() {
     let server = place.serve(&address);
     assert_eq!(points(&place, &["--all"]), 1);
     place.restores("v", &old);
-    place.run(&["mirror", &v, "--once"]).fails(11, &["the server refused", "free space on the server"]);
+    place
+        .run(&["mirror", &v, "--once"])
+        .fails(11, &["the server refused", "free space on the server"]);
     place.restores("v", &old);
     server.stop();
     place.run(&["scrub", &place.name("store")]).ok();
@@ -355,7 +370,9 @@ fn a_full_server_goes_on_when_there_is_room_again() {
     let content = Numbers(2).noise(12 * MIB);
     put(&place, "v", &content);
     let v = place.name("v");
-    place.run(&["mirror", &v, "--once"]).fails(11, &["the server refused", "free space on the server"]);
+    place
+        .run(&["mirror", &v, "--once"])
+        .fails(11, &["the server refused", "free space on the server"]);
     small.resize(32 << 10);
     assert_eq!(place.mirror("v")["point"], 1);
     place.restores("v", &content);
@@ -474,7 +491,8 @@ fn a_last_segment_that_was_cut() {
     place.mirror("v");
     server.stop();
     let whole = std::fs::read(&segment).unwrap();
-    let cut = |len: u64| OpenOptions::new().write(true).open(&segment).unwrap().set_len(len).unwrap();
+    let cut =
+        |len: u64| OpenOptions::new().write(true).open(&segment).unwrap().set_len(len).unwrap();
     // In the middle of the second point: what this machine knows of it tells.
     cut(with_one + MIB as u64 / 2);
     let server = place.serve(&address);
@@ -505,7 +523,10 @@ fn a_last_segment_that_was_cut() {
         let server = place.serve(&address);
         for args in [&["restore", "v", &d][..], &["mirror", &v, "--once"], &["points"]] {
             let said = place.run(args);
-            assert!(matches!(said.code, Some(4..=9)) && said.err.contains("\n  "), "{len}: {said:?}");
+            assert!(
+                matches!(said.code, Some(4..=9)) && said.err.contains("\n  "),
+                "{len}: {said:?}"
+            );
         }
         server.stop();
         std::fs::write(&segment, &whole).unwrap();
@@ -556,7 +577,8 @@ fn a_server_that_stops_in_the_middle() {
     place.mirror("v");
     let content = Numbers(8).noise(96 * MIB);
     put(&place, "v", &content);
-    let stored = || place.segments().iter().map(|p| std::fs::metadata(p).unwrap().len()).sum::<u64>();
+    let stored =
+        || place.segments().iter().map(|p| std::fs::metadata(p).unwrap().len()).sum::<u64>();
     let (v, d) = (place.name("v"), place.name("d"));
     let mut mirror = place.start(&["mirror", &v, "--once"]);
     while stored() < 8 << 20 && !mirror.ended() {

@@ -19,7 +19,9 @@ use common::program::{Numbers, Place, Running, Serving, chunks, log_of, same, te
 const MIB: usize = 1 << 20;
 
 fn from_env(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|v| v.parse().unwrap_or_else(|_| panic!("{name}={v} is no number")))
+    std::env::var(name)
+        .ok()
+        .map(|v| v.parse().unwrap_or_else(|_| panic!("{name}={v} is no number")))
 }
 
 fn numbers() -> Numbers {
@@ -65,7 +67,9 @@ impl History {
                 0 => vec![0; len],
                 1 => numbers.words(len),
                 // Moved content.
-                2 => self.now[numbers.below((self.now.len() - len) as u64) as usize / 4096 * 4096..][..len].to_vec(),
+                2 => self.now
+                    [numbers.below((self.now.len() - len) as u64) as usize / 4096 * 4096..][..len]
+                    .to_vec(),
                 _ => numbers.noise(len),
             };
             self.now[at..at + len].copy_from_slice(&bytes);

@@ -108,7 +108,10 @@ pub struct VolumeItem {
 }
 
 /// Every message, of both directions.
-#[expect(clippy::large_enum_variant, reason = "few live at once; boxing every point would cost more")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "few live at once; boxing every point would cost more"
+)]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message {
     // Client, first message of a connection.

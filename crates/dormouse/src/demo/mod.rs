@@ -163,8 +163,7 @@ impl Demo {
 
     fn mirror(&self, image: &Path, what: &'static str, limit: Option<u64>) -> Result<Stage> {
         let before = stored(&self.dir.join("store"))?;
-        let out =
-            self.client(&["mirror", path(image)?, "--volume", "disk", "--once", "--json"])?;
+        let out = self.client(&["mirror", path(image)?, "--volume", "disk", "--once", "--json"])?;
         let done = out
             .lines()
             .filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok())

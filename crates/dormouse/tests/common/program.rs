@@ -45,7 +45,10 @@ impl Said {
 
     /// The JSON events, one a line.
     pub fn events(&self) -> Vec<Value> {
-        self.out.lines().map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{e}: {l}"))).collect()
+        self.out
+            .lines()
+            .map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{e}: {l}")))
+            .collect()
     }
 
     /// The only event of this name.
@@ -277,7 +280,8 @@ impl Place {
     /// Everything in the store that is data: vaults and clients, without caches,
     /// the lock and the log.
     pub fn store(&self) -> Vec<(PathBuf, Vec<u8>)> {
-        let data = |p: &Path| !p.ends_with("lock") && !p.components().any(|c| c.as_os_str() == "index");
+        let data =
+            |p: &Path| !p.ends_with("lock") && !p.components().any(|c| c.as_os_str() == "index");
         super::snapshot(&self.path("store")).into_iter().filter(|(p, _)| data(p)).collect()
     }
 
@@ -336,7 +340,8 @@ impl Numbers {
 
     /// Bytes that do.
     pub fn words(&mut self, len: usize) -> Vec<u8> {
-        const WORDS: [&str; 8] = ["disk ", "point ", "block ", "sleep ", "mouse ", "winter ", "nut\n", "dorm "];
+        const WORDS: [&str; 8] =
+            ["disk ", "point ", "block ", "sleep ", "mouse ", "winter ", "nut\n", "dorm "];
         let mut bytes = Vec::with_capacity(len + 8);
         while bytes.len() < len {
             bytes.extend_from_slice(WORDS[self.below(8) as usize].as_bytes());
@@ -366,7 +371,8 @@ impl Tmpfs {
         }
         std::fs::create_dir_all(at).unwrap();
         let size = format!("size={size_kib}k");
-        let out = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(at).output();
+        let out =
+            Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(at).output();
         match out {
             Ok(out) if out.status.success() => Some(Self(at.to_owned())),
             Ok(out) => {

@@ -7,8 +7,7 @@
 //! program exits, and the time with a `sync` after it is kept beside it; what is restored is
 //! compared bit for bit.
 
-mod image;
-mod measure;
+pub mod image;
 mod programs;
 mod report;
 
@@ -18,9 +17,10 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
 
-pub use measure::{MEASURE, measure_one};
 use programs::{Place, Program};
 use report::{Round, Subject};
+
+use crate::{measure, world};
 
 struct Options {
     quick: bool,
@@ -38,7 +38,7 @@ impl Options {
             rounds: 0,
             only: Vec::new(),
             json: None,
-            dormouse: PathBuf::from("target/release/dormouse"),
+            dormouse: PathBuf::from(world::PROGRAM),
             directory: PathBuf::from("target/bench"),
         };
         let mut arguments = arguments.iter();

@@ -1,10 +1,14 @@
-//! The project's own chores: `cargo xtask ci`, `tidy`, `bench`.
+//! The project's own chores: `cargo xtask ci`, `tidy`, `bench`, `proof`.
 //!
 //! Owns the command line only; each chore has its own file. Nothing here is shipped.
 
 mod bench;
 mod ci;
+mod measure;
+mod proof;
+mod random;
 mod tidy;
+mod world;
 
 use std::env;
 use std::process::ExitCode;
@@ -22,7 +26,17 @@ commands:
             --only NAME       this program only; may be given several times
             --json FILE       writes every figure of every round there
             --dormouse BIN    the program, target/release/dormouse without it
-            --dir DIR         working directory, target/bench without it";
+            --dir DIR         working directory, target/bench without it
+  proof   what no test can show in a second, on the real program; --dormouse and --dir as above
+    sparse    a huge sparse disk on which random blocks change: bytes each way, stored, memory
+            --size-tib N      1 without it
+            --blocks N        blocks that change, 1000000 without it
+            --base-blocks N   blocks that are there before, 20000 without it
+    latency   first copies over a link that delays each direction, against none
+            --delay-ms N      50 without it
+            --rounds N        3 without it
+            --large           the 4 GiB image of bench, not the 1 GiB one
+            --images DIR      bench's directory, target/bench without it";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -43,7 +57,8 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
         "ci" if rest.is_empty() => ci::run(),
         "tidy" if rest.is_empty() => tidy::run(),
         "bench" => bench::run(rest),
-        bench::MEASURE => bench::measure_one(rest),
+        "proof" => proof::run(rest),
+        measure::MEASURE => measure::measure_one(rest),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");
             Ok(ExitCode::SUCCESS)

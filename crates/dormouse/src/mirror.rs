@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use dormouse_crypt::seal::DataKey;
 use dormouse_crypt::{OsRandom, Random, record};
 use dormouse_format::message::Message;
@@ -69,7 +69,10 @@ pub fn run(home: &Home, options: &Options) -> Result<()> {
     }
     let link = connect(&account)?;
     let (volume, outcome) = copy_once(home, &account, &link, &name, &source, options, &mut report)?;
-    remote::remember(home, &volume, &outcome.point)?;
+    remote::remember(home, &volume, &outcome.point).with_context(|| {
+        let seq = outcome.point.point.seq;
+        format!("point {seq} of '{name}' is whole on the server, and cannot be remembered here")
+    })?;
     tell(&mut report, &link, &name, &options.source, &outcome);
     if outcome.point.point.grade == Grade::Fuzzy {
         let message = format!(

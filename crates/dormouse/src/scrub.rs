@@ -60,8 +60,8 @@ pub fn run(store: &Path, as_json: bool) -> Result<()> {
     fail(
         Class::Damaged,
         format!("{} faults in {}", total.findings, store.path().display()),
-        "check the disk; a new `dormouse mirror` of the source sends lost chunks again,\n\
-         and `dormouse verify VOLUME@WHEN` on a client tells which points are whole",
+        "check the disk, and bring the damaged segment back from a copy of the store;\n\
+         `dormouse verify VOLUME@WHEN` on a client tells which points are whole",
     )
 }
 

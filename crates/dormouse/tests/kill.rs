@@ -33,8 +33,8 @@ fn numbers() -> Numbers {
 
 /// Noise, words, the noise again, and zeros.
 fn image(numbers: &mut Numbers) -> Vec<u8> {
-    let noise = numbers.noise(12 * MIB);
-    [&noise[..], &numbers.words(12 * MIB), &noise, &vec![0; 28 * MIB]].concat()
+    let noise = numbers.noise(8 * MIB);
+    [&noise[..], &numbers.words(8 * MIB), &noise, &vec![0; 40 * MIB]].concat()
 }
 
 /// What an image was, version by version, without keeping each whole.
@@ -61,7 +61,7 @@ impl History {
     fn change(&mut self, numbers: &mut Numbers, file: &File) -> u64 {
         let mut changes = Vec::new();
         for _ in 0..1 + numbers.below(6) {
-            let len = 1 + numbers.below(3 * MIB as u64) as usize;
+            let len = 1 + numbers.below(2 * MIB as u64) as usize;
             let at = numbers.below((self.now.len() - len) as u64) as usize;
             let bytes = match numbers.below(5) {
                 0 => vec![0; len],
@@ -126,13 +126,14 @@ impl History {
         }
     }
 
-    /// The newest point comes back into a new file, and another onto that.
+    /// The newest point comes back into a new file, or another onto an older one.
     fn check_some(&self, place: &Place, numbers: &mut Numbers) {
         let Some(newest) = self.points.last() else { return };
         let dest = place.name("d");
-        place.run(&["restore", "v", &dest, "--force"]).ok();
-        let now = if *newest == self.version() { self.now.clone() } else { self.at(*newest) };
-        same(Path::new(&dest), &now);
+        if numbers.below(2) == 0 {
+            place.run(&["restore", "v", &dest, "--force"]).ok();
+            return same(Path::new(&dest), &self.at(*newest));
+        }
         let other = numbers.below(self.points.len() as u64) as usize;
         place.run(&["restore", &format!("v@{}", other + 1), &dest, "--in-place"]).ok();
         same(Path::new(&dest), &self.at(self.points[other]));
@@ -153,19 +154,7 @@ impl History {
 }
 
 fn stored(place: &Place) -> u64 {
-    let dir = place.path("store/vaults");
-    let mut todo = vec![dir];
-    let mut bytes = 0;
-    while let Some(dir) = todo.pop() {
-        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-            match entry.metadata() {
-                Ok(m) if m.is_dir() => todo.push(entry.path()),
-                Ok(m) => bytes += m.len(),
-                Err(_) => {}
-            }
-        }
-    }
-    bytes
+    place.segments().iter().filter_map(|p| Some(std::fs::metadata(p).ok()?.len())).sum()
 }
 
 /// The number of chunks in the store; none is there twice.
@@ -203,12 +192,12 @@ enum Who {
 
 /// Waits for a moment in the life of a copy that takes about `takes` and stores about `bytes`.
 fn moment(place: &Place, numbers: &mut Numbers, client: &mut Running, takes: Duration, bytes: u64) {
-    if numbers.below(2) == 0 {
+    if numbers.below(3) == 0 {
         let micros = takes.as_micros() as u64 * 11 / 10;
         std::thread::sleep(Duration::from_micros(numbers.below(micros)));
         return;
     }
-    let until = stored(place) + numbers.below(bytes);
+    let until = stored(place) + numbers.below(bytes / 2);
     while stored(place) < until && !client.ended() {
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -227,7 +216,7 @@ fn nothing_that_was_acknowledged_is_lost_or_sent_twice() {
     let file = OpenOptions::new().write(true).open(place.path("v")).unwrap();
     let v = place.name("v");
     let mirror = ["mirror", &*v, "--once", "--json"];
-    let (mut takes, mut bytes) = (Duration::from_millis(800), 24 * MIB as u64);
+    let (mut takes, mut bytes) = (Duration::from_millis(500), 10 * MIB as u64);
     let (mut in_the_middle, mut spared) = (0, 0);
     for cycle in 0..cycles {
         if cycle > 0 {
@@ -248,12 +237,16 @@ fn nothing_that_was_acknowledged_is_lost_or_sent_twice() {
                 client.kill()
             }
         };
-        println!("cycle {cycle}: {who:?}, {:?}, {} points", said.code, history.points.len());
+        println!(
+            "cycle {cycle}: {who:?}, {:?}, {} points, {takes:?}",
+            said.code,
+            history.points.len()
+        );
         match said.code {
             // Ended before, or was killed.
             Some(0) | None => {}
             // Saw the server go.
-            _ => drop(said.fails(6, &["try again"])),
+            _ => drop(said.fails(6, &[])),
         }
         if who != Who::Client {
             log_from = std::fs::metadata(&log).unwrap().len() as usize;
@@ -327,6 +320,8 @@ fn a_restore_that_is_killed_leaves_the_destination_or_can_be_repeated() {
         match said.code {
             Some(0) => same(Path::new(&dest), &content),
             None | Some(6) if in_place => {}
+            // Either the old or, killed at the very end, the new: nothing in between.
+            None | Some(6) if std::fs::read(&dest).unwrap() == content => {}
             None | Some(6) => same(Path::new(&dest), &old),
             _ => panic!("{said:?}"),
         }

@@ -17,7 +17,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::measure;
+use crate::measure;
+use crate::random::SplitMix;
 
 const MIB: u64 = 1 << 20;
 const BLOCK: usize = 4096;
@@ -190,7 +191,7 @@ fn make_changed(base: &Path, changed: &Path, size: u64) -> Result<()> {
         Ok(())
     })?;
     let wanted = used.len() as u64 * CHANGED_PERCENT / 100;
-    let mut random = SplitMix(SEED);
+    let mut random = SplitMix::new(SEED);
     let mut chosen = BTreeSet::new();
     while (chosen.len() as u64) < wanted / 2 {
         let start = random.below(used.len());
@@ -251,16 +252,4 @@ fn path_hash(path: &Path) -> u64 {
     path.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     })
-}
-
-/// A fixed sequence of pseudo-random numbers.
-struct SplitMix(u64);
-
-impl SplitMix {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((mixed ^ (mixed >> 31)) % limit as u64) as usize
-    }
 }

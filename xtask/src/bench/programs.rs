@@ -4,21 +4,16 @@
 //! fixed offsets, which suits disk images: the fastest setting that their manuals offer for this
 //! work.
 
-use std::fs::{self, File};
-use std::net::TcpListener;
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
-use super::measure::{self, Step};
+use crate::measure::{self, Step};
+use crate::world::{self, Server, World};
 
 const PASSWORD: &str = "benchmark";
-const START_LIMIT: Duration = Duration::from_secs(10);
-const STOP_LIMIT: Duration = Duration::from_secs(20);
 
 /// One round of one program happens here.
 pub struct Place {
@@ -72,21 +67,6 @@ impl Place {
         command
     }
 
-    fn prepare(&self, mut command: Command) -> Result<String> {
-        let output = command
-            .stdin(Stdio::null())
-            .output()
-            .with_context(|| format!("cannot start {}", command.get_program().display()))?;
-        let errors = String::from_utf8_lossy(&output.stderr);
-        ensure!(
-            output.status.success(),
-            "{command:?} ended with {}: {}",
-            output.status,
-            errors.trim()
-        );
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    }
-
     /// Where a program that restores to the path it copied from puts the image.
     fn restored_below(&self) -> PathBuf {
         self.restored.join(self.disk.strip_prefix("/").unwrap_or(&self.disk))
@@ -101,31 +81,7 @@ pub struct Session {
 impl Session {
     /// Runs one timed step.
     pub fn timed(&mut self, place: &Place, command: Command) -> Result<Step> {
-        measure::step(&command, &place.scratch, self.server.as_ref().map(|server| server.0.id()))
-    }
-}
-
-/// A running server; stopped when dropped.
-struct Server(Child);
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let stopped = i32::try_from(self.0.id())
-            .map_err(anyhow::Error::from)
-            .and_then(|id| Ok(kill(Pid::from_raw(id), Signal::SIGTERM)?))
-            .and_then(|()| {
-                measure::wait_for("the end of the server", STOP_LIMIT, || Ok(self.0.try_wait()?))
-            });
-        match stopped {
-            Ok(status) if status.success() => {}
-            Ok(status) => eprintln!("the server ended with {status}"),
-            Err(error) => {
-                eprintln!("{error:#}");
-                // Nothing more can be done if this fails too.
-                let _ = self.0.kill();
-                let _ = self.0.wait();
-            }
-        }
+        measure::step(&command, &place.scratch, self.server.as_ref().map(Server::id))
     }
 }
 
@@ -182,10 +138,13 @@ fn version_in(text: &str) -> String {
 struct Dormouse(PathBuf);
 
 impl Dormouse {
-    fn client(&self, place: &Place) -> Command {
-        let mut command = place.command(&self.0);
-        command.env("DORMOUSE_HOME", place.home.join("client"));
-        command
+    fn world(&self, place: &Place) -> World {
+        World {
+            program: self.0.clone(),
+            store: place.repository.clone(),
+            homes: place.home.clone(),
+            scratch: place.scratch.clone(),
+        }
     }
 }
 
@@ -200,56 +159,19 @@ impl Program for Dormouse {
     }
 
     fn prepare(&self, place: &Place) -> Result<Session> {
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let address = format!("127.0.0.1:{port}");
-        let server = || {
-            let mut command = place.command(&self.0);
-            command.env("DORMOUSE_HOME", place.home.join("server"));
-            command
-        };
-        let log = place.scratch.join("server");
-        let output = File::create(&log)?;
-        let child = server()
-            .arg("serve")
-            .arg(&place.repository)
-            .args(["--listen", &address])
-            .stdin(Stdio::null())
-            .stdout(output.try_clone()?)
-            .stderr(output)
-            .spawn()?;
-        let mut child = Server(child);
-        measure::wait_for("'listening on' of the server", START_LIMIT, || {
-            let said = fs::read_to_string(&log)?;
-            if let Some(status) = child.0.try_wait()? {
-                bail!("the server ended with {status}: {}", said.trim());
-            }
-            Ok(said.lines().any(|line| line.starts_with("listening on ")).then_some(()))
-        })?;
-        let mut invite = server();
-        invite.arg("invite").arg(&place.repository).args(["bench", "--url", &address]);
-        let said = place.prepare(invite)?;
-        let line = said
-            .lines()
-            .rev()
-            .find(|line| !line.trim().is_empty())
-            .context("no invite was printed")?;
-        let mut join = self.client(place);
-        join.args(["join", line.trim()]);
-        place.prepare(join)?;
-        Ok(Session { server: Some(child) })
+        let world = self.world(place);
+        let server = world.serve()?;
+        world.join(server.address)?;
+        Ok(Session { server: Some(server) })
     }
 
     fn copy(&self, place: &Place, _number: u32) -> Command {
-        let mut command = self.client(place);
-        command.arg("mirror").arg(&place.disk).args(["--volume", "bench", "--once"]);
-        command
+        self.world(place).mirror(&place.disk, "bench")
     }
 
     fn restore(&self, place: &Place) -> (Command, PathBuf) {
         let target = place.restored.join("disk.img");
-        let mut command = self.client(place);
-        command.args(["restore", "bench@latest"]).arg(&target).arg("--force");
-        (command, target)
+        (self.world(place).restore("bench", &target), target)
     }
 }
 
@@ -281,7 +203,7 @@ impl Program for Borg {
     fn prepare(&self, place: &Place) -> Result<Session> {
         let mut command = Self::command(place);
         command.args(["init", "--encryption", "repokey-blake2"]).arg(&place.repository);
-        place.prepare(command)?;
+        world::output(command)?;
         Ok(Session { server: None })
     }
 
@@ -340,7 +262,7 @@ impl Program for Restic {
     fn prepare(&self, place: &Place) -> Result<Session> {
         let mut command = Self::command(place);
         command.arg("init");
-        place.prepare(command)?;
+        world::output(command)?;
         Ok(Session { server: None })
     }
 
@@ -400,7 +322,7 @@ impl Program for Rustic {
         if self.fixed {
             command.args(["--set-chunker", "fixed_size", "--set-compression", "1"]);
         }
-        place.prepare(command)?;
+        world::output(command)?;
         Ok(Session { server: None })
     }
 

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::image::Images;
-use super::measure::Step;
+use crate::measure::Step;
 
 const MIB: f64 = 1024.0 * 1024.0;
 const RESTORE_RSS_MAX: f64 = 256.0;

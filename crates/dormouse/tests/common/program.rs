@@ -287,11 +287,13 @@ impl Place {
 
     /// The segments of the store's only vault, in order.
     pub fn segments(&self) -> Vec<PathBuf> {
-        let mut all: Vec<_> = super::snapshot(&self.path("store/vaults"))
-            .into_iter()
-            .map(|(p, _)| p)
-            .filter(|p| p.extension().is_some_and(|e| e == "seg"))
-            .collect();
+        let mut all = Vec::new();
+        for vault in std::fs::read_dir(self.path("store/vaults")).into_iter().flatten() {
+            for file in std::fs::read_dir(vault.unwrap().path().join("segments")).unwrap() {
+                all.push(file.unwrap().path());
+            }
+        }
+        all.retain(|p| p.extension().is_some_and(|e| e == "seg"));
         all.sort();
         all
     }
@@ -399,9 +401,27 @@ impl Drop for Tmpfs {
     }
 }
 
+/// A store is as it was, but for marks (notes of the server on how far its own files are
+/// durable) at the end of a segment.
+#[track_caller]
+pub fn same_store(was: &[(PathBuf, Vec<u8>)], is: &[(PathBuf, Vec<u8>)]) {
+    let names = |all: &[(PathBuf, Vec<u8>)]| all.iter().map(|(p, _)| p.clone()).collect::<Vec<_>>();
+    assert_eq!(names(was), names(is));
+    for ((path, was), (_, is)) in was.iter().zip(is) {
+        let shown = path.display();
+        let Some(new) = is.strip_prefix(&was[..]) else { panic!("{shown} was changed") };
+        let kinds: Vec<_> = records_of(new).iter().map(|(_, h)| h.kind).collect();
+        let marks = !kinds.is_empty() && kinds.iter().all(|k| *k == Kind::Mark);
+        assert!(new.is_empty() || marks, "{shown} has {} bytes more: {kinds:?}", new.len());
+    }
+}
+
 /// The records of a segment's file whose header holds: where each begins, and its header.
 pub fn records(segment: &Path) -> Vec<(usize, Header)> {
-    let bytes = std::fs::read(segment).unwrap();
+    records_of(&std::fs::read(segment).unwrap())
+}
+
+fn records_of(bytes: &[u8]) -> Vec<(usize, Header)> {
     let (mut found, mut at) = (Vec::new(), 0);
     while let Some(head) = bytes.get(at..).and_then(|b| b.first_chunk::<HEADER_LEN>()) {
         let header = (head[..4] == MAGIC).then(|| dormouse_crypt::record::check_header(head).ok());

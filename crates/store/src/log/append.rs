@@ -317,6 +317,11 @@ impl Log {
         if active.sealed || active.noted >= active.durable || active.end < least as u64 {
             return Ok(());
         }
+        // A mark that says so of all before it needs no mark of its own.
+        let last = active.table.seal.items.last();
+        if last.is_some_and(|i| i.kind == Kind::Mark && active.noted >= u64::from(i.offset)) {
+            return Ok(());
+        }
         let mark = record::plain(Kind::Mark, WriterId::ZERO, &active.durable.to_le_bytes());
         let (header, _) = dormouse_format::record::split(&mark)?;
         self.write(&mut active, &header, &mark).map(drop)

@@ -1,0 +1,146 @@
+//! What a slow answer costs: first copies over a link that delays each direction, against the same
+//! link without delay.
+//!
+//! The delay is made by a relay in user space. The kernel sees two connections on loopback, so its
+//! own limit, a socket buffer for each round trip, does not show here; it is computed at the end.
+//! Round trips that a run needs in any case (handshakes, opening a volume, the commit) cost the
+//! same for any disk; they are measured with a disk of one block and stated apart.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::relay::Relay;
+use super::{MIB, Options, Verdict};
+use crate::bench::image::Images;
+use crate::measure;
+use crate::world::World;
+
+/// The delay may cost this share of the time without it.
+const COST_MAX: f64 = 0.15;
+
+/// The figures of one first copy, and of a second copy of the same.
+#[derive(Clone, Copy)]
+struct Run {
+    first: f64,
+    second: f64,
+    sent: u64,
+}
+
+/// Runs the proof.
+pub fn run(options: &Options) -> Result<ExitCode> {
+    let delay = Duration::from_millis(options.delay_ms);
+    let trip = 2.0 * delay.as_secs_f64();
+    fs::create_dir_all(&options.images)
+        .with_context(|| format!("cannot create {}", options.images.display()))?;
+    let images = Images::prepare(&options.images, !options.large)?;
+    images.put_base()?;
+    println!("{}", images.describe());
+    fs::create_dir_all(&options.directory)?;
+    let tiny = options.directory.join("tiny.img");
+    File::create(&tiny)?.write_all_at(&[7; 4096], 0)?;
+
+    println!(
+        "\n| round | disk | first, 0 ms, s | first, {0} ms, s | second, 0 ms, s | second, {0} ms, s |",
+        options.delay_ms
+    );
+    println!("|--:|---|--:|--:|--:|--:|");
+    let (mut small, mut large) = (Vec::new(), Vec::new());
+    for round in 1..=options.rounds {
+        for (name, disk, runs) in
+            [("one block", tiny.as_path(), &mut small), ("image", images.disk(), &mut large)]
+        {
+            measure::warm(disk)?;
+            let near = copy(options, disk, Duration::ZERO)?;
+            let far = copy(options, disk, delay)?;
+            println!(
+                "| {round} | {name} | {:.3} | {:.3} | {:.3} | {:.3} |",
+                near.first, far.first, near.second, far.second
+            );
+            runs.push((near, far));
+        }
+    }
+    fs::remove_file(&tiny)?;
+    let median = |runs: &[(Run, Run)], value: fn(&(Run, Run)) -> f64| {
+        let mut values: Vec<f64> = runs.iter().map(value).collect();
+        values.sort_by(f64::total_cmp);
+        values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+    };
+    let constant = median(&small, |(near, far)| far.first - near.first);
+    let again = median(&small, |(near, far)| far.second - near.second);
+    let near = median(&large, |(near, _)| near.first);
+    let far = median(&large, |(_, far)| far.first);
+    println!(
+        "\none block: {:.1} round trips for a first copy, {:.1} for a second; {constant:.2} s and {again:.2} s",
+        constant / trip,
+        again / trip
+    );
+    println!(
+        "image: {near:.2} s without delay, {far:.2} s with {} ms each way: {:+.1} %",
+        options.delay_ms,
+        (far / near - 1.0) * 100.0
+    );
+    let rest = far - constant;
+    println!(
+        "without the constant round trips: {rest:.2} s, {:+.1} %",
+        (rest / near - 1.0) * 100.0
+    );
+    let enough = constant / COST_MAX;
+    println!(
+        "the constant alone is within {:.0} % from a copy of {enough:.1} s on, {:.1} times this image",
+        COST_MAX * 100.0,
+        enough / near
+    );
+    let sent = large.first().map_or(0, |(near, _)| near.sent) as f64;
+    buffers(sent, near, trip);
+    let mut verdict = Verdict::default();
+    verdict.check(
+        "beside the constant, the delay costs at most 15 %",
+        rest <= near * (1.0 + COST_MAX),
+    );
+    verdict
+        .check("with the constant, the delay costs at most 15 %", far <= near * (1.0 + COST_MAX));
+    Ok(verdict.code())
+}
+
+/// A first and a second copy into a fresh store.
+fn copy(options: &Options, disk: &Path, delay: Duration) -> Result<Run> {
+    let world = World::fresh(&options.dormouse, &options.directory.join("latency"))?;
+    let server = world.serve()?;
+    let relay = Relay::start(server.address, delay)?;
+    world.join(relay.address)?;
+    relay.take();
+    let command = world.mirror(disk, "latency");
+    let first = measure::step(&command, &world.scratch, Some(server.id()))?;
+    let (sent, _) = relay.take();
+    let second = measure::step(&command, &world.scratch, Some(server.id()))?;
+    drop(server);
+    fs::remove_dir_all(options.directory.join("latency"))?;
+    Ok(Run { first: first.seconds, second: second.seconds, sent })
+}
+
+/// What the kernel needs for the same rate where the delay is on the wire.
+fn buffers(sent: f64, seconds: f64, trip: f64) {
+    let rate = sent / seconds;
+    println!(
+        "on a wire with this round trip of {:.0} ms, {:.0} MiB/s need {:.1} MiB in flight",
+        trip * 1000.0,
+        rate / MIB,
+        rate * trip / MIB
+    );
+    for name in ["tcp_wmem", "tcp_rmem"] {
+        let text = fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap_or_default();
+        let most = text.split_whitespace().nth(2).and_then(|word| word.parse::<f64>().ok());
+        if let Some(most) = most {
+            println!(
+                "this kernel's {name} allows at most {:.0} MiB for one connection: at most {:.0} MiB/s",
+                most / MIB,
+                most / trip / MIB
+            );
+        }
+    }
+}

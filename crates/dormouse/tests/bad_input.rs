@@ -424,7 +424,7 @@ fn a_damaged_chunk() {
     place.run(&["verify", "a@2"]).ok();
 
     let store = place.name("store");
-    let said = place.run(&["scrub", &store]).fails(9, &["1 faults", &store, "mirror"]);
+    let said = place.run(&["scrub", &store]).fails(9, &["1 faults", &store, "copy of the store"]);
     let name = segment.file_name().unwrap().to_str().unwrap();
     for words in [name, &format!("byte {at}:"), &id, "volume 'a', points 1, 3"] {
         assert!(said.out.contains(words), "'{words}' is not in {said:?}");

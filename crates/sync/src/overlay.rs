@@ -172,9 +172,9 @@ mod tests {
                         plain[range].fill(Entry::ZERO);
                     } else {
                         let tags = vec![Tag([step + 1; 16]); n as usize];
-                        w.data(at, RecordId([step; 16]), 0, &tags);
+                        w.data(at, RecordId([step + 1; 16]), 0, &tags);
                         for (i, at) in range.enumerate() {
-                            let chunk = RecordId([step; 16]);
+                            let chunk = RecordId([step + 1; 16]);
                             plain[at] = Entry { tag: tags[0], chunk, index: i as u8 };
                         }
                     }

@@ -31,7 +31,7 @@ commands:
     sparse    a huge sparse disk on which random blocks change: bytes each way, stored, memory
             --size-tib N      1 without it
             --blocks N        blocks that change, 1000000 without it
-            --base-blocks N   blocks that are there before, 20000 without it
+            --base-blocks N   blocks that are there before; a quarter, at most 20000, without it
     latency   first copies over a link that delays each direction, against none
             --delay-ms N      50 without it
             --rounds N        3 without it

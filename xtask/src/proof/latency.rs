@@ -68,7 +68,12 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let median = |runs: &[(Run, Run)], value: fn(&(Run, Run)) -> f64| {
         let mut values: Vec<f64> = runs.iter().map(value).collect();
         values.sort_by(f64::total_cmp);
-        values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+        let middle = values.len() / 2;
+        match values.len() {
+            0 => f64::NAN,
+            length if length % 2 == 1 => values[middle],
+            _ => f64::midpoint(values[middle - 1], values[middle]),
+        }
     };
     let constant = median(&small, |(near, far)| far.first - near.first);
     let again = median(&small, |(near, far)| far.second - near.second);

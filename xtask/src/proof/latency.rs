@@ -13,6 +13,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeVal;
 
 use super::relay::Relay;
 use super::{MIB, Options, Verdict};
@@ -27,6 +29,9 @@ const COST_MAX: f64 = 0.15;
 #[derive(Clone, Copy)]
 struct Run {
     first: f64,
+    /// Processor time of both sides for the first copy, and of the relay for all.
+    processor: f64,
+    relay: f64,
     second: f64,
     sent: u64,
 }
@@ -45,10 +50,10 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     File::create(&tiny)?.write_all_at(&[7; 4096], 0)?;
 
     println!(
-        "\n| round | disk | first, 0 ms, s | first, {0} ms, s | second, 0 ms, s | second, {0} ms, s |",
+        "\n| round | disk | first, 0 ms, s | first, {0} ms, s | second, 0 ms, s | second, {0} ms, s | processor of the first + relay, 0 ms, s | {0} ms, s |",
         options.delay_ms
     );
-    println!("|--:|---|--:|--:|--:|--:|");
+    println!("|--:|---|--:|--:|--:|--:|--:|--:|");
     let (mut small, mut large) = (Vec::new(), Vec::new());
     for round in 1..=options.rounds {
         for (name, disk, runs) in
@@ -58,8 +63,15 @@ pub fn run(options: &Options) -> Result<ExitCode> {
             let near = copy(options, disk, Duration::ZERO)?;
             let far = copy(options, disk, delay)?;
             println!(
-                "| {round} | {name} | {:.3} | {:.3} | {:.3} | {:.3} |",
-                near.first, far.first, near.second, far.second
+                "| {round} | {name} | {:.3} | {:.3} | {:.3} | {:.3} | {:.2} + {:.2} | {:.2} + {:.2} |",
+                near.first,
+                far.first,
+                near.second,
+                far.second,
+                near.processor,
+                near.relay,
+                far.processor,
+                far.relay
             );
             runs.push((near, far));
         }
@@ -119,13 +131,28 @@ fn copy(options: &Options, disk: &Path, delay: Duration) -> Result<Run> {
     let relay = Relay::start(server.address, delay)?;
     world.join(relay.address)?;
     relay.take();
+    let before = own_seconds()?;
     let command = world.mirror(disk, "latency");
     let first = measure::step(&command, &world.scratch, Some(server.id()))?;
     let (sent, _) = relay.take();
     let second = measure::step(&command, &world.scratch, Some(server.id()))?;
     drop(server);
     fs::remove_dir_all(options.directory.join("latency"))?;
-    Ok(Run { first: first.seconds, second: second.seconds, sent })
+    let relay = own_seconds()? - before;
+    Ok(Run {
+        first: first.seconds,
+        processor: first.cpu_seconds,
+        relay,
+        second: second.seconds,
+        sent,
+    })
+}
+
+/// Processor time of this process, which is the relay's.
+fn own_seconds() -> Result<f64> {
+    let usage = getrusage(UsageWho::RUSAGE_SELF)?;
+    let seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
+    Ok(seconds(usage.user_time()) + seconds(usage.system_time()))
 }
 
 /// What the kernel needs for the same rate where the delay is on the wire.

@@ -85,11 +85,10 @@ fn direct(
     let (filled, counters) = (Arc::clone(&queue), Arc::clone(counters));
     thread::spawn(move || {
         thread::sleep(from.saturating_duration_since(Instant::now()));
+        let mut buffer = vec![0; READ_SIZE];
         loop {
-            let mut chunk = vec![0; READ_SIZE];
-            let length = source.read(&mut chunk).unwrap_or(0);
-            chunk.truncate(length);
-            chunk.shrink_to_fit();
+            let length = source.read(&mut buffer).unwrap_or(0);
+            let chunk = buffer[..length].to_vec();
             counter(&counters).fetch_add(length as u64, Ordering::Relaxed);
             // An empty chunk is the end.
             if !filled.push(Instant::now() + delay, chunk) || length == 0 {

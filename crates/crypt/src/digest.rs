@@ -5,6 +5,7 @@ use dormouse_format::limits::{BLOCK_SIZE, CUT_MASK, LEAF_BLOCKS};
 use dormouse_format::{Block, ChunkId, Digest, RecordId, Tag, VolumeId};
 use zeroize::Zeroizing;
 
+use crate::lanes::{LANES, Lanes};
 use crate::{Identity, Random, Recipient, Result};
 
 /// Digest and map key of one epoch.
@@ -16,15 +17,18 @@ pub struct VaultSecrets {
     map: Zeroizing<[u8; 32]>,
     tag_key: Zeroizing<[u8; 32]>,
     block_key: Zeroizing<[u8; 32]>,
+    lanes: Lanes,
     chunk_key: Zeroizing<[u8; 32]>,
 }
 
 impl VaultSecrets {
     /// The secrets of these keys.
     pub fn new(epoch: u32, digest: [u8; 32], map: [u8; 32]) -> Self {
+        let block_key = Zeroizing::new(blake3::derive_key("dormouse v1 block digest", &digest));
         Self {
             epoch,
-            block_key: Zeroizing::new(blake3::derive_key("dormouse v1 block digest", &digest)),
+            lanes: Lanes::new(&block_key),
+            block_key,
             chunk_key: Zeroizing::new(blake3::derive_key("dormouse v1 chunk id", &digest)),
             tag_key: Zeroizing::new(blake3::derive_key("dormouse v1 tag", &map)),
             digest: Zeroizing::new(digest),
@@ -70,7 +74,34 @@ impl VaultSecrets {
         if is_zero(block) {
             return Digest::ZERO;
         }
-        Digest(cut16(&blake3::keyed_hash(&self.block_key, block)))
+        Digest(cut16(blake3::keyed_hash(&self.block_key, block).as_bytes()))
+    }
+
+    /// Digests of whole blocks, one after the other: the same as [`Self::digest`] of each,
+    /// but several at a time. `out` is called with the index and the digest of each block.
+    pub fn digests(&self, content: &[u8], out: &mut dyn FnMut(usize, Digest)) {
+        let (blocks, rest) = content.as_chunks::<BLOCK_SIZE>();
+        debug_assert!(rest.is_empty());
+        let mut blocks = blocks.iter().enumerate().peekable();
+        while let Some(&first) = blocks.peek() {
+            let mut wait = [first; LANES];
+            let mut n = 0;
+            for (i, block) in blocks.by_ref() {
+                if is_zero(block) {
+                    out(i, Digest::ZERO);
+                    continue;
+                }
+                wait[n] = (i, block);
+                n += 1;
+                if n == LANES {
+                    break;
+                }
+            }
+            let hashes = self.lanes.hash(&wait.map(|(_, block)| block)[..n]);
+            for ((i, _), hash) in wait[..n].iter().zip(&hashes) {
+                out(*i, Digest(cut16(hash)));
+            }
+        }
     }
 
     /// Id of the chunk with these digests.
@@ -80,7 +111,7 @@ impl VaultSecrets {
         for digest in digests {
             hasher.update(&digest.0);
         }
-        RecordId(cut16(&hasher.finalize()))
+        RecordId(cut16(hasher.finalize().as_bytes()))
     }
 
     /// Tag of a block of a volume; zero for the zero block.
@@ -92,25 +123,7 @@ impl VaultSecrets {
         input[..16].copy_from_slice(&volume.0);
         input[16..24].copy_from_slice(&block.to_le_bytes());
         input[24..].copy_from_slice(&digest.0);
-        Tag(cut16(&blake3::keyed_hash(&self.tag_key, &input)))
-    }
-
-    /// Digests and tags of the blocks of one leaf, and the leaf's hash. Blocks that
-    /// `data` does not reach are zero; `data` is cut at whole blocks.
-    pub fn leaf(&self, volume: &VolumeId, index: u64, data: &[u8]) -> Leaf {
-        let n = LEAF_BLOCKS as usize;
-        let mut leaf = Leaf {
-            digests: [Digest::ZERO; LEAF_BLOCKS as usize],
-            tags: [Tag::ZERO; LEAF_BLOCKS as usize],
-            hash: dormouse_format::Hash::ZERO,
-        };
-        for (i, block) in data.chunks_exact(BLOCK_SIZE).take(n).enumerate() {
-            leaf.digests[i] = self.digest(block);
-            let address = index * LEAF_BLOCKS + i as u64;
-            leaf.tags[i] = self.tag(volume, address, &leaf.digests[i]);
-        }
-        leaf.hash = crate::hash::leaf(index, &leaf.tags);
-        leaf
+        Tag(cut16(blake3::keyed_hash(&self.tag_key, &input).as_bytes()))
     }
 }
 
@@ -120,7 +133,7 @@ impl core::fmt::Debug for VaultSecrets {
     }
 }
 
-/// What [`VaultSecrets::leaf`] computes.
+/// What is computed of one leaf.
 #[derive(Debug, Clone)]
 pub struct Leaf {
     /// Digest of each block.
@@ -143,9 +156,9 @@ pub fn is_zero(bytes: &[u8]) -> bool {
     words.iter().all(zero) && rest.iter().all(|&b| b == 0)
 }
 
-fn cut16(hash: &blake3::Hash) -> [u8; 16] {
+fn cut16(hash: &[u8; 32]) -> [u8; 16] {
     let mut out = [0; 16];
-    out.copy_from_slice(&hash.as_bytes()[..16]);
+    out.copy_from_slice(&hash[..16]);
     out
 }
 
@@ -172,6 +185,21 @@ mod tests {
         let wrapped = s.wrap(&identity.recipient()).unwrap();
         let back = VaultSecrets::unwrap(1, &wrapped, &identity).unwrap();
         assert_eq!(*back.to_bytes(), *s.to_bytes());
+    }
+
+    #[test]
+    fn many_digests_are_those_of_each() {
+        let s = VaultSecrets::new(1, [1; 32], [2; 32]);
+        for (n, zero) in [(0, 1), (1, 1), (3, 2), (17, 5), (64, 3), (33, 100)] {
+            let mut content: Vec<u8> = (0..n * BLOCK_SIZE).map(|i| (i >> 3) as u8 | 1).collect();
+            for block in content.chunks_exact_mut(BLOCK_SIZE).step_by(zero) {
+                block.fill(0);
+            }
+            let mut got = vec![None; n];
+            s.digests(&content, &mut |i, d| assert!(got[i].replace(d).is_none()));
+            let each = content.chunks_exact(BLOCK_SIZE).map(|b| Some(s.digest(b)));
+            assert_eq!(got, each.collect::<Vec<_>>());
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod digest;
 pub mod hash;
 pub mod invite;
 pub mod keys;
+mod lanes;
 pub mod record;
 pub mod seal;
 

@@ -124,8 +124,11 @@ impl LeafData {
             tags: [Tag::ZERO; LEAF_BLOCKS as usize],
             hash: Hash::ZERO,
         });
-        for (block, at) in self.blocks() {
-            let digest = secrets.digest(&self.bytes[at..at + BLOCK_SIZE]);
+        // The runs lie one after the other: all of them are hashed as one.
+        let mut digests = [Digest::ZERO; LEAF_BLOCKS as usize];
+        let content = &self.bytes[self.skip..self.skip + self.data_len() as usize];
+        secrets.digests(content, &mut |i, digest| digests[i] = digest);
+        for ((block, _), digest) in self.blocks().zip(digests) {
             leaf.tags[block] = secrets.tag(volume, index * LEAF_BLOCKS + block as u64, &digest);
             leaf.digests[block] = digest;
         }

@@ -204,6 +204,14 @@ pub fn send(link: &Link, message: Message) -> Result<()> {
     Err(ended(link, &error))
 }
 
+/// Sends several messages.
+pub fn send_all(link: &Link, messages: Vec<Message>) -> Result<()> {
+    if messages.is_empty() {
+        return Ok(());
+    }
+    link.tx.send_all(messages).map_err(|error| ended(link, &error))
+}
+
 /// Why a link has ended: what the server said last, or else what broke.
 pub fn ended(link: &Link, error: &LinkError) -> anyhow::Error {
     while let Ok(received) = link.rx.recv_timeout(Duration::from_millis(500)) {

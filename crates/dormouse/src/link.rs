@@ -5,7 +5,9 @@
 //! socket, so both directions always move; both queues are bounded; a link that is
 //! dropped ends its threads. Leaves to others: what the messages mean.
 
+mod answers;
 mod in_process;
+mod inbox;
 mod queue;
 mod threads;
 
@@ -15,17 +17,16 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Receiver;
 use dormouse_format::message::{Deframer, Message};
 use rustls::Connection;
 
 use crate::tls::Fault;
+pub use answers::Answers;
+pub use inbox::{Batch, Inbox};
 use queue::Queue;
 
 /// Bytes that may wait to be sent before `send` blocks.
 pub const SEND_BYTES_MAX: usize = 8 << 20;
-/// Messages that may wait to be received before the link stops reading.
-pub const RECEIVE_MESSAGES_MAX: usize = 64;
 /// How long a peer may be silent before the system gives the connection up.
 const DEAD_AFTER: Duration = Duration::from_secs(60);
 /// How long a closing link waits for its last bytes to leave.
@@ -63,6 +64,11 @@ impl LinkTx {
         self.queue.push(message)
     }
 
+    /// Queues messages, and wakes the writer once for all of them.
+    pub fn send_all(&self, messages: impl IntoIterator<Item = Message>) -> Result<(), LinkError> {
+        self.queue.push_all(messages.into_iter().map(|m| m.encode()))
+    }
+
     /// Lets what is queued go out, then says goodbye. Does not wait.
     pub fn shutdown(&self) {
         self.queue.close(LinkError::Closed);
@@ -90,7 +96,7 @@ pub struct Link {
     /// Sends.
     pub tx: LinkTx,
     /// Receives. An error is the last thing that comes.
-    pub rx: Receiver<Received>,
+    pub rx: Inbox,
     threads: Vec<JoinHandle<()>>,
     socket: Option<TcpStream>,
 }

@@ -8,8 +8,10 @@ use dormouse_format::limits::FRAME_MAX;
 use dormouse_format::message::{Deframer, Message};
 use dormouse_sync::server::{After, Registry, Session};
 
+use super::answers::Answers;
+use super::inbox::{Batch, inbox};
 use super::queue::{Next, Queue};
-use super::{Link, LinkError, LinkTx, RECEIVE_MESSAGES_MAX, SEND_BYTES_MAX};
+use super::{Link, LinkError, LinkTx, SEND_BYTES_MAX};
 use crate::text::now_ns;
 
 /// Stack of the engine's thread.
@@ -26,18 +28,18 @@ impl Link {
         after: impl FnOnce() + Send + 'static,
     ) -> io::Result<Self> {
         let queue = Arc::new(Queue::new(SEND_BYTES_MAX));
-        let (tx, rx) = crossbeam_channel::bounded(RECEIVE_MESSAGES_MAX);
+        let (tx, rx) = inbox();
         let engine = {
             let queue = queue.clone();
             move || {
                 let mut session = Session::new(registry, binding);
-                let why = serve(&mut session, &queue, &|m| tx.send(Ok(m)).is_ok());
+                let why = serve(&mut session, &queue, &|batch| tx.send(batch).is_ok());
                 session.end();
                 queue.close(why.clone());
                 queue.set_drained();
                 drop(session);
                 after();
-                let _ = tx.send(Err(why));
+                let _ = tx.send(vec![Err(why)]);
             }
         };
         let thread =
@@ -46,7 +48,9 @@ impl Link {
     }
 }
 
-fn serve(session: &mut Session, queue: &Queue, send: &dyn Fn(Message) -> bool) -> LinkError {
+fn serve(session: &mut Session, queue: &Queue, send: &dyn Fn(Batch) -> bool) -> LinkError {
+    let mut answers = Answers::default();
+    let mut pass_on = |messages: Vec<Message>| send(messages.into_iter().map(Ok).collect());
     loop {
         let frames = match queue.next(BATCH) {
             Next::Items(frames) => frames,
@@ -63,11 +67,17 @@ fn serve(session: &mut Session, queue: &Queue, send: &dyn Fn(Message) -> bool) -
                 Ok(None) => return LinkError::Protocol("a frame is not whole".into()),
                 Err(error) => return LinkError::Protocol(error.to_string()),
             };
-            let mut gone = false;
-            let after = session.handle(now_ns(), message, &mut |m| gone |= !send(m));
-            if gone || after == After::Close {
+            let mut there = true;
+            let after = session.handle(now_ns(), message, &mut |m| {
+                there &= answers.add(m, &mut pass_on);
+            });
+            if !there || after == After::Close {
+                answers.flush(&mut pass_on);
                 return LinkError::Closed;
             }
+        }
+        if !answers.flush(&mut pass_on) {
+            return LinkError::Closed;
         }
     }
 }

@@ -28,6 +28,14 @@ struct State<T> {
     drained: bool,
 }
 
+impl<T> State<T> {
+    fn add(&mut self, item: T, bytes: usize) {
+        self.items.push_back((item, bytes));
+        self.bytes += bytes;
+        self.total += bytes as u64;
+    }
+}
+
 /// A bounded queue with a closing reason.
 #[derive(Debug)]
 pub(super) struct Queue<T = Vec<u8>> {
@@ -42,9 +50,22 @@ pub(super) struct Queue<T = Vec<u8>> {
 impl Queue<Vec<u8>> {
     /// Adds a message as its frame.
     pub(super) fn push(&self, message: Message) -> Result<(), LinkError> {
-        let frame = message.encode();
-        let len = frame.len();
-        self.push_item(frame, len)
+        self.push_all([message.encode()])
+    }
+
+    /// Adds frames; the writer is woken once.
+    pub(super) fn push_all(
+        &self,
+        frames: impl IntoIterator<Item = Vec<u8>>,
+    ) -> Result<(), LinkError> {
+        let mut state = self.lock();
+        for frame in frames {
+            state = self.wait_for_room(state)?;
+            let len = frame.len();
+            state.add(frame, len);
+        }
+        self.work.notify_one();
+        Ok(())
     }
 }
 
@@ -71,21 +92,19 @@ impl<T> Queue<T> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn push_item(&self, item: T, bytes: usize) -> Result<(), LinkError> {
-        let mut state = self.lock();
+    /// Waits until there is room; an error if the queue is closed.
+    fn wait_for_room<'a>(
+        &self,
+        mut state: MutexGuard<'a, State<T>>,
+    ) -> Result<MutexGuard<'a, State<T>>, LinkError> {
         while state.closed.is_none() && state.bytes >= self.limit {
+            self.work.notify_one();
             state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        if let Some(why) = &state.closed {
-            return Err(why.clone());
+        match &state.closed {
+            Some(why) => Err(why.clone()),
+            None => Ok(state),
         }
-        state.items.push_back((item, bytes));
-        state.bytes += bytes;
-        state.total += bytes as u64;
-        if state.items.len() == 1 {
-            self.work.notify_one();
-        }
-        Ok(())
     }
 
     /// Wakes the writer so that it sends what TLS has to say.

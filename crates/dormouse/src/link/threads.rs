@@ -5,12 +5,13 @@ use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::Sender;
 use dormouse_format::message::Deframer;
 use rustls::Connection;
 
+use super::LinkError;
+use super::inbox::{Batch, Inbox, inbox};
 use super::queue::{Next, Queue};
-use super::{LinkError, RECEIVE_MESSAGES_MAX, Received};
 use crate::tls;
 
 /// Bytes asked of the socket at once.
@@ -21,7 +22,7 @@ const WRITE_SIZE: usize = 256 << 10;
 const STACK: usize = 256 << 10;
 
 type Shared = Arc<Mutex<Connection>>;
-type Parts = (Vec<JoinHandle<()>>, Receiver<Received>);
+type Parts = (Vec<JoinHandle<()>>, Inbox);
 
 fn lock(shared: &Shared) -> MutexGuard<'_, Connection> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
@@ -34,7 +35,7 @@ pub(super) fn start(
     deframer: Deframer,
 ) -> io::Result<Parts> {
     let shared = Arc::new(Mutex::new(connection));
-    let (tx, rx) = crossbeam_channel::bounded(RECEIVE_MESSAGES_MAX);
+    let (tx, rx) = inbox();
     let builder = |name: &str| std::thread::Builder::new().name(name.into()).stack_size(STACK);
     let writer = {
         let (shared, queue, socket) = (shared.clone(), queue.clone(), socket.try_clone()?);
@@ -53,7 +54,7 @@ pub(super) fn start(
             move || {
                 let why = read(&shared, &queue, &socket, deframer, &tx);
                 queue.close(why.clone());
-                let _ = tx.send(Err(why));
+                let _ = tx.send(vec![Err(why)]);
             }
         });
         reading.inspect_err(|_| queue.close(LinkError::Closed))?
@@ -115,21 +116,13 @@ fn read(
     queue: &Queue,
     socket: &TcpStream,
     mut deframer: Deframer,
-    tx: &Sender<Received>,
+    tx: &Sender<Batch>,
 ) -> LinkError {
     let mut buffer = vec![0; READ_SIZE];
     loop {
         // First what is there already: frames that came with the handshake.
-        loop {
-            match deframer.next_message() {
-                Ok(Some(message)) => {
-                    if tx.send(Ok(message)).is_err() {
-                        return LinkError::Closed;
-                    }
-                }
-                Ok(None) => break,
-                Err(error) => return LinkError::Protocol(error.to_string()),
-            }
+        if let Err(why) = pass_on(&mut deframer, tx) {
+            return why;
         }
         let n = match (&*socket).read(&mut buffer) {
             Ok(0) => return LinkError::Cut("the other side went away".into()),
@@ -141,16 +134,28 @@ fn read(
             Ok(()) => {}
             // What came before the goodbye still counts.
             Err(LinkError::Closed) => {
-                while let Ok(Some(message)) = deframer.next_message() {
-                    if tx.send(Ok(message)).is_err() {
-                        break;
-                    }
-                }
+                let _ = pass_on(&mut deframer, tx);
                 return LinkError::Closed;
             }
             Err(error) => return error,
         }
     }
+}
+
+/// Gives out the whole messages that were received.
+fn pass_on(deframer: &mut Deframer, tx: &Sender<Batch>) -> Result<(), LinkError> {
+    let mut batch = Batch::new();
+    let broken = loop {
+        match deframer.next_message() {
+            Ok(Some(message)) => batch.push(Ok(message)),
+            Ok(None) => break None,
+            Err(error) => break Some(LinkError::Protocol(error.to_string())),
+        }
+    };
+    if !batch.is_empty() && tx.send(batch).is_err() {
+        return Err(LinkError::Closed);
+    }
+    broken.map_or(Ok(()), Err)
 }
 
 /// Opens what was received, and gives the plaintext to the deframer.

@@ -12,7 +12,7 @@ use dormouse_sync::server::{After, Session};
 use rustls::Connection;
 
 use super::{Shared, Stranger};
-use crate::link::{Link, LinkError};
+use crate::link::{Answers, Link, LinkError};
 use crate::text::now_ns;
 use crate::tls::Fault;
 
@@ -73,40 +73,57 @@ fn serve(
 }
 
 fn session_loop(shared: &Shared, session: &mut Session, link: &Link) -> String {
+    let mut answers = Answers::default();
+    let mut send = |messages| link.tx.send_all(messages).is_ok();
     loop {
-        let received = select! {
-            recv(link.rx) -> received => received,
-            recv(shared.stopping) -> _ => {
-                let text = "the server is stopping".to_owned();
-                let _ = link.tx.send(Message::Error { refusal: Refusal::Stopping, text });
-                close(link);
-                return "stopped".into();
+        let received = match link.rx.taken() {
+            Some(received) => received,
+            None => {
+                if !answers.flush(&mut send) {
+                    return "cut".into();
+                }
+                let batch = select! {
+                    recv(link.rx.batches()) -> batch => batch,
+                    recv(shared.stopping) -> _ => {
+                        let text = "the server is stopping".to_owned();
+                        let _ = link.tx.send(Message::Error { refusal: Refusal::Stopping, text });
+                        close(link);
+                        return "stopped".into();
+                    }
+                };
+                match batch.map(|batch| link.rx.add(batch)) {
+                    Ok(Some(received)) => received,
+                    Ok(None) => continue,
+                    Err(_) => return "done".into(),
+                }
             }
         };
         let message = match received {
-            Ok(Ok(message)) => message,
-            Ok(Err(LinkError::Closed)) | Err(_) => return "done".into(),
-            Ok(Err(error @ LinkError::Protocol(_))) => {
+            Ok(message) => message,
+            Err(LinkError::Closed) => return "done".into(),
+            Err(error @ LinkError::Protocol(_)) => {
                 let text = error.to_string();
                 let refusal = Refusal::Protocol;
-                let _ = link.tx.send(Message::Error { refusal, text: text.clone() });
+                answers.add(Message::Error { refusal, text: text.clone() }, &mut send);
+                answers.flush(&mut send);
                 close(link);
                 return text;
             }
-            Ok(Err(error)) => return error.to_string(),
+            Err(error) => return error.to_string(),
         };
         let mut said = None;
-        let mut gone = false;
+        let mut there = true;
         let after = session.handle(now_ns(), message, &mut |m| {
             if let Message::Error { text, .. } = &m {
                 said = Some(text.clone());
             }
-            gone |= link.tx.send(m).is_err();
+            there &= answers.add(m, &mut send);
         });
-        if gone {
+        if !there {
             return "cut".into();
         }
         if after == After::Close {
+            answers.flush(&mut send);
             close(link);
             return format!("refused: {}", said.as_deref().unwrap_or("no reason given"));
         }

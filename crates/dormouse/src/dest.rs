@@ -6,21 +6,27 @@
 //! Leaves to others: what is written where.
 
 mod in_use;
+mod unnamed;
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
-use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
+use rustix::fs::{Advice, FallocateFlags, OFlags, SeekFrom};
 
 use crate::exit::{Class, Failure, fail};
 use crate::text;
+use unnamed::Unnamed;
 
 /// Zeros that are written where a device cannot make them itself.
 const ZEROS: usize = 1 << 20;
+
+/// Bytes written at once from which on the disk is asked to begin.
+const START_WRITING: usize = 256 << 10;
 
 /// How a destination may be treated.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -33,8 +39,8 @@ pub struct DestOptions {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Kind {
-    /// A new file under a temporary name; all zero at first.
-    New { temporary: PathBuf },
+    /// A new file that gets its name at the end; all zero at first.
+    New { how: Unnamed, replace: bool },
     /// An existing file that is changed.
     Existing,
     /// A block device.
@@ -49,6 +55,9 @@ pub struct Dest {
     size: u64,
     kind: Kind,
     written: AtomicU64,
+    /// Held while a file is written: the system lets one writer in at a time anyway, and
+    /// lets the others burn a processor meanwhile.
+    turn: Mutex<()>,
     finished: bool,
 }
 
@@ -61,7 +70,7 @@ impl Dest {
             Err(e) => return Err(open_failure(path, &e).into()),
         };
         let (file, kind) = match meta {
-            None => new_file(path)?,
+            None => new_file(path, false)?,
             Some(m) if m.file_type().is_block_device() => {
                 (open_device(path, m.rdev(), size)?, Kind::Device)
             }
@@ -71,7 +80,7 @@ impl Dest {
             }
             Some(m) if m.is_file() && options.force => {
                 in_use::check_file(path)?;
-                new_file(path)?
+                new_file(path, true)?
             }
             Some(m) if m.is_file() => {
                 return fail(
@@ -101,6 +110,7 @@ impl Dest {
             size,
             kind,
             written: AtomicU64::new(0),
+            turn: Mutex::new(()),
             finished: false,
         };
         dest.reserve()?;
@@ -147,8 +157,17 @@ impl Dest {
     /// Writes bytes; what lies behind the size is left out. May be called from many threads.
     pub fn write_at(&self, at: u64, bytes: &[u8]) -> Result<()> {
         let len = self.clip(at, bytes.len() as u64) as usize;
+        let turn = (self.kind != Kind::Device)
+            .then(|| self.turn.lock().unwrap_or_else(PoisonError::into_inner));
         self.file.write_all_at(&bytes[..len], at).map_err(|e| self.failure("write to", &e))?;
+        drop(turn);
         self.written.fetch_add(len as u64, Ordering::Relaxed);
+        if len >= START_WRITING {
+            // The disk begins now, and not only when all is to be made durable. Advice:
+            // if it is not taken, nothing is lost.
+            let span = std::num::NonZero::new(len as u64);
+            let _ = rustix::fs::fadvise(&self.file, at, span, Advice::DontNeed);
+        }
         Ok(())
     }
 
@@ -230,8 +249,8 @@ impl Dest {
             self.file.set_len(self.size).map_err(|e| self.failure("cut", &e))?;
         }
         self.file.sync_all().map_err(|e| self.failure("make durable", &e))?;
-        if let Kind::New { temporary } = &self.kind {
-            std::fs::rename(temporary, &self.path)
+        if let Kind::New { how, replace } = &self.kind {
+            how.name(&self.file, &self.path, *replace)
                 .with_context(|| format!("cannot give {} its name", self.path.display()))?;
             self.finished = true;
             let parent = self.path.parent().filter(|p| !p.as_os_str().is_empty());
@@ -254,7 +273,7 @@ impl Dest {
         let written = text::size(self.written());
         match self.kind {
             Kind::New { .. } => format!(
-                "nothing is left behind: the {written} written so far lay in a temporary file"
+                "nothing is left behind: the {written} written so far lay in a file without a name"
             ),
             _ if self.written() == 0 => "nothing was written".into(),
             _ => format!(
@@ -266,8 +285,8 @@ impl Dest {
 
 impl Drop for Dest {
     fn drop(&mut self) {
-        if let (Kind::New { temporary }, false) = (&self.kind, self.finished) {
-            let _ = std::fs::remove_file(temporary);
+        if let (Kind::New { how, .. }, false) = (&self.kind, self.finished) {
+            how.discard();
         }
     }
 }
@@ -290,20 +309,9 @@ fn open_failure(path: &Path, error: &io::Error) -> Failure {
     Failure::new(class, message).hint(hint)
 }
 
-fn new_file(path: &Path) -> Result<(File, Kind)> {
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".dormouse-{}", std::process::id()));
-    let temporary = path.with_file_name(name);
-    // What an earlier process of this number left.
-    let _ = std::fs::remove_file(&temporary);
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&temporary)
-        .map_err(|e| open_failure(path, &e))?;
-    Ok((file, Kind::New { temporary }))
+fn new_file(path: &Path, replace: bool) -> Result<(File, Kind)> {
+    let (file, how) = Unnamed::create(path).map_err(|e| open_failure(path, &e))?;
+    Ok((file, Kind::New { how, replace }))
 }
 
 fn open_device(path: &Path, rdev: u64, size: u64) -> Result<File> {

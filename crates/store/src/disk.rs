@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::io;
+use std::num::NonZero;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::dir::{Dir, File};
 
@@ -58,12 +60,12 @@ impl Dir for DiskDir {
     fn open(&self, name: &str) -> io::Result<Arc<dyn File>> {
         let path = self.path.join(name);
         let file = mode().write(self.writable).open(&path)?;
-        Ok(Arc::new(DiskFile { file, writable: self.writable }))
+        Ok(DiskFile::open(file, self.writable))
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn File>> {
         let file = mode().write(true).create_new(true).open(self.path.join(name))?;
-        Ok(Arc::new(DiskFile { file, writable: true }))
+        Ok(DiskFile::open(file, true))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
@@ -79,9 +81,34 @@ impl Dir for DiskDir {
     }
 }
 
+/// Bytes after which the disk is asked to begin writing them.
+const BEGIN: u64 = 4 << 20;
+
 struct DiskFile {
     file: fs::File,
     writable: bool,
+    /// How far the disk was asked to begin.
+    begun: AtomicU64,
+}
+
+impl DiskFile {
+    fn open(file: fs::File, writable: bool) -> Arc<dyn File> {
+        Arc::new(Self { file, writable, begun: AtomicU64::new(0) })
+    }
+
+    /// Lets the disk begin with what was appended, so that a sync has little left to do.
+    /// Only advice: what counts is the sync.
+    fn begin(&self, offset: u64, end: u64) {
+        // What was there before this file was opened is on the disk already.
+        let _ = self.begun.compare_exchange(0, offset, Ordering::Relaxed, Ordering::Relaxed);
+        let begun = self.begun.load(Ordering::Relaxed);
+        if end < begun.saturating_add(BEGIN) {
+            return;
+        }
+        self.begun.store(end, Ordering::Relaxed);
+        let advice = rustix::fs::Advice::DontNeed;
+        let _ = rustix::fs::fadvise(&self.file, begun, NonZero::new(end - begun), advice);
+    }
 }
 
 impl File for DiskFile {
@@ -97,7 +124,9 @@ impl File for DiskFile {
         if !self.writable {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
-        self.file.write_all_at(buf, offset)
+        self.file.write_all_at(buf, offset)?;
+        self.begin(offset, offset + buf.len() as u64);
+        Ok(())
     }
 
     fn sync(&self) -> io::Result<()> {

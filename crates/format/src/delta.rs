@@ -9,7 +9,8 @@
 //! | 40 | 8 | after: first 8 bytes of the running hash after this part |
 //! | 48 | … | runs, as in 'Extents', without tags-only runs |
 //!
-//! The running hash covers size and runs (`crypt::hash::delta`). `attempt` and
+//! A point that changes the size has at least one part, if only one without runs, so
+//! the deltas alone tell every size. The running hash covers size and runs (`crypt::hash::delta`). `attempt` and
 //! `after` let recovery find the parts of the committed try without reading the
 //! runs; a reader does not trust them, it computes the running hash.
 

@@ -8,7 +8,6 @@
 //! the protocol (`dormouse-sync`). Time and storage come in as arguments.
 #![forbid(unsafe_code)]
 
-pub mod delta;
 mod dir;
 pub mod disk;
 mod error;

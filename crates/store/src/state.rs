@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, RwLock};
 
 use dormouse_crypt::hash;
+use dormouse_format::delta::{self, Prefix};
 use dormouse_format::point::StoredPoint;
 use dormouse_format::record::{HEADER_LEN, Header, Kind};
 use dormouse_format::vault::{self, Cert, Distrust, Generation, Signed};
@@ -14,7 +15,6 @@ use dormouse_format::{
     ChunkId, Hash, InstanceId, KeyId, PublicKey, RecordId, Seq, VolumeId, WriterId,
 };
 
-use crate::delta::{self, Prefix};
 use crate::error::{Error, Result};
 use crate::locks::{read, write};
 use crate::log::{RecordRef, Segments};

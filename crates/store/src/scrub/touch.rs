@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
 
+use dormouse_format::delta;
 use dormouse_format::extents::{Content, Runs};
 use dormouse_format::geometry::{Place, top_level};
 use dormouse_format::limits::FANOUT;
@@ -18,7 +19,6 @@ use dormouse_format::vault::{Signed, Volume};
 use dormouse_format::{RecordId, Seq, VaultId, VolumeId};
 
 use super::{Fault, Touch, raw_header, read_all};
-use crate::delta;
 use crate::dir::Dir;
 use crate::error::Result;
 use crate::log::walk::{self, Walk};

@@ -4,12 +4,12 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, RwLock};
 
 use dormouse_crypt::record;
+use dormouse_format::delta;
 use dormouse_format::record::{HEADER_LEN, Kind};
 use dormouse_format::segment::{Item, Seal};
 use dormouse_format::{TimeNs, VaultId};
 
 use super::{Options, VaultStore};
-use crate::delta;
 use crate::dir::Dir;
 use crate::error::{Error, Result};
 use crate::index::Index;

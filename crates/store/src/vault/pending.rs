@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use dormouse_crypt::{hash, keys};
+use dormouse_format::delta::{self, Prefix};
 use dormouse_format::extents::{Content, Runs};
 use dormouse_format::geometry::blocks;
 use dormouse_format::limits::{
@@ -17,7 +18,6 @@ use dormouse_format::record::{HEADER_LEN, Kind};
 use dormouse_format::{Block, ChunkId, Hash, RecordId, Seq, TimeNs, VolumeId, WriterId};
 
 use super::{Commit, VaultStore};
-use crate::delta::{self, Prefix};
 use crate::error::{Error, Result};
 use crate::locks::{lock, read, write};
 use crate::log::RecordRef;

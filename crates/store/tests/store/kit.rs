@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use dormouse_crypt::{SigningKey, hash, record};
+use dormouse_format::delta;
 use dormouse_format::extents::{Content, ExtentsWriter, Runs};
 use dormouse_format::geometry::{Place, blocks, top_level};
 use dormouse_format::point::{Grade, Point};
@@ -13,9 +14,7 @@ use dormouse_format::{
     Block, ChunkId, Hash, KeyId, RecordId, Seq, Tag, VaultId, VolumeId, WriterId,
 };
 use dormouse_store::memory::MemDir;
-use dormouse_store::{
-    Base, Commit, Dir, Options, Recovery, Result, SignedPoint, VaultStore, delta,
-};
+use dormouse_store::{Base, Commit, Dir, Options, Recovery, Result, SignedPoint, VaultStore};
 
 pub type Slot = (Tag, ChunkId, u8);
 pub type Map = BTreeMap<Block, Slot>;

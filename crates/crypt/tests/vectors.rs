@@ -558,7 +558,7 @@ fn messages() -> Vec<(&'static str, Message)> {
         ("get_deltas", Message::GetDeltas { volume, seq: 9 }),
         ("create_volume", Message::CreateVolume { body: volume_body() }),
         ("open_write", Message::OpenWrite { volume, takeover: true }),
-        ("have", Message::Have { ids: ids.clone() }),
+        ("have", Message::Have { check: true, ids: ids.clone() }),
         ("put", Message::Put { record: vec![1, 2, 3] }),
         ("barrier", Message::Barrier),
         ("begin", Message::Begin { base: Base::Head, size: 5 << 20 }),

@@ -187,6 +187,14 @@ pub struct MirrorArgs {
     /// Copy once, then end
     #[arg(long)]
     pub once: bool,
+    /// Have the server read every chunk of the source, and send again what is damaged there
+    ///
+    /// For when scrub, verify or restore found damage and the source still has the content:
+    /// a chunk that is sent again heals all points that need it. Without this flag only tags
+    /// are compared, and damage is not seen. The server reads as much as a restore would;
+    /// over the link go about 20 bytes for each block, and what is sent again.
+    #[arg(long)]
+    pub all: bool,
     /// Events as JSON lines
     #[arg(long)]
     pub json: bool,

@@ -172,6 +172,7 @@ fn mirror(home: &Home, args: MirrorArgs) -> Result<()> {
         &mirror::Options {
             source: args.source,
             volume: args.volume,
+            all: args.all,
             takeover: args.takeover,
             level: args.level,
             json: args.json,

@@ -151,11 +151,15 @@ fn of_sync(error: &SyncError) -> (Class, &'static str) {
             Class::Damaged,
             "the server's store may have been put back to an older state; look there first.\nOlder points can still be restored by number",
         ),
+        SyncError::Chunk { .. } => (
+            Class::Damaged,
+            "`dormouse scrub STORE` on the server shows what is damaged there;\n\
+             `dormouse mirror SOURCE --once --all` sends it again, where the source still has it",
+        ),
         SyncError::Crypt(_)
         | SyncError::Map { .. }
         | SyncError::Point { .. }
-        | SyncError::Missing { .. }
-        | SyncError::Chunk { .. } => {
+        | SyncError::Missing { .. } => {
             (Class::Damaged, "`dormouse scrub STORE` on the server shows what is damaged there")
         }
         _ => (Class::Other, ""),

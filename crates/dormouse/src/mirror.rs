@@ -35,6 +35,8 @@ pub struct Options {
     pub source: PathBuf,
     /// The volume's name; by default the source's.
     pub volume: Option<String>,
+    /// Ask for every chunk, and send again what is damaged.
+    pub all: bool,
     /// Take the volume over from another writer or installation.
     pub takeover: bool,
     /// The zstd level.
@@ -132,7 +134,7 @@ fn copy_once(
         checkpoint: opened.checkpoint,
         size: source.size(),
         leaves,
-        mode: copy::Mode::Scan,
+        mode: if options.all { copy::Mode::Check } else { copy::Mode::Scan },
     };
     let mut copy = Copy::new(plan, Arc::clone(&sealing.secrets), Arc::clone(&sealing.signer))?;
     let mut finish = || Ok((source.grade()?, text::now_ns()));

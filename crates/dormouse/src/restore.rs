@@ -171,8 +171,10 @@ fn verify(chosen: &Chosen, report: &mut Report) -> Result<()> {
             format!("{} chunks of point {} cannot be used", p.bad, chosen.point.point().seq);
         return Err(Failure::new(Class::Damaged, message)
             .hint(
-                "run `dormouse scrub STORE` on the server to find what is damaged, and bring the \
-                 damaged segment back from a copy of the store; other points may be whole",
+                "`dormouse mirror SOURCE --once --all` sends them again, where the source still has \
+                 them;\nif not, run `dormouse scrub STORE` on the server to find what is damaged, \
+                 and bring the\ndamaged segment back from a copy of the store; other points may \
+                 be whole",
             )
             .into());
     }

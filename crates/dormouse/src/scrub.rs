@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use dormouse_format::VaultId;
+use dormouse_format::record::Kind;
 use dormouse_store::disk::DiskDir;
 use dormouse_store::scrub::{Finding, Summary, Touch, scrub};
 use serde_json::json;
@@ -60,8 +61,9 @@ pub fn run(store: &Path, as_json: bool) -> Result<()> {
     fail(
         Class::Damaged,
         format!("{} faults in {}", total.findings, store.path().display()),
-        "check the disk, and bring the damaged segment back from a copy of the store;\n\
-         `dormouse verify VOLUME@WHEN` on a client tells which points are whole",
+        "check the disk. On the client `dormouse mirror SOURCE --once --all` sends damaged chunks\n\
+         again, where the source still has them; what else is damaged, bring back from a copy of \
+         the store.\n`dormouse verify VOLUME@WHEN` tells which points are whole",
     )
 }
 
@@ -78,7 +80,7 @@ fn vaults_of(store: &StoreDir) -> Result<Vec<VaultId>> {
 }
 
 fn tell(vault: &VaultId, finding: &Finding, as_json: bool) {
-    let kind = finding.kind.map_or("record", dormouse_format::record::Kind::name);
+    let kind = finding.kind.map_or("record", Kind::name);
     if as_json {
         let touches: Vec<_> = finding
             .touches
@@ -100,6 +102,9 @@ fn tell(vault: &VaultId, finding: &Finding, as_json: bool) {
         "vault {vault}, segment {}, byte {}: {kind}{id}: {}",
         finding.segment, finding.offset, finding.why
     );
+    if finding.touches.is_empty() && finding.kind == Some(Kind::Chunk) {
+        println!("    touches no point: none needs it, or the store has a good copy");
+    }
     for touch in &finding.touches {
         println!("    touches volume '{}', {}", touch.volume, points(touch));
     }

@@ -437,6 +437,27 @@ fn a_damaged_chunk() {
     flip(&segment, in_body);
     place.restores("a@1", &a);
     place.run(&["scrub", &store]).ok();
+
+    // Damaged for good: a copy compares tags only, but one of all sends that chunk again.
+    flip(&segment, in_body);
+    fail_without_trace(&place, &[&["restore", "a", &d, "--force"]], 9, &["mirror SOURCE", "--all"]);
+    let done = place.mirror("a");
+    assert_eq!((&done["point"], &done["chunks_sent"]), (&4.into(), &0.into()));
+    place.run(&["verify", "a"]).fails(9, &["1 chunks of point 4", "mirror SOURCE", "--all"]);
+    let again = || place.run(&["mirror", &place.name("a"), "--once", "--all", "--json"]).ok();
+    let done = again().event("done");
+    assert_eq!((&done["chunks_sent"], &done["changed_bytes"]), (&1.into(), &0.into()));
+    assert_eq!(done["chunks"].as_u64().unwrap(), 1 + done["chunks_known"].as_u64().unwrap());
+    for (what, content) in [("a@1", a.clone()), ("a@2", b.clone()), ("a", [a, b].concat())] {
+        place.restores(what, &content);
+        place.run(&["verify", what]).ok();
+    }
+    let sealed_anew = chunks(&segment).into_iter().filter(|(_, h)| h.id == header.id).count();
+    assert_eq!(sealed_anew, 2);
+    assert_eq!(again().event("done")["chunks_sent"], 0);
+    // The damaged record stays, and nothing needs it.
+    let said = place.run(&["scrub", &store]).fails(9, &["1 faults", "mirror SOURCE"]);
+    assert!(said.out.contains("touches no point"), "{said:?}");
 }
 
 #[test]

@@ -220,6 +220,8 @@ pub enum Message {
     },
     /// Which of these chunks need not be sent?
     Have {
+        /// Whether each record is read and checked before the answer is yes.
+        check: bool,
         /// The chunks.
         ids: Vec<ChunkId>,
     },
@@ -390,7 +392,7 @@ impl Message {
         match self {
             Self::Put { record } | Self::Record { record } => record.len(),
             Self::Extents { runs } | Self::Leaves { runs } => runs.len(),
-            Self::Have { ids } | Self::GetChunks { ids, .. } => ids.len() * RecordId::LEN,
+            Self::Have { ids, .. } | Self::GetChunks { ids, .. } => ids.len() * RecordId::LEN,
             _ => 0,
         }
     }
@@ -441,8 +443,8 @@ impl Message {
             Self::OpenWrite { volume, takeover } => {
                 w.u8(t::OPEN_WRITE).bytes(&volume.0).u8(u8::from(*takeover));
             }
-            Self::Have { ids } => {
-                w.u8(t::HAVE);
+            Self::Have { check, ids } => {
+                w.u8(t::HAVE).u8(u8::from(*check));
                 write_ids(w, ids);
             }
             Self::Put { record } => {
@@ -592,7 +594,12 @@ impl Message {
             t::GET_DELTAS => Self::GetDeltas { volume: VolumeId(r.array()?), seq: r.u64()? },
             t::CREATE_VOLUME => Self::CreateVolume { body: rest(r, SIGNED_BODY_MAX)? },
             t::OPEN_WRITE => Self::OpenWrite { volume: VolumeId(r.array()?), takeover: r.bool()? },
-            t::HAVE => Self::Have { ids: read_ids(r, HAVE_MAX)? },
+            t::HAVE => {
+                let check = r.bool()?;
+                // What is checked is read, as in GetChunks.
+                let limit = if check { GET_MAX } else { HAVE_MAX };
+                Self::Have { check, ids: read_ids(r, limit)? }
+            }
             t::PUT => Self::Put { record: rest(r, RECORD_MAX)? },
             t::BARRIER => Self::Barrier,
             t::BEGIN => {

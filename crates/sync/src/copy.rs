@@ -10,6 +10,12 @@
 //!
 //! Invariant: extents that name a chunk are sent after the chunk was put in this
 //! session, or after the server said that it has it.
+//!
+//! A check ([`Mode::Check`]) takes the unchanged blocks along. They are cut as the
+//! last checkpoint's map has them, so that the ids are those that older points name,
+//! and a chunk that is sent again heals all of them. Of a chunk that was overwritten
+//! in part the id is asked for all the same; if it is lost, what is left of it is
+//! cut anew.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -27,7 +33,7 @@ use crate::cut::{Cut, Cutter};
 use crate::error::{Error, Result, unexpected};
 use crate::history::hash_of;
 use crate::leaf::{Budget, Claim, LeafData, LeafSet};
-use crate::map::{Front, Root, TreeHasher, Walker, open_leaves};
+use crate::map::{Entry, Front, Root, TreeHasher, Walker, open_leaves};
 
 /// Bytes of leaves in flight.
 pub const WINDOW: u64 = 64 << 20;
@@ -70,6 +76,9 @@ pub struct Plan {
 pub enum Mode {
     /// All of the source is compared; the point is a checkpoint.
     Scan,
+    /// As [`Mode::Scan`]; and the server reads each chunk that the point needs before it
+    /// says that it has it.
+    Check,
     /// Exactly the blocks that the reader gives have changed; the point is a delta.
     Changes,
 }
@@ -168,6 +177,42 @@ enum Old {
     Asked,
     /// The tags.
     Known(Box<[Tag; LEAF_BLOCKS as usize]>),
+    /// The tags, and where the map says that the blocks are.
+    Hinted(Box<[Entry; LEAF_BLOCKS as usize]>),
+}
+
+impl Old {
+    fn tag(&self, i: usize) -> Tag {
+        match self {
+            Self::Zero | Self::Asked => Tag::ZERO,
+            Self::Known(tags) => tags[i],
+            Self::Hinted(entries) => entries[i].tag,
+        }
+    }
+
+    fn hint(&self, i: usize) -> Option<Hint> {
+        let Self::Hinted(entries) = self else { return None };
+        let Entry { chunk, index, .. } = entries[i];
+        (!chunk.is_zero()).then_some(Hint { chunk, index })
+    }
+}
+
+/// Where the last checkpoint's map says that a block is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Hint {
+    chunk: ChunkId,
+    index: u8,
+}
+
+/// Unchanged blocks that follow one another, in the source and in one chunk.
+#[derive(Debug, Clone, Copy)]
+struct Kept {
+    /// Of the first of them.
+    first: Hint,
+    /// That of a block that goes on with them,
+    next: Hint,
+    /// and the block.
+    at: Block,
 }
 
 enum Compare {
@@ -192,13 +237,29 @@ struct Page {
 }
 
 enum Out {
-    Zero { start: Block, count: u64 },
-    Chunk { id: ChunkId, start: Block, tags: Vec<Tag> },
+    Zero {
+        start: Block,
+        count: u64,
+    },
+    Chunk {
+        id: ChunkId,
+        start: Block,
+        tags: Vec<Tag>,
+    },
+    /// Unchanged blocks, a part of a chunk: nothing to tell, unless the chunk is lost.
+    Part {
+        of: ChunkId,
+        cut: Cut,
+    },
 }
 
 struct Waiting {
+    /// Its blocks, until it is known whether they must be sent.
     cut: Option<Arc<Cut>>,
+    /// Whether all of its blocks are in the source; if not, it cannot be sent.
+    whole: bool,
     ready: bool,
+    /// How many of what is in `out` name it.
     users: u32,
 }
 
@@ -219,6 +280,8 @@ pub struct Copy {
     compare: VecDeque<Compare>,
     leaves_asked: VecDeque<(u64, u64, Box<[Hash; FANOUT as usize]>)>,
     cutter: Cutter,
+    /// What the open chunk is, if its blocks did not change.
+    kept: Option<Kept>,
     out: VecDeque<Out>,
     waiting: HashMap<ChunkId, Waiting>,
     known: HashSet<ChunkId>,
@@ -262,7 +325,7 @@ impl Copy {
     /// A copy by this plan. `plan.head` and `plan.checkpoint` were verified by the caller.
     pub fn new(plan: Plan, secrets: Arc<VaultSecrets>, signer: Arc<SigningKey>) -> Result<Self> {
         let walker = match (&plan.checkpoint, plan.mode) {
-            (Some(stored), Mode::Scan) => Some(Walker::new(Root::of(stored)?)),
+            (Some(stored), Mode::Scan | Mode::Check) => Some(Walker::new(Root::of(stored)?)),
             _ => None,
         };
         let deltas = match &plan.head {
@@ -289,6 +352,7 @@ impl Copy {
             compare: VecDeque::new(),
             leaves_asked: VecDeque::new(),
             cutter: Cutter::default(),
+            kept: None,
             out: VecDeque::new(),
             waiting: HashMap::new(),
             known: HashSet::new(),
@@ -318,7 +382,7 @@ impl Copy {
     /// Begins: the first actions.
     pub fn start(&mut self, actions: &mut Vec<Action>) -> Result<()> {
         let base = match self.plan.mode {
-            Mode::Scan => Base::Checkpoint,
+            Mode::Scan | Mode::Check => Base::Checkpoint,
             Mode::Changes => Base::Delta,
         };
         actions.push(Action::Send(Message::Begin { base, size: self.plan.size }));
@@ -437,11 +501,16 @@ impl Copy {
                     return false;
                 };
                 self.progress.leaves += 1;
-                if self.plan.mode == Mode::Scan {
+                if self.plan.mode != Mode::Changes {
                     self.tree.push(Place { level: 0, index }, hashes.hash);
                 }
-                if self.plan.mode == Mode::Changes || hashes.hash != old {
-                    let ask = !old.is_zero();
+                let ask = !old.is_zero();
+                let wanted = match self.plan.mode {
+                    Mode::Scan => hashes.hash != old,
+                    Mode::Check => ask || hashes.hash != old,
+                    Mode::Changes => true,
+                };
+                if wanted {
                     page.ask |= u64::from(ask) << page.slot;
                     let old = if ask { Old::Asked } else { Old::Zero };
                     self.compare.push_back(Compare::Leaf { index, data, hashes, old });
@@ -478,7 +547,7 @@ impl Copy {
             seq: checkpoint.point().seq,
             page: page.index,
             mask,
-            hints: false,
+            hints: self.plan.mode == Mode::Check,
         }));
     }
 
@@ -509,26 +578,44 @@ impl Copy {
     fn cut_leaf(&mut self, index: u64, data: &Arc<LeafData>, hashes: &Hashes, old: &Old) {
         let mut offsets = [usize::MAX; LEAF_BLOCKS as usize];
         data.blocks().for_each(|(block, at)| offsets[block] = at);
-        let end = geometry::blocks(self.plan.size) - index * LEAF_BLOCKS;
-        for i in 0..end.min(LEAF_BLOCKS) as usize {
+        let end = (geometry::blocks(self.plan.size) - index * LEAF_BLOCKS).min(LEAF_BLOCKS);
+        for (i, offset) in offsets.into_iter().enumerate().take(end as usize) {
             let block = index * LEAF_BLOCKS + i as u64;
             let tag = hashes.tags[i];
-            let changed = match (self.plan.mode, old) {
-                (Mode::Changes, _) => offsets[i] != usize::MAX,
-                (Mode::Scan, Old::Known(old)) => tag != old[i],
-                (Mode::Scan, _) => !tag.is_zero(),
+            let changed = match self.plan.mode {
+                Mode::Changes => offset != usize::MAX,
+                Mode::Scan | Mode::Check => tag != old.tag(i),
             };
-            if !changed {
+            if tag.is_zero() || !(changed || self.plan.mode == Mode::Check) {
                 self.end_chunk();
-            } else if tag.is_zero() {
-                self.end_chunk();
-                self.zero(block, 1);
-            } else {
-                self.progress.changed += 1;
-                let (cutter, mut cuts) = (&mut self.cutter, Vec::new());
-                cutter.add(block, hashes.digests[i], tag, data, offsets[i], &mut |c| cuts.push(c));
-                cuts.into_iter().for_each(|cut| self.chunk(cut));
+                if changed {
+                    self.zero(block, 1);
+                }
+                continue;
             }
+            self.progress.changed += u64::from(changed);
+            self.keep(block, if changed { None } else { old.hint(i) });
+            let (cutter, mut cuts) = (&mut self.cutter, Vec::new());
+            cutter.add(block, hashes.digests[i], tag, data, offset, &mut |c| cuts.push(c));
+            cuts.into_iter().for_each(|cut| self.chunk(cut));
+        }
+    }
+
+    /// Ends the open chunk, unless `block` goes on with it: both changed, or both are
+    /// where the old map's hints have them.
+    fn keep(&mut self, block: Block, hint: Option<Hint>) {
+        let goes_on = match (self.kept, hint) {
+            (Some(kept), Some(hint)) => (kept.next, kept.at) == (hint, block),
+            (None, None) => true,
+            _ => false,
+        };
+        if !goes_on {
+            self.end_chunk();
+        }
+        if let Some(hint) = hint {
+            let first = self.kept.map_or(hint, |kept| kept.first);
+            let next = Hint { index: hint.index + 1, ..hint };
+            self.kept = Some(Kept { first, next, at: block + 1 });
         }
     }
 
@@ -553,22 +640,59 @@ impl Copy {
 
     fn chunk(&mut self, mut cut: Cut) {
         let id = self.secrets.chunk_id(&cut.digests);
-        let (start, tags) = (cut.start, core::mem::take(&mut cut.tags));
-        self.out.push_back(Out::Chunk { id, start, tags });
         self.progress.chunks += 1;
+        match self.kept.take().map(|kept| kept.first) {
+            // The map names it already.
+            Some(hint) if hint == (Hint { chunk: id, index: 0 }) => self.want(id, 0, Some(cut)),
+            Some(hint) if hint.chunk != id => {
+                self.want(hint.chunk, 1, None);
+                self.out.push_back(Out::Part { of: hint.chunk, cut });
+            }
+            _ => {
+                let (start, tags) = (cut.start, core::mem::take(&mut cut.tags));
+                self.out.push_back(Out::Chunk { id, start, tags });
+                self.want(id, 1, Some(cut));
+            }
+        }
+    }
+
+    /// Asks for a chunk, unless it is known or asked for; without its blocks it cannot be
+    /// sent. `users` of what is in `out` name it.
+    fn want(&mut self, id: ChunkId, users: u32, cut: Option<Cut>) {
+        let whole = cut.is_some();
         if self.known.contains(&id) {
-            self.progress.known += 1;
+            self.progress.known += u64::from(whole);
             return;
         }
+        let cut = cut.map(Arc::new);
         match self.waiting.get_mut(&id) {
             Some(waiting) => {
-                waiting.users += 1;
-                self.progress.known += 1;
+                waiting.users += users;
+                if whole && !waiting.whole && !waiting.ready {
+                    (waiting.whole, waiting.cut) = (true, cut);
+                } else {
+                    self.progress.known += u64::from(whole);
+                }
             }
             None => {
-                let cut = Some(Arc::new(cut));
-                self.waiting.insert(id, Waiting { cut, ready: false, users: 1 });
+                self.waiting.insert(id, Waiting { cut, whole, ready: false, users });
                 self.ask.push(id);
+            }
+        }
+    }
+
+    /// These chunks are lost: what the source still has of them is cut anew.
+    fn cut_anew(&mut self, lost: &HashSet<ChunkId>) {
+        self.waiting.retain(|id, _| !lost.contains(id));
+        for item in core::mem::take(&mut self.out) {
+            match item {
+                Out::Part { of, mut cut } if lost.contains(&of) => {
+                    let id = self.secrets.chunk_id(&cut.digests);
+                    let (start, tags) = (cut.start, core::mem::take(&mut cut.tags));
+                    self.out.push_back(Out::Chunk { id, start, tags });
+                    self.want(id, 1, Some(cut));
+                }
+                item => self.out.push_back(item),
             }
         }
     }
@@ -580,7 +704,8 @@ impl Copy {
             let ids = core::mem::replace(&mut self.ask, rest);
             self.asked.push_back(ids.clone());
             self.questions.push_back(Question::Have);
-            actions.push(Action::Send(Message::Have { ids }));
+            let check = self.plan.mode == Mode::Check;
+            actions.push(Action::Send(Message::Have { check, ids }));
         }
     }
 
@@ -635,6 +760,10 @@ impl Copy {
                 && index == next
                 && let Some((_, entries)) = leaves.next()
             {
+                if self.plan.mode == Mode::Check {
+                    *old = Old::Hinted(entries);
+                    continue;
+                }
                 let mut tags = Box::new([Tag::ZERO; LEAF_BLOCKS as usize]);
                 tags.iter_mut().zip(entries.iter()).for_each(|(t, e)| *t = e.tag);
                 *old = Old::Known(tags);
@@ -649,24 +778,49 @@ impl Copy {
         if ids.len() != have.len() {
             return Err(Error::Protocol { what: "an answer about another number of chunks" });
         }
+        let mut lost = HashSet::new();
         for (id, have) in ids.into_iter().zip(have) {
             let Some(waiting) = self.waiting.get_mut(&id) else { continue };
-            if *have {
-                self.progress.known += 1;
-                waiting.ready = true;
-                waiting.cut = None;
-            } else if let Some(cut) = waiting.cut.take() {
-                actions.push(Action::Seal { id, cut });
+            let cut = waiting.cut.take();
+            match (have, cut) {
+                (true, cut) => {
+                    self.progress.known += u64::from(cut.is_some());
+                    self.ready(id);
+                }
+                (false, Some(cut)) => actions.push(Action::Seal { id, cut }),
+                (false, None) => drop(lost.insert(id)),
             }
+        }
+        if !lost.is_empty() {
+            self.cut_anew(&lost);
         }
         Ok(())
     }
 
+    /// The server has this chunk.
+    fn ready(&mut self, id: ChunkId) {
+        if let Some(waiting) = self.waiting.get_mut(&id) {
+            waiting.ready = true;
+            if waiting.users == 0 {
+                self.learn(id);
+            }
+        }
+    }
+
+    /// From here on the id is known, until there are too many of them; while it is still
+    /// waited for, it must stay in `waiting`.
+    fn learn(&mut self, id: ChunkId) {
+        self.waiting.remove(&id);
+        if self.known.len() < KNOWN_MAX {
+            self.known.insert(id);
+        }
+    }
+
     fn sealed(&mut self, id: ChunkId, record: Vec<u8>, actions: &mut Vec<Action>) -> Result<()> {
-        let waiting = self.waiting.get_mut(&id);
-        let waiting =
-            waiting.ok_or(Error::Protocol { what: "a sealed chunk that nobody wants" })?;
-        waiting.ready = true;
+        if !self.waiting.contains_key(&id) {
+            return Err(Error::Protocol { what: "a sealed chunk that nobody wants" });
+        }
+        self.ready(id);
         self.progress.sent += 1;
         self.progress.sent_bytes += record.len() as u64;
         actions.push(Action::Send(Message::Put { record }));
@@ -691,6 +845,13 @@ impl Copy {
                     }
                     self.extents.data(start, id, 0, &tags);
                 }
+                Out::Part { of, cut } => {
+                    if !self.chunk_is_there(&of) {
+                        self.out.push_front(Out::Part { of, cut });
+                        break;
+                    }
+                    self.progress.known += 1;
+                }
             }
             let limit = if self.plan.mode == Mode::Changes { DELTA_PART } else { EXTENTS };
             if self.extents.len() >= limit {
@@ -709,14 +870,9 @@ impl Copy {
         if !waiting.ready {
             return false;
         }
-        // From here on the id is known, until there are too many of them; while it
-        // is still waited for, it must stay in `waiting`.
         waiting.users -= 1;
         if waiting.users == 0 {
-            self.waiting.remove(id);
-            if self.known.len() < KNOWN_MAX {
-                self.known.insert(*id);
-            }
+            self.learn(*id);
         }
         true
     }

@@ -1,7 +1,8 @@
 //! Cutting changed blocks into chunks at content-defined boundaries.
 //!
-//! Invariant: a chunk holds 1 to 64 consecutive, non-zero, changed blocks; where
-//! it ends depends on content only, so that moved content is cut alike.
+//! Invariant: a chunk holds 1 to 64 consecutive, non-zero blocks; where it ends
+//! depends on content only, so that moved content is cut alike. Which blocks belong
+//! to no chunk together (changed and unchanged) the caller says, by [`Cutter::end`].
 
 use std::sync::Arc;
 

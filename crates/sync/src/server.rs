@@ -427,9 +427,9 @@ impl Open {
                 Ok(())
             }
             Message::OpenWrite { volume, takeover } => self.open_write(volume, takeover, now, out),
-            Message::Have { ids } => {
+            Message::Have { check, ids } => {
                 debug_assert!(ids.len() <= HAVE_MAX);
-                let have = self.store.have(&self.client.writer, &ids).map_err(refuse)?;
+                let have = self.store.have(&self.client.writer, &ids, check).map_err(refuse)?;
                 out(Message::HaveAnswer { have });
                 Ok(())
             }

@@ -4,8 +4,13 @@
 mod common;
 
 use common::{Disk, Lcg, World, noise};
+use dormouse_crypt::digest::cuts;
+use dormouse_crypt::record::check_header;
+use dormouse_format::ChunkId;
 use dormouse_format::limits::BLOCK_SIZE;
 use dormouse_format::message::{Message, Refusal};
+use dormouse_format::record::{HEADER_LEN, Kind, MAGIC};
+use dormouse_store::Dir;
 use dormouse_sync::Error;
 
 fn filled(random: &mut Lcg, size: u64, blocks: u64) -> Disk {
@@ -70,6 +75,14 @@ fn every_point_comes_back_through_scans_deltas_checkpoints_and_resizes() {
             }
             models.push(disk.clone());
         }
+        world.assert_restores(&machine, volume, &models);
+        // On a whole store a check finds the rest where the map has it.
+        world.check(&machine, volume, &disk).unwrap();
+        models.push(disk.clone());
+        let again = world.check(&machine, volume, &disk).unwrap().progress;
+        models.push(disk.clone());
+        assert_eq!((again.changed, again.sent, again.known), (0, 0, again.chunks));
+        assert!(again.chunks > 0);
         world.assert_restores(&machine, volume, &models);
         let last = models.len() as u64;
         for from in [0, models.len() / 2] {
@@ -216,4 +229,80 @@ fn another_writer_cannot_write_here_nor_use_untrusted_chunks() {
     assert_eq!(world.copy(&a, va, &disk).unwrap().progress.sent, first.progress.sent);
     assert_eq!(world.copy(&b, vb, &disk).unwrap().progress.sent, 0, "one trust group");
     world.assert_restores(&b, vb, &[disk]);
+}
+
+/// Flips a byte in the body of each record of this chunk.
+fn damage(world: &World, chunk: ChunkId) -> usize {
+    let dir = &world.registry.segments;
+    let mut flipped = 0;
+    for name in dir.list().unwrap() {
+        let mut bytes = dir.get(&name).unwrap();
+        for at in 0..bytes.len().saturating_sub(HEADER_LEN) {
+            let Some(head) = bytes[at..].first_chunk::<HEADER_LEN>() else { break };
+            let header = (head[..4] == MAGIC).then(|| check_header(head).ok()).flatten();
+            if header.is_some_and(|h| h.kind == Kind::Chunk && h.id == chunk) {
+                bytes[at + HEADER_LEN + 9] ^= 1;
+                flipped += 1;
+            }
+        }
+        dir.open(&name).unwrap().write_at(&bytes, 0).unwrap();
+    }
+    flipped
+}
+
+#[test]
+fn a_check_sends_again_what_is_damaged() {
+    let mut world = World::new(21);
+    let machine = world.machine();
+    let volume = world.volume(&machine, "disk");
+    let mut random = Lcg(8);
+    let mut disk = Disk::new(64 << 20);
+    // Every second block is zero: one block, one chunk.
+    (0..40).for_each(|b| disk.write(b * 2, noise(&mut random)));
+    // And one chunk of three blocks, the first of which is overwritten later.
+    let ends = |disk: &Disk, b: u64| cuts(&machine.secrets.digest(&disk.blocks[&b]));
+    for block in 5000..5003 {
+        loop {
+            disk.write(block, noise(&mut random));
+            if ends(&disk, block) == (block == 5002) {
+                break;
+            }
+        }
+    }
+    let digest = |disk: &Disk, b: u64| machine.secrets.digest(&disk.blocks[&b]);
+    let three: Vec<_> = (5000..5003).map(|b| digest(&disk, b)).collect();
+    let three = machine.secrets.chunk_id(&three);
+    let one = machine.secrets.chunk_id(&[digest(&disk, 14)]);
+    let mut models = vec![disk.clone()];
+    assert_eq!(world.copy(&machine, volume, &disk).unwrap().progress.sent, 41);
+    disk.write(5000, noise(&mut random));
+    models.push(disk.clone());
+    assert_eq!(world.copy(&machine, volume, &disk).unwrap().progress.sent, 1);
+
+    assert_eq!(damage(&world, one), 1);
+    for seq in 1..=2 {
+        let failed = world.restore(&machine, volume, seq, None).err();
+        assert!(matches!(failed, Some(Error::Chunk { .. })), "{failed:?}");
+    }
+    // A scan compares tags alone.
+    assert_eq!(world.copy(&machine, volume, &disk).unwrap().progress.sent, 0);
+    models.push(disk.clone());
+    let checked = world.check(&machine, volume, &disk).unwrap().progress;
+    models.push(disk.clone());
+    assert_eq!((checked.changed, checked.chunks, checked.sent), (0, 42, 1));
+    world.assert_restores(&machine, volume, &models);
+    assert_eq!(world.check(&machine, volume, &disk).unwrap().progress.sent, 0);
+    models.push(disk.clone());
+
+    // Of a chunk that was overwritten in part, what is left is sent.
+    assert_eq!(damage(&world, three), 1);
+    let failed = world.restore(&machine, volume, 5, None).err();
+    assert!(matches!(failed, Some(Error::Chunk { .. })), "{failed:?}");
+    let checked = world.check(&machine, volume, &disk).unwrap().progress;
+    assert_eq!((checked.changed, checked.chunks, checked.sent), (0, 42, 1));
+    let (back, _) = world.restore(&machine, volume, 6, None).unwrap();
+    assert!(common::same(&back, &disk));
+    assert_eq!(world.check(&machine, volume, &disk).unwrap().progress.sent, 0);
+    // The overwritten block is nowhere else.
+    assert!(matches!(world.restore(&machine, volume, 1, None), Err(Error::Chunk { .. })));
 }

@@ -358,6 +358,8 @@ fn bad_messages() -> Vec<Bad> {
     let child = Message::Node { mask: 1, hashes: vec![Hash::ZERO] }.encode();
     let many = [&[0x13][..], &[5; 16], &[1], &1025u32.to_le_bytes(), &[0; 1025 * 16]].concat();
     let many = frame(&many);
+    let asked = Message::Have { check: false, ids: vec![] }.encode();
+    let checked = [&[0x22, 1][..], &1025u32.to_le_bytes(), &[0; 1025 * 16]].concat();
     let too_long = (FRAME_MAX as u32 + 1).to_le_bytes().to_vec();
     let no_place = "message: no such place in a map";
     let limit = "frame: 1052673 is more than the limit of 1052672";
@@ -384,6 +386,12 @@ fn bad_messages() -> Vec<Bad> {
             ("message_bits", patched(&have, 9, &[0x0f]), "message: bits beyond the count are set"),
             ("message_zero_child", child, "message: a child that is named is zero"),
             ("message_ids_1025", many, "message: 1025 is more than the limit of 1024"),
+            ("message_have_flag", patched(&asked, 5, &[2]), "message: a flag is neither 0 nor 1"),
+            (
+                "message_have_checked_1025",
+                frame(&checked),
+                "message: 1025 is more than the limit of 1024",
+            ),
         ],
     )
 }

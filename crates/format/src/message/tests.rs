@@ -31,7 +31,7 @@ fn all() -> Vec<Message> {
         Message::GetDeltas { volume, seq: 9 },
         Message::CreateVolume { body: vec![1] },
         Message::OpenWrite { volume, takeover: false },
-        Message::Have { ids: ids.clone() },
+        Message::Have { check: true, ids: ids.clone() },
         Message::Put { record: vec![1, 2, 3] },
         Message::Barrier,
         Message::Begin { base: Base::Head, size: 4096 },

@@ -46,12 +46,15 @@ impl VaultStore {
                 return Err(Error::bad("the chunk's data key is not here; put it first"));
             }
         }
-        let mut there = false;
+        let mut there = Vec::new();
         self.find(&header.id, &mut |e| {
-            there = e.kind == Kind::Chunk && e.writer == header.writer && self.is_trusted(e);
-            there
+            if e.kind == Kind::Chunk && e.writer == header.writer && self.is_trusted(e) {
+                there.push(*e);
+            }
+            false
         })?;
-        if there {
+        // Rare: a client asks before it puts. A damaged record is none.
+        if there.iter().any(|e| self.is_whole(e)) {
             return Ok(());
         }
         self.append(record, now).map(drop)
@@ -106,6 +109,12 @@ impl VaultStore {
         self.log.segments.header(&entry.at).is_ok_and(|h| !keys.contains(&h.key))
     }
 
+    /// Whether the record that an index entry names can be read and holds.
+    fn is_whole(&self, entry: &Entry) -> bool {
+        let found = self.log.segments.record(&entry.at);
+        found.is_ok_and(|(h, _)| (h.kind, h.id, h.writer) == (entry.kind, entry.id, entry.writer))
+    }
+
     /// Whether `writer` may refer to this record, for `blocks` blocks of it.
     fn grants(&self, writer: &WriterId, blocks: u8, entry: &Entry) -> bool {
         entry.kind == Kind::Chunk
@@ -125,9 +134,23 @@ impl VaultStore {
     }
 
     /// Which of these chunks `writer` need not send: its own, and those of writers
-    /// in its trust group; never distrusted ones.
-    pub fn have(&self, writer: &WriterId, ids: &[ChunkId]) -> Result<Vec<bool>> {
-        ids.iter().map(|id| self.has(writer, id, 1)).collect()
+    /// in its trust group; never distrusted ones. With `check` each record is read,
+    /// and one that does not hold is as good as none.
+    pub fn have(&self, writer: &WriterId, ids: &[ChunkId], check: bool) -> Result<Vec<bool>> {
+        let has = |id| if check { self.has_whole(writer, id) } else { self.has(writer, id, 1) };
+        ids.iter().map(has).collect()
+    }
+
+    /// As [`Self::has`], for a record that was read and holds.
+    fn has_whole(&self, writer: &WriterId, id: &ChunkId) -> Result<bool> {
+        let mut granted = Vec::new();
+        self.find(id, &mut |e| {
+            if self.grants(writer, 1, e) {
+                granted.push(*e);
+            }
+            false
+        })?;
+        Ok(granted.iter().any(|e| self.is_whole(e)))
     }
 
     /// A chunk's record for a point of `writer`, `skip` of them passed over; damaged ones

@@ -22,7 +22,7 @@ fn all_there(kit: &Kit, store: &VaultStore) {
         );
     }
     let ids: Vec<_> = (N..N + 500).map(chunk_of).collect();
-    assert!(store.have(&kit.writer(0), &ids).unwrap().iter().all(|h| !h));
+    assert!(store.have(&kit.writer(0), &ids, false).unwrap().iter().all(|h| !h));
 }
 
 #[test]
@@ -123,11 +123,11 @@ fn measure() {
     );
     let start = std::time::Instant::now();
     let ids: Vec<_> = (0..200_000).map(|i| chunk_of(i * 7)).collect();
-    assert!(store.have(&kit.writer(0), &ids).unwrap().iter().all(|h| *h));
+    assert!(store.have(&kit.writer(0), &ids, false).unwrap().iter().all(|h| *h));
     println!("{:.0} hits/s", 200_000.0 / start.elapsed().as_secs_f64());
     let start = std::time::Instant::now();
     let ids: Vec<_> = (n..n + 200_000).map(chunk_of).collect();
-    assert!(store.have(&kit.writer(0), &ids).unwrap().iter().all(|h| !h));
+    assert!(store.have(&kit.writer(0), &ids, false).unwrap().iter().all(|h| !h));
     println!("{:.0} misses/s", 200_000.0 / start.elapsed().as_secs_f64());
     let big: Vec<_> = (0..4000u64)
         .map(|i| chunk(chunk_of(1 << 40 | i), kit.writer(0), kit.key(0), 64, 65536))

@@ -293,7 +293,7 @@ pub fn decode(bytes: &[u8]) -> Map {
 pub fn put_chunks(kit: &Kit, store: &VaultStore, changes: &[Change]) {
     for c in changes {
         if let Change::Data { seed, .. } = c
-            && !store.have(&kit.writer(0), &[chunk_of(*seed)]).unwrap()[0]
+            && !store.have(&kit.writer(0), &[chunk_of(*seed)], false).unwrap()[0]
         {
             store.put(&kit.chunk(0, *seed), 1).unwrap();
         }

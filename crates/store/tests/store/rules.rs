@@ -4,7 +4,7 @@ use dormouse_crypt::{hash, record};
 use dormouse_format::record::Kind;
 use dormouse_format::vault::Distrust;
 use dormouse_format::{Hash, InstanceId, KeyId, RecordId, Signature};
-use dormouse_store::{Base, Commit, Error, VaultStore};
+use dormouse_store::{Base, Commit, Dir, Error, VaultStore};
 
 use crate::kit::*;
 
@@ -70,8 +70,9 @@ fn small_records_come_back() {
 fn have_follows_trust_groups_and_distrust() {
     let (kit, store, _) = world();
     store.put(&kit.chunk(0, 5), 1).unwrap();
-    let have =
-        |store: &VaultStore, w: usize| store.have(&kit.writer(w), &[chunk_of(5)]).unwrap()[0];
+    let have = |store: &VaultStore, w: usize| {
+        store.have(&kit.writer(w), &[chunk_of(5)], false).unwrap()[0]
+    };
     assert!(have(&store, 0) && have(&store, 1) && !have(&store, 2));
     let value = Distrust {
         vault: kit.vault,
@@ -93,6 +94,29 @@ fn have_follows_trust_groups_and_distrust() {
     store.put(&kit.chunk(1, 5), 1).unwrap();
     assert!(have(&store, 0) && have(&store, 1));
     assert_eq!(store.chunk(&chunk_of(5), &kit.writer(1), 0).unwrap(), Some(kit.chunk(1, 5)));
+}
+
+#[test]
+fn a_damaged_chunk_is_not_there_when_it_is_checked() {
+    let (kit, store, _) = world();
+    (5..7).for_each(|s| store.put(&kit.chunk(0, s), 1).unwrap());
+    let name = crate::recovery::last(&kit.segments);
+    let mut bytes = kit.segments.get(&name).unwrap();
+    let at = bytes.windows(16).position(|w| w == chunk_of(5).0).unwrap();
+    bytes[at + 110] ^= 1;
+    kit.segments.open(&name).unwrap().write_at(&bytes, 0).unwrap();
+    let ids = [chunk_of(5), chunk_of(6), chunk_of(7)];
+    let have = |check| store.have(&kit.writer(1), &ids, check).unwrap();
+    assert_eq!((have(false), have(true)), (vec![true, true, false], vec![false, true, false]));
+    assert!(matches!(store.chunk(&ids[0], &kit.writer(0), 0), Err(Error::Damaged { .. })));
+    // Put again it is stored once more, and once only.
+    let before = store.stats().records;
+    for _ in 0..2 {
+        (5..7).for_each(|s| store.put(&kit.chunk(0, s), 1).unwrap());
+    }
+    assert_eq!(store.stats().records, before + 1);
+    assert_eq!(have(true), [true, true, false]);
+    assert_eq!(store.chunk(&ids[0], &kit.writer(0), 0).unwrap(), Some(kit.chunk(0, 5)));
 }
 
 #[test]

@@ -379,7 +379,12 @@ impl World {
 
     /// Copies by a scan.
     pub fn copy(&mut self, machine: &Machine, volume: VolumeId, disk: &Disk) -> Result<Outcome> {
-        self.copy_mode(machine, volume, disk, None)
+        self.copy_mode(machine, volume, disk, copy::Mode::Scan, None)
+    }
+
+    /// Copies by a scan that asks for every chunk.
+    pub fn check(&mut self, machine: &Machine, volume: VolumeId, disk: &Disk) -> Result<Outcome> {
+        self.copy_mode(machine, volume, disk, copy::Mode::Check, None)
     }
 
     /// Copies these changed blocks as a delta point.
@@ -390,7 +395,7 @@ impl World {
         disk: &Disk,
         changed: &[Block],
     ) -> Result<Outcome> {
-        self.copy_mode(machine, volume, disk, Some(changed))
+        self.copy_mode(machine, volume, disk, copy::Mode::Changes, Some(changed))
     }
 
     fn copy_mode(
@@ -398,6 +403,7 @@ impl World {
         machine: &Machine,
         volume: VolumeId,
         disk: &Disk,
+        mode: copy::Mode,
         changed: Option<&[Block]>,
     ) -> Result<Outcome> {
         let mut wire = self.hello(machine)?;
@@ -410,7 +416,6 @@ impl World {
                 set
             }
         };
-        let mode = if changed.is_some() { copy::Mode::Changes } else { copy::Mode::Scan };
         let plan = copy::Plan {
             vault: machine.vault,
             volume,

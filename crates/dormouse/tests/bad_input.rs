@@ -483,22 +483,64 @@ fn a_damage_before_the_server_starts() {
     server.stop();
     place.run(&["scrub", &store]).fails(9, &["1 faults"]);
     flip(&segments[0], at as u64 + HEADER_LEN as u64 + 100);
-    // In the last one it is told apart from a torn end, and nothing is cut off.
+    // In the last one too, and nothing is cut off.
     let last = segments.last().unwrap();
     let (at, header) = chunks(last)[0];
-    flip(last, at as u64 + HEADER_LEN as u64 + 100);
+    let (id, name) = (header.id.to_string(), text(last.file_name().unwrap().as_ref()));
+    let in_body = at as u64 + HEADER_LEN as u64 + 100;
+    flip(last, in_body);
     let whole = std::fs::read(last).unwrap();
     let server = place.serve(&address);
-    let said = place.run(&["restore", "a", &d]).fails(9, &["scrub STORE"]);
-    assert!(!place.path("d").exists(), "{said:?}");
-    server.stop();
-    assert_eq!(std::fs::read(last).unwrap()[..whole.len()], whole);
-    let said = place.run(&["scrub", &store]).fails(9, &["1 faults"]);
-    assert!(said.out.contains(&header.id.to_string()), "{said:?}");
-    flip(last, at as u64 + HEADER_LEN as u64 + 100);
-    let _server = place.serve(&address);
-    place.restores("a", &a);
+    fail_without_trace(&place, &[&["restore", "a", &d]], 9, &["chunk", &id, "mirror SOURCE"]);
     place.restores("b", &b);
+    assert_eq!(std::fs::read(last).unwrap()[..whole.len()], whole);
+    let log = std::fs::read_to_string(log_of(&place.path("store"))).unwrap();
+    assert!(log.contains(&format!("{name}, byte {at}")), "{log}");
+    let said = place.run(&["scrub", &store]).fails(9, &["1 faults", "mirror SOURCE"]);
+    for words in [name, &format!("byte {at}:"), &id, "volume 'a', points 1"] {
+        assert!(said.out.contains(words), "'{words}' is not in {said:?}");
+    }
+    // Sent again, all points have it; the damaged record stays.
+    let a_file = place.name("a");
+    let said = place.run(&["mirror", &a_file, "--once", "--all", "--json"]).ok();
+    assert_eq!(said.event("done")["chunks_sent"], 1);
+    for what in ["a@1", "a@2"] {
+        place.restores(what, &a);
+    }
+    server.stop();
+    let server = place.serve(&address);
+    place.restores("a@1", &a);
+    server.stop();
+    let said = place.run(&["scrub", &store]).fails(9, &["1 faults"]);
+    assert!(said.out.contains("touches no point"), "{said:?}");
+    flip(last, in_body);
+    place.run(&["scrub", &store]).ok();
+}
+
+#[test]
+fn a_damaged_header_before_the_server_starts() {
+    let (place, server) = Place::served();
+    let address = server.address.clone();
+    let content = Numbers(1).noise(MIB);
+    put(&place, "v", &content);
+    place.mirror("v");
+    server.stop();
+    // Nothing tells for sure where the next record begins: the last segment has no table.
+    let segment = place.segments()[0].clone();
+    let (at, _) = chunks(&segment)[2];
+    flip(&segment, at as u64 + 20);
+    let whole = std::fs::read(&segment).unwrap();
+    let server = place.serve(&address);
+    let (v, d, store) = (place.name("v"), place.name("d"), place.name("store"));
+    let commands = [&["restore", "v", &d][..], &["mirror", &v, "--once", "--all"]];
+    fail_without_trace(&place, &commands, 9, &["vault cannot be opened", "scrub STORE"]);
+    server.stop();
+    assert_eq!(std::fs::read(&segment).unwrap(), whole);
+    let said = place.run(&["scrub", &store]).fails(9, &["1 faults"]);
+    assert!(said.out.contains(&format!("byte {at}:")), "{said:?}");
+    flip(&segment, at as u64 + 20);
+    let _server = place.serve(&address);
+    place.restores("v", &content);
 }
 
 #[test]

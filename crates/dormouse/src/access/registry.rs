@@ -19,6 +19,8 @@ use crate::text::{hex, time_utc};
 
 /// Tries of `NAME-2`, `NAME-3` … for a machine that came back.
 const NAMES_MAX: usize = 1000;
+/// Damaged records of a vault that are logged one by one when it is opened.
+const FAULTS_LOGGED: usize = 16;
 
 /// The registry of a store's directory.
 pub struct Access {
@@ -184,6 +186,13 @@ impl Access {
                         "vault {id}: segment {}: {} bytes from {} on were not whole; kept in {}",
                         torn.segment, torn.bytes, torn.offset, torn.kept_in
                     ));
+                }
+                for fault in recovery.damaged.iter().take(FAULTS_LOGGED) {
+                    self.log.line(&format!("vault {id}: {}", fault.why));
+                }
+                if recovery.damaged.len() > FAULTS_LOGGED {
+                    let more = recovery.damaged.len() - FAULTS_LOGGED;
+                    self.log.line(&format!("vault {id}: {more} more faults; run scrub"));
                 }
                 vault
             }),

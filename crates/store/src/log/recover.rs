@@ -3,7 +3,8 @@
 //! Rule: at the first invalid entry, at X, of the last segment: if anything after
 //! X says that more than X was durable, it is damage and nothing is changed; else
 //! it is the torn end of writes that nobody was told about, its bytes are copied
-//! to `NAME.torn-X` and cut off. Bytes not known to be durable are written again
+//! to `NAME.torn-X` and cut off. But a record that was durable, and of which the body
+//! alone is damaged, is kept, as one in a sealed segment is. Bytes not known to be durable are written again
 //! and synced, for an earlier program may have died of a failed sync, after which
 //! the system shows what the disk does not have.
 
@@ -16,8 +17,8 @@ use dormouse_format::record::Kind;
 use dormouse_format::segment::{self, Tail};
 
 use super::append::{Active, Table};
-use super::walk::{self, Sealed, Walk};
-use super::{Segments, name, numbers, read_range};
+use super::walk::{self, Entry, Sealed, Walk};
+use super::{RecordRef, Segments, name, numbers, read_range};
 use crate::dir::File;
 use crate::error::{Error, Result};
 
@@ -40,6 +41,8 @@ pub(crate) struct Found {
     pub(crate) sealed: Vec<Sealed>,
     pub(crate) active: Active,
     pub(crate) torn: Vec<TornTail>,
+    /// Records of the last segment whose bodies are damaged.
+    pub(crate) damaged: Vec<(RecordRef, Error)>,
     /// Whether nothing can be written there.
     pub(crate) read_only: bool,
     /// Only because there was no room to mend its end.
@@ -71,10 +74,10 @@ pub(crate) fn recover(segments: &Segments, vault: &VaultId) -> Result<Found> {
         before = found.chain;
         sealed.push(found);
     }
-    let (active, end, access) = last_segment(segments, last, vault, &before)?;
+    let Last { active, torn: end, damaged, access } = last_segment(segments, last, vault, &before)?;
     torn.extend(end);
     let (read_only, no_room) = (access != Access::Full, access == Access::NoRoom);
-    Ok(Found { sealed, active, torn, read_only, no_room })
+    Ok(Found { sealed, active, torn, damaged, read_only, no_room })
 }
 
 fn check_numbers(numbers: &[u64]) -> Result<()> {
@@ -150,13 +153,18 @@ struct Walked {
     chain: [u8; 16],
     durable: u64,
     seal: Option<u64>,
+    damaged: Vec<(RecordRef, Error)>,
 }
 
-/// Walks from the header to the first entry that does not hold.
+/// Walks from the header to the first entry that does not hold; over those that were
+/// durable and of which the body alone does not.
 fn walk_last(bytes: &[u8], number: u64, header: &segment::Header) -> Result<Walked> {
     let mut walk = Walk::new(bytes, header);
     let mut table = Table::default();
     let mut seal = None;
+    let mut damaged = Vec::new();
+    // Bytes of which anything, also beyond what the walk will reach, says that they were durable.
+    let mut proved = 0;
     let why = loop {
         match walk.step() {
             Ok(Some(entry)) if entry.header.kind == Kind::Seal => {
@@ -165,18 +173,45 @@ fn walk_last(bytes: &[u8], number: u64, header: &segment::Header) -> Result<Walk
             }
             Ok(Some(entry)) => table.push(&entry.header, entry.offset),
             Ok(None) => break String::new(),
-            Err(why) => break why,
+            Err(why) => {
+                if proved <= walk.at as u64 {
+                    let proof = walk::durable_beyond(bytes, &walk.segment_check, walk.at);
+                    let Some(proof) = proof else { break why };
+                    proved = proof.durable;
+                }
+                let Some(Entry { header, offset, .. }) = walk.step_over() else { break why };
+                table.push(&header, offset);
+                let (segment, body_len) = (number as u32, header.body_len);
+                let at = RecordRef { segment, offset, body_len };
+                damaged.push((at, at.damaged(why)));
+            }
         }
     };
     if let Some(proof) = walk::durable_beyond(bytes, &walk.segment_check, walk.at) {
         let why = format!(
-            "{why}; the record at byte {proof} says that these bytes were durable, so they are \
-             damaged and not just unfinished. Nothing was changed: restore the segment from a copy"
+            "{why}; the record at byte {} says that these bytes were durable, so they are \
+             damaged and not just unfinished. Nothing was changed: restore the segment from a copy",
+            proof.at
         );
         return Err(Error::damaged(number, walk.at as u64, why));
     }
+    // What is kept must prove it, or the next opening would take it for a torn end.
+    let unproved = |at: &RecordRef| at.offset() + at.record_len() as u64 > walk.durable;
+    if let Some((at, _)) = damaged.iter().find(|(at, _)| unproved(at)) {
+        let why = "its body is damaged, and only what lies beyond a torn end says that it was \
+                   durable. Nothing was changed: restore the segment from a copy";
+        return Err(at.damaged(why));
+    }
     let chain = walk.chain.unwrap_or_default();
-    Ok(Walked { table, end: walk.at, chain, durable: walk.durable, seal })
+    Ok(Walked { table, end: walk.at, chain, durable: walk.durable, seal, damaged })
+}
+
+/// The last segment, mended.
+struct Last {
+    active: Active,
+    torn: Option<TornTail>,
+    damaged: Vec<(RecordRef, Error)>,
+    access: Access,
 }
 
 fn last_segment(
@@ -184,7 +219,7 @@ fn last_segment(
     number: u64,
     vault: &VaultId,
     before: &[u8; 16],
-) -> Result<(Active, Option<TornTail>, Access)> {
+) -> Result<Last> {
     let file = segments.file(number)?;
     let len = file.len().map_err(|e| Error::io(name(number), e))?;
     if len > u64::from(u32::MAX) {
@@ -234,7 +269,7 @@ fn last_segment(
         table: walked.table,
         sealed: walked.seal.is_some(),
     };
-    Ok((active, torn, access))
+    Ok(Last { active, torn, damaged: walked.damaged, access })
 }
 
 /// Copies what lies from `end` on to a file of its own, durably, then cuts it off.

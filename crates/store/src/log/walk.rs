@@ -47,6 +47,22 @@ impl<'a> Walk<'a> {
 
     /// The next entry; `None` where the bytes end; an error says what does not hold.
     pub(crate) fn step(&mut self) -> core::result::Result<Option<Entry<'a>>, String> {
+        let Some((entry, trailer)) = self.parts()? else { return Ok(None) };
+        record::check_body(&entry.header, entry.body).map_err(|e| e.to_string())?;
+        self.linked(&entry.header, &trailer)?;
+        Ok(Some(self.pass(entry, &trailer)))
+    }
+
+    /// Goes on behind an entry of which the body alone does not hold: its header, its
+    /// trailer and the chain do. `None` if more is wrong, or if it is a seal.
+    pub(crate) fn step_over(&mut self) -> Option<Entry<'a>> {
+        let (entry, trailer) = self.parts().ok()??;
+        let linked = self.linked(&entry.header, &trailer).is_ok();
+        (linked && entry.header.kind != Kind::Seal).then(|| self.pass(entry, &trailer))
+    }
+
+    /// The parts of the next entry; only its header is checked.
+    fn parts(&self) -> core::result::Result<Option<(Entry<'a>, Trailer)>, String> {
         let rest = self.bytes.get(self.at..).unwrap_or_default();
         if rest.is_empty() {
             return Ok(None);
@@ -57,9 +73,13 @@ impl<'a> Walk<'a> {
             .split_at_checked(header.body_len as usize)
             .ok_or("the entry ends too early")?;
         let trailer = after.first_chunk::<TRAILER_LEN>().ok_or("the entry ends too early")?;
-        record::check_body(&header, body).map_err(|e| e.to_string())?;
         let trailer = Trailer::decode(trailer).map_err(|e| e.to_string())?;
-        if trailer.check != trailer_check(&self.segment_check, self.at, &trailer) {
+        Ok(Some((Entry { header, offset: self.at as u32, body }, trailer)))
+    }
+
+    /// Checks the trailer of the next entry: by itself, and that it follows.
+    fn linked(&self, header: &Header, trailer: &Trailer) -> core::result::Result<(), String> {
+        if trailer.check != trailer_check(&self.segment_check, self.at, trailer) {
             return Err("the check of the entry's trailer does not hold".into());
         }
         let follows =
@@ -70,11 +90,14 @@ impl<'a> Walk<'a> {
         if trailer.durable > self.at as u64 {
             return Err("an entry says that more is durable than lies before it".into());
         }
-        let entry = Entry { header, offset: self.at as u32, body };
-        self.at += header.record_len() + TRAILER_LEN;
+        Ok(())
+    }
+
+    fn pass(&mut self, entry: Entry<'a>, trailer: &Trailer) -> Entry<'a> {
+        self.at += entry.header.record_len() + TRAILER_LEN;
         self.chain = Some(trailer.chain);
         self.durable = self.durable.max(trailer.durable);
-        Ok(Some(entry))
+        entry
     }
 
     /// Goes on at the next place that holds a valid record header; `false` if none does.
@@ -98,9 +121,18 @@ impl<'a> Walk<'a> {
     }
 }
 
+/// What says that bytes were durable once.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Proof {
+    /// Where the record begins whose trailer says so.
+    pub(crate) at: usize,
+    /// How many bytes of the segment.
+    pub(crate) durable: u64,
+}
+
 /// Whether bytes at or after `from` hold a record whose trailer says that more
 /// than `from` was durable: then what is wrong at `from` is damage, not a torn end.
-pub(crate) fn durable_beyond(bytes: &[u8], segment_check: &[u8; 16], from: usize) -> Option<usize> {
+pub(crate) fn durable_beyond(bytes: &[u8], segment_check: &[u8; 16], from: usize) -> Option<Proof> {
     let mut at = from;
     while let Some(rest) = bytes.get(at..) {
         let found = rest.windows(MAGIC.len()).position(|w| w == MAGIC)?;
@@ -113,7 +145,7 @@ pub(crate) fn durable_beyond(bytes: &[u8], segment_check: &[u8; 16], from: usize
         let Ok(trailer) = Trailer::decode(trailer) else { continue };
         let proved = trailer.check == trailer_check(segment_check, here, &trailer);
         if proved && trailer.durable > from as u64 && trailer.durable <= here as u64 {
-            return Some(here);
+            return Some(Proof { at: here, durable: trailer.durable });
         }
     }
     None

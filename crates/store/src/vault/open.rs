@@ -1,5 +1,6 @@
 //! Making and opening a vault's store.
 
+use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, RwLock};
 
@@ -89,6 +90,7 @@ impl VaultStore {
             opening.bytes += sealed.len;
         }
         let number = found.active.number;
+        opening.damaged = found.damaged.iter().map(|(at, e)| (*at, e.to_string())).collect();
         opening.segment(number, found.active.table.seal(), found.active.sealed)?;
         let Opening { state, recovery, records, bytes, .. } = opening.done()?;
         let Found { active, torn, read_only, no_room, .. } = found;
@@ -121,6 +123,8 @@ struct Opening<'a> {
     state: State,
     replay: Replay,
     recovery: Recovery,
+    /// Records that are known to be damaged, and what does not hold.
+    damaged: HashMap<RecordRef, String>,
     /// First segment that is in memory's index and in no run.
     uncovered: u64,
     records: u64,
@@ -130,7 +134,9 @@ struct Opening<'a> {
 impl<'a> Opening<'a> {
     fn new(segments: &'a Segments, index: &'a Index) -> Self {
         let (state, replay, recovery) = (State::default(), Replay::default(), Recovery::default());
-        Self { segments, index, state, replay, recovery, uncovered: 1, records: 0, bytes: 0 }
+        let damaged = HashMap::new();
+        let (uncovered, records, bytes) = (1, 0, 0);
+        Self { segments, index, state, replay, recovery, damaged, uncovered, records, bytes }
     }
 
     fn segment(&mut self, number: u64, table: &Seal, sealed: bool) -> Result<()> {
@@ -156,11 +162,17 @@ impl<'a> Opening<'a> {
         let (segment, offset, body_len) = (number as u32, item.offset, item.body_len);
         let at = RecordRef { segment, offset, body_len };
         match item.kind {
-            Kind::Chunk | Kind::Page | Kind::Node | Kind::Seal | Kind::Mark => Ok(()),
+            Kind::Chunk | Kind::Page | Kind::Node | Kind::Seal | Kind::Mark => {
+                if let Some(why) = self.damaged.remove(&at) {
+                    self.fault(&at, why);
+                }
+                Ok(())
+            }
             Kind::Delta => {
-                if let Err(e) = self.delta(&at) {
+                let why = self.damaged.remove(&at);
+                if let Some(why) = why.or_else(|| self.delta(&at).err().map(|e| e.to_string())) {
                     self.replay.damaged_deltas = true;
-                    self.fault(&at, &e);
+                    self.fault(&at, why);
                 }
                 Ok(())
             }
@@ -185,13 +197,13 @@ impl<'a> Opening<'a> {
             Kind::DataKey | Kind::VaultKeys | Kind::Distrust => {}
             _ => return Err(e),
         }
-        self.fault(at, &e);
+        self.fault(at, e.to_string());
         Ok(())
     }
 
-    fn fault(&mut self, at: &RecordRef, e: &Error) {
+    fn fault(&mut self, at: &RecordRef, why: String) {
         let (segment, offset) = (crate::log::name(at.segment()), at.offset());
-        self.recovery.damaged.push(Fault { segment, offset, why: e.to_string() });
+        self.recovery.damaged.push(Fault { segment, offset, why });
     }
 
     fn delta(&mut self, at: &RecordRef) -> Result<()> {

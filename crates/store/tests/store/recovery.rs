@@ -1,8 +1,11 @@
 //! What a crash leaves behind.
 
+use dormouse_crypt::record;
 use dormouse_format::InstanceId;
+use dormouse_format::record::{HEADER_LEN, Header, Kind};
+use dormouse_format::segment::TRAILER_LEN;
 use dormouse_store::memory::MemDir;
-use dormouse_store::{Dir, Error, VaultStore};
+use dormouse_store::{Dir, Error, Recovery, Result, VaultStore};
 
 use crate::kit::*;
 
@@ -90,7 +93,8 @@ fn a_torn_end_of_any_length_is_set_aside() {
     }
 }
 
-/// Any byte of what is on record as durable: opening refuses, or all points are there.
+/// Any byte of what is on record as durable: opening refuses, or all points are there, or
+/// the one that is not is told, and a later one is.
 #[test]
 fn damage_never_takes_an_acknowledged_point_silently() {
     let (kit, store, steps) = small(1 << 20);
@@ -111,9 +115,123 @@ fn damage_never_takes_an_acknowledged_point_silently() {
             }
             Err(Error::NewerVersion { .. }) => assert!((8..12).contains(&at)),
             Err(e) => panic!("byte {at}: {e}"),
-            Ok((store, _)) => assert_eq!(points(&store), steps.len(), "byte {at}"),
+            Ok((store, recovery)) => {
+                let [fault] = &recovery.damaged[..] else { panic!("{at}: {recovery:?}") };
+                assert!(fault.segment == name && fault.offset <= at as u64, "{at}: {fault:?}");
+                assert!(recovery.torn.is_empty(), "{at}");
+                let lost = at_kind(&whole, fault.offset as usize) == Kind::Point;
+                assert_eq!(points(&store), steps.len() - usize::from(lost), "byte {at}");
+                assert_eq!(store.head(&VOLUME).unwrap().unwrap().point().seq, 6, "byte {at}");
+                assert_eq!(bad.get(&name).unwrap(), bytes, "nothing was changed");
+            }
         }
     }
+}
+
+fn header_at(bytes: &[u8], at: usize) -> Header {
+    record::check_header(bytes[at..].first_chunk().unwrap()).unwrap()
+}
+
+fn at_kind(bytes: &[u8], at: usize) -> Kind {
+    header_at(bytes, at).kind
+}
+
+/// Where the record of a chunk begins.
+fn place_of(bytes: &[u8], seed: u64) -> usize {
+    bytes.windows(16).position(|w| w == chunk_of(seed).0).unwrap() - 16
+}
+
+/// Opens a log whose last segment has these bytes.
+fn open_with(from: &Kit, name: &str, bytes: &[u8]) -> (Kit, Result<(VaultStore, Recovery)>) {
+    let segments = from.segments.snapshot();
+    segments.set(name, bytes.to_vec());
+    let kit = Kit { segments, index: MemDir::new(), ..Kit::new(1 << 20, 50) };
+    let opened = kit.try_open();
+    (kit, opened)
+}
+
+/// In the last segment as in a sealed one: that chunk is lost, and nothing else.
+#[test]
+fn a_damaged_chunk_in_the_last_segment_is_kept() {
+    let (kit, store, steps) = small(1 << 20);
+    store.close().unwrap();
+    let name = last(&kit.segments);
+    let mut bytes = kit.segments.get(&name).unwrap();
+    let places = [100, 103].map(|seed| place_of(&bytes, seed));
+    places.iter().for_each(|at| bytes[at + HEADER_LEN] ^= 1);
+    let (kit, opened) = open_with(&kit, &name, &bytes);
+    let (store, recovery) = opened.unwrap();
+    let found: Vec<_> = recovery.damaged.iter().map(|f| f.offset as usize).collect();
+    assert_eq!((found, recovery.torn.len()), (places.to_vec(), 0));
+    assert_eq!(points(&store), steps.len());
+    let get = |store: &VaultStore, seed| store.chunk(&chunk_of(seed), &kit.writer(0), 0);
+    for seed in [100, 103] {
+        assert!(matches!(get(&store, seed), Err(Error::Damaged { .. })));
+    }
+    assert_eq!(get(&store, 101).unwrap(), Some(kit.chunk(0, 101)));
+    // Sent again it is there, beside the damaged one, also after another opening.
+    store.put(&kit.chunk(0, 100), 1).unwrap();
+    store.close().unwrap();
+    let (store, recovery) = kit.open();
+    assert_eq!((recovery.damaged.len(), recovery.torn.len()), (2, 0));
+    assert_eq!(get(&store, 100).unwrap(), Some(kit.chunk(0, 100)));
+    assert!(matches!(get(&store, 103), Err(Error::Damaged { .. })));
+}
+
+/// Cut at every length: a damaged body is kept only while what is left says that it was
+/// durable, and what is found once is found again.
+#[test]
+fn a_damaged_body_that_nothing_proves_durable_is_a_torn_end() {
+    let (kit, store, steps) = small(1 << 20);
+    store.close().unwrap();
+    let name = last(&kit.segments);
+    let mut whole = kit.segments.get(&name).unwrap();
+    let at = place_of(&whole, 103);
+    whole[at + HEADER_LEN + 3] ^= 1;
+    let end = at + HEADER_LEN + header_at(&whole, at).body_len as usize + TRAILER_LEN;
+    // The first entry after the sync that ended point 4 says that all before it is durable.
+    let sync = steps.iter().find(|(_, len, _)| *len as usize > at).unwrap().1 as usize;
+    let next = header_at(&whole, sync);
+    let proof = sync + HEADER_LEN + next.body_len as usize + TRAILER_LEN;
+    for cut in at..whole.len() {
+        let (kit, opened) = open_with(&kit, &name, &whole[..cut]);
+        let (store, recovery) = opened.unwrap();
+        let kept = cut >= proof;
+        assert_eq!(recovery.damaged.len(), usize::from(kept), "cut at {cut}");
+        let torn_at = recovery.torn.first().map(|t| t.offset as usize);
+        assert!(kept || torn_at == (cut > at).then_some(at), "cut at {cut}: {torn_at:?}");
+        assert!(!kept || torn_at.is_none_or(|torn| torn >= end), "cut at {cut}: {torn_at:?}");
+        let seen = points(&store);
+        assert!(seen >= if kept { 4 } else { 3 }, "cut at {cut}");
+        let (again, recovery) = kit.open();
+        assert_eq!((points(&again), recovery.torn.len()), (seen, 0), "cut at {cut}");
+        assert_eq!(recovery.damaged.len(), usize::from(kept), "cut at {cut}");
+    }
+}
+
+/// The record that proves a damaged chunk durable lies beyond a hole, and would be cut
+/// off with it: the next opening would cut off the chunk and the point after it.
+#[test]
+fn a_proof_beyond_a_torn_end_is_not_enough() {
+    let (kit, store, _) = small(1 << 20);
+    store.close().unwrap();
+    let name = last(&kit.segments);
+    let durable = kit.segments.get(&name).unwrap().len();
+    let store = kit.open().0;
+    store.put(&kit.chunk(0, 900), 1).unwrap();
+    store.barrier().unwrap();
+    (901..903).for_each(|s| store.put(&kit.chunk(0, s), 1).unwrap());
+    drop(store);
+    let mut bytes = kit.segments.get(&name).unwrap();
+    let [first, hole] = [900, 901].map(|seed| place_of(&bytes, seed));
+    assert_eq!(first, durable);
+    bytes[first + HEADER_LEN] ^= 1;
+    assert_eq!(open_with(&kit, &name, &bytes).1.unwrap().1.damaged.len(), 1);
+    bytes[hole..hole + HEADER_LEN].fill(0);
+    let (kit, opened) = open_with(&kit, &name, &bytes);
+    let offset = first as u64;
+    assert!(matches!(opened, Err(Error::Damaged { offset: o, .. }) if o == offset));
+    assert_eq!(kit.segments.get(&name).unwrap(), bytes, "nothing was changed");
 }
 
 #[test]

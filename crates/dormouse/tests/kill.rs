@@ -303,6 +303,7 @@ fn a_restore_that_is_killed_leaves_the_destination_or_can_be_repeated() {
     let dest = place.name("d");
     let old = numbers.noise(64 * MIB);
     std::fs::write(&dest, &old).unwrap();
+    let names = place.names();
     for cycle in 0..6 {
         let in_place = cycle % 2 == 1;
         let flag = if in_place { "--in-place" } else { "--force" };
@@ -325,6 +326,7 @@ fn a_restore_that_is_killed_leaves_the_destination_or_can_be_repeated() {
             None | Some(6) => same(Path::new(&dest), &old),
             _ => panic!("{said:?}"),
         }
+        assert_eq!(place.names(), names, "nothing is left beside the destination");
         place.run(&["restore", "v", &dest, "--in-place"]).ok();
         same(Path::new(&dest), &content);
         std::fs::write(&dest, &old).unwrap();

@@ -87,6 +87,14 @@ impl Running {
         self.child.try_wait().unwrap().is_some()
     }
 
+    /// Whether it has opened a file that has no name (yet).
+    pub fn holds_unnamed_file(&self) -> bool {
+        let fds = std::fs::read_dir(format!("/proc/{}/fd", self.child.id()));
+        let links =
+            fds.into_iter().flatten().filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok());
+        links.into_iter().any(|l| l.to_string_lossy().ends_with(" (deleted)"))
+    }
+
     /// kill -9.
     pub fn kill(mut self) -> Said {
         let _ = self.child.kill();
@@ -144,6 +152,14 @@ impl Serving {
             panic!("the server did not start: {}", std::fs::read_to_string(log_of(store)).unwrap());
         };
         Self { child, address: address.to_owned() }
+    }
+
+    /// Whether it has opened a file that has no name (yet).
+    pub fn holds_unnamed_file(&self) -> bool {
+        let fds = std::fs::read_dir(format!("/proc/{}/fd", self.child.id()));
+        let links =
+            fds.into_iter().flatten().filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok());
+        links.into_iter().any(|l| l.to_string_lossy().ends_with(" (deleted)"))
     }
 
     /// kill -9.
@@ -220,6 +236,16 @@ impl Place {
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// The names in the place, without what commands print.
+    pub fn names(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.dir.path()).unwrap();
+        let names = entries.map(|e| e.unwrap().file_name().to_string_lossy().into_owned());
+        let mut names: Vec<_> =
+            names.filter(|n| !n.starts_with(".out-") && !n.starts_with(".err-")).collect();
+        names.sort();
+        names
     }
 
     /// A path as an argument.

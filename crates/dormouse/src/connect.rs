@@ -15,7 +15,6 @@ use std::time::Duration;
 use anyhow::Result;
 use dormouse_crypt::invite::Binding;
 use dormouse_crypt::{OsRandom, Random, SigningKey, hash};
-use dormouse_format::InstanceId;
 use dormouse_format::limits::FRAME_MAX;
 use dormouse_format::message::{Deframer, Message};
 
@@ -253,21 +252,31 @@ pub struct Welcome {
 /// Says who one is, and waits for the welcome.
 pub fn introduce(link: &Link, first: Message) -> Result<Welcome> {
     send(link, first)?;
+    welcome(link)
+}
+
+fn welcome(link: &Link) -> Result<Welcome> {
     match receive(link, Some(WELCOME_WAIT))? {
         Message::Welcome { vault, name, time } => Ok(Welcome { vault, name, time }),
         _ => unexpected("the greeting"),
     }
 }
 
-/// Connects as the home's client, with the instance of this installation.
+/// Connects as the home's client.
 pub fn connect(account: &Account) -> Result<Link> {
-    connect_as(account, account.instance)
+    connect_asking(account, Vec::new())
 }
 
-/// Connects as another instance of the home's client.
-pub fn connect_as(account: &Account, instance: InstanceId) -> Result<Link> {
+/// Connects, and sends questions right behind the greeting: they cost no round trip of
+/// their own. Their answers come next. The server's key was checked before, in the
+/// handshake.
+pub fn connect_asking(account: &Account, questions: Vec<Message>) -> Result<Link> {
     let Dialed { link, .. } = dial(&account.target, &account.server, &account.transport)?;
-    let welcome = introduce(&link, Message::Hello { instance })?;
+    send(&link, Message::Hello { instance: account.instance })?;
+    for question in questions {
+        send(&link, question)?;
+    }
+    let welcome = welcome(&link)?;
     if welcome.vault != account.vault {
         return fail(
             Class::NotAuthorised,

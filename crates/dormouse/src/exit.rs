@@ -162,6 +162,7 @@ fn of_sync(error: &SyncError) -> (Class, &'static str) {
         | SyncError::Missing { .. } => {
             (Class::Damaged, "`dormouse scrub STORE` on the server shows what is damaged there")
         }
+        SyncError::Moved => (Class::InUse, "find out which machine writes there, then try again"),
         _ => (Class::Other, ""),
     }
 }

@@ -5,7 +5,6 @@
 //! silently left out.
 
 use anyhow::Result;
-use dormouse_format::VolumeId;
 use dormouse_format::point::StoredPoint;
 use dormouse_sync::history::{Trust, hash_of};
 use serde_json::{Value, json};
@@ -13,11 +12,9 @@ use serde_json::{Value, json};
 use crate::access;
 use crate::connect::connect;
 use crate::exit::class_of;
-use crate::files;
 use crate::home::Home;
 use crate::kit::kit_reminder;
-use crate::link::Link;
-use crate::remote::{self, Listed};
+use crate::remote::{Session, Span};
 use crate::store_dir::StoreDir;
 use crate::text::{hex, now_ns, size, table, time_local, time_utc};
 use crate::when;
@@ -29,12 +26,12 @@ fn show_json(value: &Value) {
 /// `dormouse volumes`.
 pub fn volumes(home: &Home, as_json: bool) -> Result<()> {
     let account = home.account()?;
-    let link = connect(&account)?;
-    let trust = remote::trust(&link, &account)?;
-    let listed = all_volumes(home, &link, &trust)?;
+    let mut session = Session::open(home, &account, None, Span::Seen)?;
+    let listed = session.volumes().to_vec();
     for l in &listed {
-        remote::check_fresh(&link, home, &trust, &l.volume.id, l.head.as_ref())?;
+        session.check_fresh(&l.volume.id, l.head.as_ref())?;
     }
+    let trust = &session.trust;
     if as_json {
         let rows: Vec<Value> = listed
             .iter()
@@ -43,8 +40,8 @@ pub fn volumes(home: &Home, as_json: bool) -> Result<()> {
                     "volume": l.volume.name,
                     "id": l.volume.id.to_string(),
                     "created": time_utc(l.volume.created),
-                    "writer": writer(&trust, &l.volume.writer),
-                    "head": l.head.as_ref().map(|p| point_json(&trust, p)),
+                    "writer": writer(trust, &l.volume.writer),
+                    "head": l.head.as_ref().map(|p| point_json(trust, p)),
                 })
             })
             .collect();
@@ -65,7 +62,7 @@ pub fn volumes(home: &Home, as_json: bool) -> Result<()> {
                 head.map_or_else(|| "-".into(), |p| p.point().seq.to_string()),
                 head.map_or("-", |p| p.point().grade.name()).into(),
                 head.map_or_else(|| "-".into(), |p| time_local(p.receipt)),
-                writer(&trust, &l.volume.writer),
+                writer(trust, &l.volume.writer),
             ]
         })
         .collect();
@@ -74,22 +71,6 @@ pub fn volumes(home: &Home, as_json: bool) -> Result<()> {
         table(&["VOLUME", "SIZE", "POINT", "GRADE", "RECEIVED", "WRITER"], &[1, 2], &rows)
     );
     Ok(())
-}
-
-/// All volumes; an error if one that this machine has seen is not among them.
-fn all_volumes(home: &Home, link: &Link, trust: &Trust) -> Result<Vec<Listed>> {
-    let listed = remote::volumes(link, trust)?;
-    let dir = home.dir().join("volumes");
-    let Ok(seen) = std::fs::read_dir(&dir) else { return Ok(listed) };
-    for entry in seen {
-        let name = entry?.file_name();
-        let text = files::read_text(&dir.join(&name))?;
-        let id = text.and_then(|t| VolumeId::from_hex(t.trim()));
-        if id.is_some_and(|id| listed.iter().all(|l| l.volume.id != id)) {
-            remote::find_volume(link, home, trust, &name.to_string_lossy())?;
-        }
-    }
-    Ok(listed)
 }
 
 fn writer(trust: &Trust, id: &dormouse_format::WriterId) -> String {
@@ -113,27 +94,27 @@ fn point_json(trust: &Trust, stored: &StoredPoint) -> Value {
 /// `dormouse points [VOLUME]`; fuzzy ones only with `all`.
 pub fn points(home: &Home, volume: Option<&str>, all: bool, as_json: bool) -> Result<()> {
     let account = home.account()?;
-    let link = connect(&account)?;
-    let trust = remote::trust(&link, &account)?;
-    let listed = match volume {
-        Some(name) => vec![remote::volume(&link, home, &trust, &when::split(name)?.0)?],
-        None => all_volumes(home, &link, &trust)?,
+    let name = volume.map(when::split).transpose()?.map(|(name, _)| name);
+    let mut session = Session::open(home, &account, name.as_deref(), Span::All)?;
+    let listed = match &name {
+        Some(name) => vec![session.volume(name)?.clone()],
+        None => session.volumes().to_vec(),
     };
     let (mut rows, mut values, mut hidden) = (Vec::new(), Vec::new(), 0);
     for l in &listed {
-        let points = remote::points(&link, &trust, &l.volume.id, 1)?;
-        remote::check_fresh(&link, home, &trust, &l.volume.id, points.last())?;
+        let (points, _) = session.history(&l.volume.id)?;
+        let trust = &session.trust;
         for stored in points {
             if !all && !stored.point().grade.consistent() {
                 hidden += 1;
                 continue;
             }
             if as_json {
-                let mut value = point_json(&trust, &stored);
+                let mut value = point_json(trust, &stored);
                 value["volume"] = json!(l.volume.name);
                 values.push(value);
             } else {
-                rows.push(point_row(&l.volume.name, &trust, &stored));
+                rows.push(point_row(&l.volume.name, trust, &stored));
             }
         }
     }

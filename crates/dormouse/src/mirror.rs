@@ -19,14 +19,15 @@ use dormouse_sync::copy::{self, Copy, Outcome};
 use dormouse_sync::history::hash_of;
 use serde_json::json;
 
-use crate::connect::{ask, connect, send, unexpected};
+use crate::connect::send;
 use crate::engine::{self, Sealing};
 use crate::exit::{Class, Failure};
 use crate::home::{Account, Home};
 use crate::link::Link;
+use crate::remote::{self, Listed, Session, Span};
 use crate::report::Report;
 use crate::source::Source;
-use crate::{kit, remote, text, volume_name};
+use crate::{kit, text, volume_name};
 
 /// What the command line says.
 #[derive(Debug, Clone)]
@@ -47,11 +48,16 @@ pub struct Options {
     pub quiet: bool,
 }
 
-/// The right to write, and what there is.
-struct Opened {
-    generation: u64,
+/// How often a copy begins anew because the head moved under it.
+const TRIES: usize = 3;
+
+/// A volume about to be written, and its newest point, which was proved fresh.
+struct Found {
+    volume: Volume,
     head: Option<StoredPoint>,
     checkpoint: Option<StoredPoint>,
+    /// It is not on the server yet.
+    new: bool,
 }
 
 /// Runs the command.
@@ -69,8 +75,14 @@ pub fn run(home: &Home, options: &Options) -> Result<()> {
     if let Some(reminder) = kit::kit_reminder(home) {
         report.note(&reminder);
     }
-    let link = connect(&account)?;
-    let (volume, outcome) = copy_once(home, &account, &link, &name, &source, options, &mut report)?;
+    let mut tries = 0;
+    let (link, volume, outcome) = loop {
+        tries += 1;
+        match copy_once(home, &account, &name, &source, options, &mut report) {
+            Err(e) if tries < TRIES && e.downcast_ref() == Some(&dormouse_sync::Error::Moved) => {}
+            done => break done?,
+        }
+    };
     remote::remember(home, &volume, &outcome.point).with_context(|| {
         let seq = outcome.point.point.seq;
         format!("point {seq} of '{name}' is whole on the server, and cannot be remembered here")
@@ -95,79 +107,69 @@ pub fn run(home: &Home, options: &Options) -> Result<()> {
 fn copy_once(
     home: &Home,
     account: &Account,
-    link: &Link,
     name: &str,
     source: &Source,
     options: &Options,
     report: &mut Report,
-) -> Result<(Volume, Outcome)> {
-    let trust = remote::trust(link, account)?;
-    let volume = match remote::find_volume(link, home, &trust, name)? {
-        Some(listed) => {
-            // Before anything is written there.
-            remote::check_fresh(link, home, &trust, &listed.volume.id, listed.head.as_ref())?;
-            listed.volume
-        }
-        None => create_volume(link, account, name)?,
-    };
-    let opened = open_write(link, volume.id, options.takeover)?;
-    for stored in opened.head.iter().chain(&opened.checkpoint) {
-        trust.point(&volume.id, stored)?;
-    }
-    remote::check_fresh(link, home, &trust, &volume.id, opened.head.as_ref())?;
+) -> Result<(Link, Volume, Outcome)> {
     if source.size() > limits::VOLUME_SIZE_MAX {
         return Err(Failure::new(Class::Place, "the source is larger than a volume can be").into());
     }
+    let mut session = Session::open(home, account, Some(name), Span::Seen)?;
+    let Found { volume, head, checkpoint, new } = find(&mut session, account, name)?;
+    let link = session.link;
     report.event(json!({
         "event": "start", "volume": name, "source": options.source.display().to_string(),
-        "size": source.size(), "after_point": opened.head.map(|h| h.point().seq),
+        "size": source.size(), "after_point": head.map(|h| h.point().seq),
     }));
     let sealing = sealing(account, volume.id, options.level)?;
-    put_key(link, account, &sealing)?;
+    // In one flight with the copy's first questions. What is refused here ends the
+    // connection, so nothing behind it takes effect.
+    if new {
+        send(&link, Message::CreateVolume { body: account.signing.sign_body(&volume) })?;
+    }
+    send(&link, Message::OpenWrite { volume: volume.id, takeover: options.takeover })?;
+    put_key(&link, account, &sealing)?;
     let leaves = source.leaf_set()?;
     let total = leaves.count();
     let plan = copy::Plan {
         vault: account.vault,
         volume: volume.id,
-        generation: opened.generation,
-        head: opened.head,
-        checkpoint: opened.checkpoint,
+        generation: copy::Generation::Asked { created: new },
+        head,
+        checkpoint,
         size: source.size(),
         leaves,
         mode: if options.all { copy::Mode::Check } else { copy::Mode::Scan },
     };
     let mut copy = Copy::new(plan, Arc::clone(&sealing.secrets), Arc::clone(&sealing.signer))?;
     let mut finish = || Ok((source.grade()?, text::now_ns()));
-    let outcome = engine::run_copy(link, &mut copy, &sealing, source, &mut finish, &mut |p| {
+    let outcome = engine::run_copy(&link, &mut copy, &sealing, source, &mut finish, &mut |p| {
         report.copying(p, total);
     });
     report.clear();
-    Ok((volume, outcome?))
+    outcome.map(|outcome| (link, volume, outcome))
 }
 
-/// Creates a volume in the account's vault.
-pub fn create_volume(link: &Link, account: &Account, name: &str) -> Result<Volume> {
-    let volume = Volume {
+/// The volume of this name as the server shows it, proved fresh before anything is
+/// written there; or a new one, not created yet.
+fn find(session: &mut Session<'_>, account: &Account, name: &str) -> Result<Found> {
+    let Some(Listed { volume, head }) = session.find(name).cloned() else {
+        let volume = new_volume(account, name);
+        return Ok(Found { volume, head: None, checkpoint: None, new: true });
+    };
+    session.check_fresh(&volume.id, head.as_ref())?;
+    let checkpoint = head.map(|head| session.checkpoint(&volume.id, &head)).transpose()?;
+    Ok(Found { volume, head, checkpoint, new: false })
+}
+
+fn new_volume(account: &Account, name: &str) -> Volume {
+    Volume {
         vault: account.vault,
         id: VolumeId(OsRandom.array()),
         writer: account.writer(),
         created: text::now_ns(),
         name: name.to_owned(),
-    };
-    let body = account.signing.sign_body(&volume);
-    match ask(link, Message::CreateVolume { body })? {
-        Message::Done => Ok(volume),
-        _ => unexpected("the creation of a volume"),
-    }
-}
-
-fn open_write(link: &Link, volume: VolumeId, takeover: bool) -> Result<Opened> {
-    match ask(link, Message::OpenWrite { volume, takeover })? {
-        Message::Opened { generation, head, checkpoint } => {
-            let checkpoint = checkpoint.or(head);
-            Ok(Opened { generation, head, checkpoint })
-        }
-        _ => unexpected("the opening of a volume"),
     }
 }
 

@@ -4,6 +4,8 @@
 //! Invariant: nothing leaves this file that is not signed by a writer whom the
 //! vault's authority has certified, nor a head older than this machine has seen.
 
+use std::collections::HashMap;
+
 use anyhow::Result;
 use dormouse_format::message::Message;
 use dormouse_format::point::{SignedPoint, StoredPoint};
@@ -12,7 +14,7 @@ use dormouse_format::vault::Volume;
 use dormouse_format::{Hash, Seq, VolumeId};
 use dormouse_sync::history::{self, Trust};
 
-use crate::connect::{ask, receive, unexpected};
+use crate::connect::{ask, connect_asking, receive, unexpected};
 use crate::exit::{Class, Failure};
 use crate::files;
 use crate::home::{Account, Home};
@@ -29,23 +31,179 @@ pub struct Listed {
     pub head: Option<StoredPoint>,
 }
 
-/// The writers that the vault's authority has certified.
-pub fn trust(link: &Link, account: &Account) -> Result<Trust> {
+/// Which points a command needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Span {
+    /// All of them.
+    All,
+    /// From the last one on that this machine saw: they prove that the head is fresh.
+    Seen,
+}
+
+/// A link, and what the server showed on it.
+///
+/// What every command needs is asked for with the greeting, in one flight: certificates,
+/// volumes, and points of those volumes that this machine has seen before.
+#[derive(Debug)]
+pub struct Session<'a> {
+    home: &'a Home,
+    /// The link.
+    pub link: Link,
+    /// The writers that the vault's authority has certified.
+    pub trust: Trust,
+    volumes: Vec<Listed>,
+    /// Answers about points, not verified yet, and from which point on they were asked for.
+    ahead: HashMap<VolumeId, (Seq, Result<Message>)>,
+}
+
+impl<'a> Session<'a> {
+    /// Connects. With a name, points are asked for of that volume alone.
+    ///
+    /// A volume that this machine has seen before and that is gone now is an error.
+    pub fn open(home: &'a Home, account: &Account, name: Option<&str>, span: Span) -> Result<Self> {
+        let known = known_volumes(home, name)?;
+        let mut asked = Vec::new();
+        for (_, id) in &known {
+            match (span, home.last_head(id)?) {
+                (Span::All, _) => asked.push((*id, 1)),
+                (Span::Seen, Some(seen)) => asked.push((*id, seen.point.seq)),
+                (Span::Seen, None) => {}
+            }
+        }
+        let mut questions =
+            vec![Message::GetSmall { kind: Kind::Cert, ids: Vec::new() }, Message::ListVolumes];
+        questions.extend(asked.iter().map(|(id, from)| list_points(id, *from)));
+        let link = connect_asking(account, questions)?;
+        let trust = trust(&link, account)?;
+        let volumes = volumes(&link, &trust)?;
+        // An error among these counts only if the volume is there.
+        let ahead =
+            asked.into_iter().map(|(id, from)| (id, (from, receive(&link, None)))).collect();
+        let session = Self { home, link, trust, volumes, ahead };
+        for (name, id) in known {
+            if session.find(&name).is_none_or(|l| l.volume.id != id) {
+                return Err(Failure::new(
+                    Class::Damaged,
+                    format!("the server does not show volume '{name}' ({id}) any more"),
+                )
+                .hint(
+                    "it may have been put back to an older state, or replaced: look at the \
+                     server; to give the old volume up, remove the file 'volumes/NAME' in the home",
+                )
+                .into());
+            }
+        }
+        Ok(session)
+    }
+
+    /// All volumes, by name.
+    pub fn volumes(&self) -> &[Listed] {
+        &self.volumes
+    }
+
+    /// The volume of this name, if there is one.
+    pub fn find(&self, name: &str) -> Option<&Listed> {
+        self.volumes.iter().find(|l| l.volume.name == name)
+    }
+
+    /// The volume of this name, which must be there.
+    pub fn volume(&self, name: &str) -> Result<&Listed> {
+        self.find(name).ok_or_else(|| {
+            let message = format!("the server has no volume '{name}' of this vault");
+            Failure::new(Class::NotFound, message)
+                .hint("`dormouse volumes` lists those that are there")
+                .into()
+        })
+    }
+
+    /// Points of a volume from `from` on, verified one by one and as a chain.
+    fn points_from(&mut self, volume: &VolumeId, from: Seq) -> Result<Vec<StoredPoint>> {
+        let mut answer = match self.ahead.remove(volume) {
+            Some((asked, answer)) if asked == from => answer?,
+            _ => ask(&self.link, list_points(volume, from))?,
+        };
+        let mut all: Vec<StoredPoint> = Vec::new();
+        loop {
+            let Message::Points { points } = answer else {
+                return unexpected("a question for points");
+            };
+            let whole = points.len() < PAGE as usize;
+            let overlap = all.len().saturating_sub(1);
+            all.extend(points);
+            self.trust.chain(volume, &all[overlap..])?;
+            let next = all.last().map_or(from, |p| p.point().seq + 1);
+            if whole {
+                return Ok(all);
+            }
+            answer = ask(&self.link, list_points(volume, next))?;
+        }
+    }
+
+    /// All points of a volume, verified, and whether they go on from what this machine saw.
+    pub fn history(&mut self, volume: &VolumeId) -> Result<(Vec<StoredPoint>, Freshness)> {
+        let points = self.points_from(volume, 1)?;
+        let Some(seen) = self.home.last_head(volume)? else {
+            return Ok((points, Freshness::Unproven));
+        };
+        let from = points.partition_point(|p| p.point().seq < seen.point.seq);
+        goes_on(&seen, &points[from..], points.last())?;
+        Ok((points, Freshness::Proved))
+    }
+
+    /// Compares the server's head with the last one that this machine saw.
+    pub fn check_fresh(
+        &mut self,
+        volume: &VolumeId,
+        head: Option<&StoredPoint>,
+    ) -> Result<Freshness> {
+        let Some(seen) = self.home.last_head(volume)? else { return Ok(Freshness::Unproven) };
+        if head.is_none_or(|h| h.point().seq < seen.point.seq) {
+            history::check_anchor(Some(&seen), head, None)?;
+        }
+        let span = self.points_from(volume, seen.point.seq)?;
+        goes_on(&seen, &span, head)?;
+        Ok(Freshness::Proved)
+    }
+
+    /// The checkpoint that a verified point builds on, verified.
+    pub fn checkpoint(&self, volume: &VolumeId, point: &StoredPoint) -> Result<StoredPoint> {
+        if point.point().is_checkpoint() {
+            return Ok(*point);
+        }
+        let seq = point.point().checkpoint;
+        let question = Message::ListPoints { volume: *volume, from: seq, limit: 1 };
+        let Message::Points { points } = ask(&self.link, question)? else {
+            return unexpected("a question for a point");
+        };
+        let found = points.first().filter(|p| p.point().seq == seq);
+        let found = *found.ok_or(dormouse_sync::Error::Point {
+            seq,
+            why: "a later one builds on it, and it is not there",
+        })?;
+        self.trust.point(volume, &found)?;
+        Ok(found)
+    }
+}
+
+const fn list_points(volume: &VolumeId, from: Seq) -> Message {
+    Message::ListPoints { volume: *volume, from, limit: PAGE }
+}
+
+/// The writers that the vault's authority has certified, from the answers that come now.
+fn trust(link: &Link, account: &Account) -> Result<Trust> {
     let mut trust = Trust::new(account.authority);
-    let mut answer = ask(link, Message::GetSmall { kind: Kind::Cert, ids: Vec::new() })?;
     loop {
-        match answer {
+        match receive(link, None)? {
             Message::Record { record } => trust.add_cert(&record)?,
             Message::Done => return Ok(trust),
             _ => return unexpected("a question for certificates"),
         }
-        answer = receive(link, None)?;
     }
 }
 
-/// All volumes of the vault.
-pub fn volumes(link: &Link, trust: &Trust) -> Result<Vec<Listed>> {
-    let Message::Volumes { items } = ask(link, Message::ListVolumes)? else {
+/// All volumes of the vault, from the answer that comes now.
+fn volumes(link: &Link, trust: &Trust) -> Result<Vec<Listed>> {
+    let Message::Volumes { items } = receive(link, None)? else {
         return unexpected("a question for volumes");
     };
     let mut listed = Vec::with_capacity(items.len());
@@ -60,33 +218,22 @@ pub fn volumes(link: &Link, trust: &Trust) -> Result<Vec<Listed>> {
     Ok(listed)
 }
 
-/// The volume of this name, if the server shows it. A volume that this machine has
-/// seen before and that is gone now is an error.
-pub fn find_volume(link: &Link, home: &Home, trust: &Trust, name: &str) -> Result<Option<Listed>> {
-    let seen = known_volume(home, name)?;
-    let found = volumes(link, trust)?.into_iter().find(|l| l.volume.name == name);
-    let shown = found.as_ref().map(|l| l.volume.id);
-    match (seen, shown) {
-        (Some(seen), shown) if shown != Some(seen) => Err(Failure::new(
-            Class::Damaged,
-            format!("the server does not show volume '{name}' ({seen}) any more"),
-        )
-        .hint(
-            "it may have been put back to an older state, or replaced: look at the server; to \
-             give the old volume up, remove the file 'volumes/NAME' in the home",
-        )
-        .into()),
-        _ => Ok(found),
+/// Names and ids of volumes that this machine has seen: of one, or of all.
+fn known_volumes(home: &Home, name: Option<&str>) -> Result<Vec<(String, VolumeId)>> {
+    let names = match name {
+        Some(name) => vec![name.to_owned()],
+        None => match std::fs::read_dir(home.dir().join("volumes")) {
+            Ok(dir) => dir.filter_map(|e| e.ok()?.file_name().into_string().ok()).collect(),
+            Err(_) => Vec::new(),
+        },
+    };
+    let mut known = Vec::with_capacity(names.len());
+    for name in names {
+        if let Some(id) = known_volume(home, &name)? {
+            known.push((name, id));
+        }
     }
-}
-
-/// The volume of this name, which must be there.
-pub fn volume(link: &Link, home: &Home, trust: &Trust, name: &str) -> Result<Listed> {
-    find_volume(link, home, trust, name)?.ok_or_else(|| {
-        Failure::new(Class::NotFound, format!("the server has no volume '{name}' of this vault"))
-            .hint("`dormouse volumes` lists those that are there")
-            .into()
-    })
+    Ok(known)
 }
 
 fn known_volume(home: &Home, name: &str) -> Result<Option<VolumeId>> {
@@ -104,47 +251,6 @@ pub fn remember(home: &Home, volume: &Volume, head: &SignedPoint) -> Result<()> 
     home.save_head(&volume.id, head)
 }
 
-/// Points of a volume from `from` on, verified one by one and as a chain.
-pub fn points(
-    link: &Link,
-    trust: &Trust,
-    volume: &VolumeId,
-    from: Seq,
-) -> Result<Vec<StoredPoint>> {
-    let mut all: Vec<StoredPoint> = Vec::new();
-    loop {
-        let from = all.last().map_or(from.max(1), |p| p.point().seq + 1);
-        let question = Message::ListPoints { volume: *volume, from, limit: PAGE };
-        let Message::Points { points } = ask(link, question)? else {
-            return unexpected("a question for points");
-        };
-        let last = points.len() < PAGE as usize;
-        let overlap = all.len().saturating_sub(1);
-        all.extend(points);
-        trust.chain(volume, &all[overlap..])?;
-        if last {
-            return Ok(all);
-        }
-    }
-}
-
-/// One point, verified.
-pub fn point(link: &Link, trust: &Trust, volume: &VolumeId, seq: Seq) -> Result<StoredPoint> {
-    let question = Message::ListPoints { volume: *volume, from: seq, limit: 1 };
-    let Message::Points { points } = ask(link, question)? else {
-        return unexpected("a question for a point");
-    };
-    match points.first() {
-        Some(point) if point.point().seq == seq => {
-            trust.point(volume, point)?;
-            Ok(*point)
-        }
-        _ => Err(Failure::new(Class::NotFound, format!("the server has no point {seq}"))
-            .hint("`dormouse points VOLUME` lists those that are there")
-            .into()),
-    }
-}
-
 /// Whether a head is as new as what this machine has seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Freshness {
@@ -154,28 +260,16 @@ pub enum Freshness {
     Unproven,
 }
 
-/// Compares the server's head with the last one that this machine saw, and with the
-/// hash that the user expects.
-pub fn check_fresh(
-    link: &Link,
-    home: &Home,
-    trust: &Trust,
-    volume: &VolumeId,
-    head: Option<&StoredPoint>,
-) -> Result<Freshness> {
-    let Some(seen) = home.last_head(volume)? else { return Ok(Freshness::Unproven) };
+/// That `span`, which begins with the point that this machine saw last, leads to `head`.
+/// Its points were verified as a chain.
+fn goes_on(seen: &SignedPoint, span: &[StoredPoint], head: Option<&StoredPoint>) -> Result<()> {
+    history::check_anchor(Some(seen), head, span.first())?;
     let head_seq = head.map_or(0, |h| h.point().seq);
-    if head_seq < seen.point.seq {
-        history::check_anchor(Some(&seen), head, None)?;
-    }
-    // Every point from the one that was seen to the head, each following the one before.
-    let span = points(link, trust, volume, seen.point.seq)?;
-    history::check_anchor(Some(&seen), head, span.first())?;
     let end = span.iter().find(|p| p.point().seq == head_seq).map(|p| p.signed);
     if end != head.map(|h| h.signed) {
         return Err(dormouse_sync::Error::Fork { seq: head_seq }.into());
     }
-    Ok(Freshness::Proved)
+    Ok(())
 }
 
 /// Checks a hash that the user gave with `--expect-head`.

@@ -15,13 +15,12 @@ use dormouse_sync::history::{Trust, hash_of};
 use dormouse_sync::leaf::LeafSet;
 use serde_json::json;
 
-use crate::connect::connect;
 use crate::dest::{Dest, DestOptions};
 use crate::engine::{self, Opening, Target};
 use crate::exit::{Class, Failure};
 use crate::home::{Account, Home};
 use crate::link::Link;
-use crate::remote::{self, Freshness};
+use crate::remote::{self, Freshness, Session, Span};
 use crate::report::Report;
 use crate::text;
 use crate::when::{self, VolumeAt};
@@ -69,12 +68,11 @@ pub fn run(home: &Home, options: &Options) -> Result<()> {
 fn choose(home: &Home, options: &Options, report: &mut Report) -> Result<Chosen> {
     let account = home.account()?;
     let identity = Arc::new(home.identity()?);
-    let link = connect(&account)?;
-    let trust = remote::trust(&link, &account)?;
     let name = &options.what.volume;
-    let volume = remote::volume(&link, home, &trust, name)?.volume.id;
-    let points = remote::points(&link, &trust, &volume, 1)?;
-    let fresh = remote::check_fresh(&link, home, &trust, &volume, points.last())?;
+    let mut session = Session::open(home, &account, Some(name), Span::All)?;
+    let volume = session.volume(name)?.volume.id;
+    let (points, fresh) = session.history(&volume)?;
+    let Session { link, trust, .. } = session;
     match &options.expect_head {
         Some(expected) => remote::check_expected(&points, expected)?,
         None if fresh == Freshness::Unproven => report.note(

@@ -57,8 +57,8 @@ pub struct Plan {
     pub vault: VaultId,
     /// The volume.
     pub volume: VolumeId,
-    /// The generation that the server gave.
-    pub generation: u64,
+    /// The right to write.
+    pub generation: Generation,
     /// The newest point.
     pub head: Option<StoredPoint>,
     /// The checkpoint that the head builds on (the head itself, if it is one).
@@ -69,6 +69,20 @@ pub struct Plan {
     pub leaves: LeafSet,
     /// What the leaves are.
     pub mode: Mode,
+}
+
+/// Where the right to write comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Generation {
+    /// The server gave this one.
+    Given(u64),
+    /// The volume's opening was asked for on this link, and was not answered yet. The
+    /// head that the answer shows must be the plan's. Until then nothing is sent but
+    /// questions: what is put or named follows an answer that comes after this one.
+    Asked {
+        /// The volume's creation was asked for before.
+        created: bool,
+    },
 }
 
 /// How the changes are found.
@@ -294,12 +308,15 @@ pub struct Copy {
     barriers: VecDeque<u64>,
     last_barrier: u64,
     questions: VecDeque<Question>,
+    generation: Option<u64>,
     state: State,
 }
 
 /// Answers come in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Question {
+    Create,
+    Open,
     Node,
     Leaves,
     Have,
@@ -336,6 +353,13 @@ impl Copy {
         if plan.mode == Mode::Changes && plan.head.is_none() {
             return Err(Error::Protocol { what: "a first point that is no checkpoint" });
         }
+        let (generation, questions) = match plan.generation {
+            Generation::Given(generation) => (Some(generation), VecDeque::new()),
+            Generation::Asked { created: false } => (None, [Question::Open].into()),
+            Generation::Asked { created: true } => {
+                (None, [Question::Create, Question::Open].into())
+            }
+        };
         Ok(Self {
             plan,
             secrets,
@@ -364,7 +388,8 @@ impl Copy {
             tree: TreeHasher::new(),
             barriers: VecDeque::new(),
             last_barrier: 0,
-            questions: VecDeque::new(),
+            questions,
+            generation,
             state: State::Running,
         })
     }
@@ -399,7 +424,7 @@ impl Copy {
             }
             Event::Sealed { id, record } => self.sealed(id, record, actions)?,
             Event::Message(message) => self.message(message, actions)?,
-            Event::Finished { grade, time } => self.commit(grade, time, actions),
+            Event::Finished { grade, time } => self.commit(grade, time, actions)?,
         }
         self.advance(actions)
     }
@@ -415,7 +440,8 @@ impl Copy {
         self.flush_extents(actions, false);
         self.read_ahead(actions);
         let all = self.compared && self.compare.is_empty() && self.out.is_empty();
-        if all && self.asked.is_empty() && self.waiting.is_empty() {
+        let answered = self.asked.is_empty() && self.generation.is_some();
+        if all && answered && self.waiting.is_empty() {
             self.flush_extents(actions, true);
             self.state = State::Finishing;
             actions.push(Action::Finish);
@@ -719,6 +745,15 @@ impl Copy {
     fn message(&mut self, message: Message, actions: &mut Vec<Action>) -> Result<()> {
         let question = self.questions.pop_front();
         match (question, message) {
+            (Some(Question::Create), Message::Done) => Ok(()),
+            (Some(Question::Open), Message::Opened { generation, head, .. }) => {
+                self.generation = Some(generation);
+                if head.map(|h| h.signed) == self.plan.head.map(|h| h.signed) {
+                    Ok(())
+                } else {
+                    Err(Error::Moved)
+                }
+            }
             (Some(Question::Node), Message::Node { mask, hashes }) => {
                 let walker = self.walker.as_mut();
                 let walker = walker.ok_or(Error::Protocol { what: "a node without a walk" })?;
@@ -886,9 +921,10 @@ impl Copy {
         actions.push(Action::Send(Message::Extents { runs }));
     }
 
-    fn commit(&mut self, grade: Grade, time: TimeNs, actions: &mut Vec<Action>) {
+    fn commit(&mut self, grade: Grade, time: TimeNs, actions: &mut Vec<Action>) -> Result<()> {
         let tree = core::mem::take(&mut self.tree);
-        let Plan { vault, volume, generation, size, .. } = self.plan;
+        let Plan { vault, volume, size, .. } = self.plan;
+        let generation = self.generation.ok_or(Error::Protocol { what: "an end unasked for" })?;
         let seq = self.plan.head.as_ref().map_or(0, |h| h.point().seq) + 1;
         let prev = self.plan.head.as_ref().map_or(Hash::ZERO, |h| hash_of(&h.signed));
         let (checkpoint, root, deltas) = match (self.plan.mode, &self.plan.head) {
@@ -918,5 +954,6 @@ impl Copy {
         self.state = State::Committing(point);
         self.questions.push_back(Question::Commit);
         actions.push(Action::Send(Message::Commit { point }));
+        Ok(())
     }
 }

@@ -58,6 +58,9 @@ pub enum Error {
         /// The point that differs.
         seq: Seq,
     },
+    /// The volume has another head than the one that was looked at before it was opened.
+    #[error("another writer made a point of this volume in this moment")]
+    Moved,
     /// A commit named chunks that the store lost in between.
     #[error("the server no longer has {} chunks that it said it had, the first {first}", count)]
     Missing {

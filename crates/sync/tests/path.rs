@@ -211,6 +211,25 @@ fn an_older_connection_is_fenced() {
 }
 
 #[test]
+fn a_copy_that_begins_before_its_opening_is_answered_ends_if_the_head_moved() {
+    let mut world = World::new(9);
+    let machine = world.machine();
+    let volume = world.volume(&machine, "disk");
+    let empty = Disk::new(1 << 20);
+    world.copy_ahead(&machine, volume, &empty, None).unwrap();
+    let mut random = Lcg(3);
+    let disk = filled(&mut random, 8 << 20, 50);
+    let first = world.points(&machine, volume)[0];
+    world.copy_ahead(&machine, volume, &disk, Some(first)).unwrap();
+    for stale in [None, Some(first)] {
+        let moved = world.copy_ahead(&machine, volume, &empty, stale);
+        assert_eq!(moved.unwrap_err(), Error::Moved);
+    }
+    assert_eq!(world.points(&machine, volume).len(), 2);
+    world.assert_restores(&machine, volume, &[empty, disk]);
+}
+
+#[test]
 fn another_writer_cannot_write_here_nor_use_untrusted_chunks() {
     let mut world = World::new(2);
     let machine = world.machine();

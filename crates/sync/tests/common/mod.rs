@@ -419,7 +419,7 @@ impl World {
         let plan = copy::Plan {
             vault: machine.vault,
             volume,
-            generation,
+            generation: copy::Generation::Given(generation),
             head,
             checkpoint,
             size: disk.size,
@@ -429,6 +429,30 @@ impl World {
         let result = self.run_copy(machine, &mut wire, plan, disk, changed);
         self.traffic = (wire.sent, wire.received);
         result
+    }
+
+    /// Copies by a scan that begins before the volume's opening is answered, in the
+    /// belief that this is its head.
+    pub fn copy_ahead(
+        &mut self,
+        machine: &Machine,
+        volume: VolumeId,
+        disk: &Disk,
+        head: Option<StoredPoint>,
+    ) -> Result<Outcome> {
+        let mut wire = self.hello(machine)?;
+        wire.send(self.now, &Message::OpenWrite { volume, takeover: false });
+        let plan = copy::Plan {
+            vault: machine.vault,
+            volume,
+            generation: copy::Generation::Asked { created: false },
+            head,
+            checkpoint: head,
+            size: disk.size,
+            leaves: disk.leaves(),
+            mode: copy::Mode::Scan,
+        };
+        self.run_copy(machine, &mut wire, plan, disk, None)
     }
 
     fn run_copy(

@@ -56,9 +56,13 @@ pub fn run_copy(
     let (seals_tx, seals) = unbounded();
     let (events_tx, events) = unbounded();
     std::thread::scope(|scope| {
-        for _ in 0..workers() {
-            let (reads, seals, events) = (reads.clone(), seals.clone(), events_tx.clone());
-            scope.spawn(move || copy_worker(&reads, &seals, &events, sealing, source));
+        for n in 0..workers() {
+            // Half of them read before they seal: if all sealed what they can first, no
+            // questions would be under way when they are done, and all would wait for the
+            // next answer. The window bounds what they read.
+            let (first, then) = if n % 2 == 0 { (&reads, &seals) } else { (&seals, &reads) };
+            let (first, then, events) = (first.clone(), then.clone(), events_tx.clone());
+            scope.spawn(move || copy_worker(&first, &then, &events, sealing, source));
         }
         drop(events_tx);
         let jobs = (reads_tx, seals_tx);
@@ -116,8 +120,8 @@ fn copy_loop(
 }
 
 fn copy_worker(
-    reads: &Receiver<CopyJob>,
-    seals: &Receiver<CopyJob>,
+    first: &Receiver<CopyJob>,
+    then: &Receiver<CopyJob>,
     events: &Sender<Result<Vec<copy::Event>>>,
     sealing: &Sealing,
     source: &dyn Leaves,
@@ -132,10 +136,10 @@ fn copy_worker(
     let mut scratch = Vec::new();
     let mut done = Vec::new();
     let mut bytes = 0;
-    // What is to be sealed goes first: it frees memory and feeds the link. What is done
-    // is told together: waking the engine for each chunk costs more than the chunk.
+    // What is done is told together: waking the engine for each chunk costs more than
+    // the chunk. But nothing waits while there is nothing to do.
     loop {
-        let job = match seals.try_recv() {
+        let job = match first.try_recv().or_else(|_| then.try_recv()) {
             Ok(job) => job,
             Err(_) if !done.is_empty() => {
                 bytes = 0;
@@ -146,8 +150,8 @@ fn copy_worker(
             }
             Err(_) => {
                 let job = select! {
-                    recv(seals) -> job => job,
-                    recv(reads) -> job => job,
+                    recv(first) -> job => job,
+                    recv(then) -> job => job,
                 };
                 let Ok(job) = job else { return };
                 job

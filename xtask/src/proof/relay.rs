@@ -88,24 +88,30 @@ fn direct(
         let mut buffer = vec![0; READ_SIZE];
         loop {
             let length = source.read(&mut buffer).unwrap_or(0);
-            let chunk = buffer[..length].to_vec();
             counter(&counters).fetch_add(length as u64, Ordering::Relaxed);
+            let bytes = if length < READ_SIZE / 4 {
+                buffer[..length].to_vec()
+            } else {
+                std::mem::replace(&mut buffer, filled.buffer())
+            };
             // An empty chunk is the end.
-            if !filled.push(Instant::now() + delay, chunk) || length == 0 {
+            let due = Instant::now() + delay;
+            if !filled.push(Chunk { due, bytes, length }) || length == 0 {
                 return;
             }
         }
     });
     thread::spawn(move || {
         loop {
-            let (due, chunk) = queue.pop();
+            let Chunk { due, bytes, length } = queue.pop();
             thread::sleep(due.saturating_duration_since(Instant::now()));
-            if chunk.is_empty() || sink.write_all(&chunk).is_err() {
+            if length == 0 || sink.write_all(&bytes[..length]).is_err() {
                 // Fails only if the other side has closed already.
                 let _ = sink.shutdown(Shutdown::Write);
                 queue.close();
                 return;
             }
+            queue.give_back(bytes);
         }
     });
 }
@@ -116,10 +122,19 @@ struct Queue {
     changed: Condvar,
 }
 
+struct Chunk {
+    due: Instant,
+    bytes: Vec<u8>,
+    /// How many of the bytes count.
+    length: usize,
+}
+
 #[derive(Default)]
 struct State {
-    chunks: VecDeque<(Instant, Vec<u8>)>,
+    chunks: VecDeque<Chunk>,
     bytes: usize,
+    /// Buffers to be used again: fresh memory costs more than what is done with it.
+    spare: Vec<Vec<u8>>,
     closed: bool,
 }
 
@@ -129,25 +144,37 @@ impl Queue {
     }
 
     /// False if nobody takes any more.
-    fn push(&self, due: Instant, chunk: Vec<u8>) -> bool {
+    fn push(&self, chunk: Chunk) -> bool {
         let full = |state: &mut State| state.bytes >= IN_FLIGHT_MAX && !state.closed;
         let mut state =
             self.changed.wait_while(self.state(), full).unwrap_or_else(PoisonError::into_inner);
-        state.bytes += chunk.len();
-        state.chunks.push_back((due, chunk));
+        state.bytes += chunk.length;
+        state.chunks.push_back(chunk);
         self.changed.notify_all();
         !state.closed
     }
 
-    fn pop(&self) -> (Instant, Vec<u8>) {
+    fn pop(&self) -> Chunk {
         let mut state = self.state();
         loop {
-            if let Some((due, chunk)) = state.chunks.pop_front() {
-                state.bytes -= chunk.len();
+            if let Some(chunk) = state.chunks.pop_front() {
+                state.bytes -= chunk.length;
                 self.changed.notify_all();
-                return (due, chunk);
+                return chunk;
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// A buffer of [`READ_SIZE`] bytes.
+    fn buffer(&self) -> Vec<u8> {
+        let spare = self.state().spare.pop();
+        spare.unwrap_or_else(|| vec![0; READ_SIZE])
+    }
+
+    fn give_back(&self, bytes: Vec<u8>) {
+        if bytes.len() == READ_SIZE {
+            self.state().spare.push(bytes);
         }
     }
 

@@ -36,7 +36,7 @@ use crate::leaf::{Budget, Claim, LeafData, LeafSet};
 use crate::map::{Entry, Front, Root, TreeHasher, Walker, open_leaves};
 
 /// Bytes of leaves in flight.
-pub const WINDOW: u64 = 64 << 20;
+pub const WINDOW: u64 = 80 << 20;
 /// Chunk ids in one question.
 const ASK: usize = 256;
 /// Leaves whose old tags are asked for in one question.

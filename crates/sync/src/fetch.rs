@@ -26,10 +26,11 @@ use crate::leaf::LeafSet;
 use crate::map::{Entry, Front, LeafEntries, Root, Walker, open_leaves};
 use crate::overlay::{Deltas, Overlay};
 
-/// Blocks asked for and not yet written, at most (48 MiB).
-const WINDOW: u64 = 12_288;
-/// Pages whose leaves are under way.
-const PAGES: usize = 3;
+/// Blocks asked for and not yet written, at most (96 MiB).
+const WINDOW: u64 = 24_576;
+/// Pages whose leaves are under way: at most 0.6 MiB each. A page may hold as little as one
+/// block, so few pages in a round trip would be a low rate.
+const PAGES: usize = 16;
 
 /// What happens to blocks that are zero, or already right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

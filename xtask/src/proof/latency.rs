@@ -46,7 +46,6 @@ struct Run {
 /// Runs the proof.
 pub fn run(options: &Options) -> Result<ExitCode> {
     let delay = Duration::from_millis(options.delay_ms);
-    let trip = 2.0 * delay.as_secs_f64();
     fs::create_dir_all(&options.images)
         .with_context(|| format!("cannot create {}", options.images.display()))?;
     let images = Images::prepare(&options.images, !options.large)?;
@@ -89,21 +88,30 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         }
     }
     fs::remove_file(&tiny)?;
-    let median = |runs: &[(Run, Run)], value: fn(&(Run, Run)) -> f64| {
-        let mut values: Vec<f64> = runs.iter().map(value).collect();
-        values.sort_by(f64::total_cmp);
-        let middle = values.len() / 2;
-        match values.len() {
-            0 => f64::NAN,
-            length if length % 2 == 1 => values[middle],
-            _ => f64::midpoint(values[middle - 1], values[middle]),
-        }
-    };
-    let constant = median(&small, |(near, far)| far.first - near.first);
-    let again = median(&small, |(near, far)| far.second - near.second);
-    let restore = median(&small, |(near, far)| far.restore - near.restore);
-    let near = median(&large, |(near, _)| near.first);
-    let far = median(&large, |(_, far)| far.first);
+    Ok(judge(options.delay_ms, &small, &large))
+}
+
+type Runs = [(Run, Run)];
+
+fn median(runs: &Runs, value: fn(&(Run, Run)) -> f64) -> f64 {
+    let mut values: Vec<f64> = runs.iter().map(value).collect();
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() {
+        0 => f64::NAN,
+        length if length % 2 == 1 => values[middle],
+        _ => f64::midpoint(values[middle - 1], values[middle]),
+    }
+}
+
+/// What the runs without and with delay say about the promises.
+fn judge(delay_ms: u64, small: &Runs, large: &Runs) -> ExitCode {
+    let trip = 2.0 * Duration::from_millis(delay_ms).as_secs_f64();
+    let constant = median(small, |(near, far)| far.first - near.first);
+    let again = median(small, |(near, far)| far.second - near.second);
+    let restore = median(small, |(near, far)| far.restore - near.restore);
+    let near = median(large, |(near, _)| near.first);
+    let far = median(large, |(_, far)| far.first);
     println!(
         "\none block: {:.1} round trips for a first copy, {:.1} for a second, {:.1} for a restore; {constant:.2} s, {again:.2} s and {restore:.2} s",
         constant / trip,
@@ -111,8 +119,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         restore / trip
     );
     println!(
-        "image: {near:.2} s without delay, {far:.2} s with {} ms each way: {:+.1} %",
-        options.delay_ms,
+        "image: {near:.2} s without delay, {far:.2} s with {delay_ms} ms each way: {:+.1} %",
         (far / near - 1.0) * 100.0
     );
     let rest = far - constant;
@@ -120,8 +127,8 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         "without the constant round trips: {rest:.2} s, {:+.1} %",
         (rest / near - 1.0) * 100.0
     );
-    let back_near = median(&large, |(near, _)| near.restore);
-    let back_far = median(&large, |(_, far)| far.restore);
+    let back_near = median(large, |(near, _)| near.restore);
+    let back_far = median(large, |(_, far)| far.restore);
     println!(
         "restore: {back_near:.2} s without delay, {back_far:.2} s with: {:+.1} %; without the constant {:+.1} %",
         (back_far / back_near - 1.0) * 100.0,
@@ -146,7 +153,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         "beside its constant, the delay costs a restore at most 15 %",
         back_far - restore <= back_near * (1.0 + COST_MAX),
     );
-    Ok(verdict.code())
+    verdict.code()
 }
 
 /// Writes a file that lies in the page cache, and removes it.

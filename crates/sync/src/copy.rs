@@ -77,8 +77,8 @@ pub enum Generation {
     /// The server gave this one.
     Given(u64),
     /// The volume's opening was asked for on this link, and was not answered yet. The
-    /// head that the answer shows must be the plan's. Until then nothing is sent but
-    /// questions: what is put or named follows an answer that comes after this one.
+    /// head that the answer shows must be the plan's. Until then only Begin and questions
+    /// are sent: a chunk is put after its answer, which comes after this one.
     Asked {
         /// The volume's creation was asked for before.
         created: bool,
@@ -870,6 +870,9 @@ impl Copy {
 
     /// Sends the extents whose chunks the server has.
     fn flush_extents(&mut self, actions: &mut Vec<Action>, all: bool) {
+        if self.generation.is_none() {
+            return;
+        }
         while let Some(front) = self.out.pop_front() {
             match front {
                 Out::Zero { start, count } => self.extents.zero(start, count),

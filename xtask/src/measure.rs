@@ -19,8 +19,8 @@ use nix::sys::resource::{UsageWho, getrusage};
 pub const MEASURE: &str = "measure-one";
 /// Compared at once; small, because a child's peak memory starts at its parent's.
 const BUFFER_SIZE: usize = 1 << 20;
-/// Free memory that is left before a step.
-const FREE_LEFT: u64 = 512 << 20;
+/// Memory is full when reading 256 MiB leaves at most so much less free.
+const FILL_LEAST: u64 = 64 << 20;
 /// More than any machine has that this runs on.
 const FILLER_SIZE: u64 = 8 << 40;
 /// The filler, and how far it was read.
@@ -121,13 +121,17 @@ fn fill_memory(scratch: &Path) -> Result<()> {
         None => filler.insert((make_filler(scratch)?, 0)),
     };
     let mut buffer = vec![0; BUFFER_SIZE];
-    while free_memory()? > FREE_LEFT && *offset < FILLER_SIZE {
-        for _ in 0..32 {
+    loop {
+        let before = free_memory()?;
+        for _ in 0..256 {
             file.read_exact_at(&mut buffer, *offset)?;
             *offset += BUFFER_SIZE as u64;
         }
+        // The kernel keeps some free; how much it does not say.
+        if free_memory()? + FILL_LEAST > before || *offset >= FILLER_SIZE {
+            return Ok(());
+        }
     }
-    Ok(())
 }
 
 /// A hole without a name: reading it costs memory and no disk.

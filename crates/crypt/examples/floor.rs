@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use dormouse_crypt::digest::{cuts, is_zero};
 use dormouse_crypt::seal::{DataKey, SealFor, Sealer};
-use dormouse_crypt::{OsRandom, SigningKey, VaultSecrets, hash};
+use dormouse_crypt::{OsRandom, SigningKey, VaultSecrets};
 use dormouse_format::limits::{BLOCK_SIZE, CHUNK_BLOCKS_MAX, CHUNK_PAYLOAD_MAX};
 use dormouse_format::{ChunkId, Digest, VaultId};
 
@@ -61,12 +61,12 @@ fn main() -> Result<(), Failure> {
             let mut out = [0; CHUNK_PAYLOAD_MAX];
             // What does not shrink is kept as it is.
             Ok(zstd
-                .compress_to_buffer(content, &mut out)
+                .compress_to_buffer(content, &mut out[..])
                 .map_or(content.len(), |n| n.min(content.len())))
         })?;
     }
     let (key, signer) = (DataKey::generate(&mut OsRandom)?, SigningKey::generate(&mut OsRandom)?);
-    let vault = VaultId(hash::writer_id(&signer.public()).0);
+    let vault = VaultId(signer.public().0);
     each("compress (1), open, check, seal", &|chunk, state| {
         let writer = signer.writer_id();
         let who = SealFor { vault: &vault, writer, key: &key, secrets: &secrets };

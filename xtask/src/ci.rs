@@ -13,6 +13,7 @@ const STEPS: &[&[&str]] = &[
     &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
     &["test", "--workspace"],
     &["run", "--release", "--package", "dormouse", "--", "demo"],
+    &["xtask", "proof", "sparse", "--blocks", "20000"],
 ];
 
 /// Runs every step; stops at the first that fails.

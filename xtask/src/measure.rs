@@ -77,7 +77,6 @@ pub fn step(command: &Command, scratch: &Path, server: Option<u32>) -> Result<St
     }
     wrapped.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
 
-    fill_memory(scratch)?;
     nix::unistd::sync();
     let server_before = server
         .map(|process| reset_peak(process).and_then(|()| cpu_seconds(process)))
@@ -114,7 +113,7 @@ pub fn step(command: &Command, scratch: &Path, server: Option<u32>) -> Result<St
 /// while: what a program then takes comes from the cache at an even cost. A virtual machine that
 /// gives free memory back to its host pays for each page again when it is first touched (16 µs for
 /// 4 KiB were seen), and who comes first would pay for all.
-fn fill_memory(scratch: &Path) -> Result<()> {
+pub fn fill_memory(scratch: &Path) -> Result<()> {
     let mut filler = FILLER.lock().unwrap_or_else(PoisonError::into_inner);
     let (file, offset) = match &mut *filler {
         Some(filler) => filler,

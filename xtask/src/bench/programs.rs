@@ -81,6 +81,7 @@ pub struct Session {
 impl Session {
     /// Runs one timed step.
     pub fn timed(&mut self, place: &Place, command: Command) -> Result<Step> {
+        measure::fill_memory(&place.scratch)?;
         measure::step(&command, &place.scratch, self.server.as_ref().map(Server::id))
     }
 }

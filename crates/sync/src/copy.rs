@@ -201,6 +201,11 @@ pub struct Copy {
     known: HashSet<ChunkId>,
     ask: Vec<ChunkId>,
     asked: VecDeque<Vec<ChunkId>>,
+    /// Chunks that are sealed before the server has said whether it wants them, and
+    /// their records when they are there.
+    ahead: HashMap<ChunkId, Option<Vec<u8>>>,
+    /// Those of them that are still being sealed, and that nobody wants.
+    unwanted: HashSet<ChunkId>,
     extents: ExtentsWriter,
     deltas: Hash,
     parts: u64,
@@ -282,6 +287,8 @@ impl Copy {
             known: HashSet::new(),
             ask: Vec::new(),
             asked: VecDeque::new(),
+            ahead: HashMap::new(),
+            unwanted: HashSet::new(),
             extents: ExtentsWriter::new(),
             deltas,
             parts: 0,
@@ -337,6 +344,7 @@ impl Copy {
         self.compare_leaves(actions)?;
         self.cut_leaves();
         self.ask_chunks(actions);
+        self.seal_ahead(actions);
         self.flush_extents(actions, false);
         self.read_ahead(actions);
         let all = self.compared && self.compare.is_empty() && self.out.is_empty();

@@ -230,6 +230,29 @@ fn a_copy_that_begins_before_its_opening_is_answered_ends_if_the_head_moved() {
 }
 
 #[test]
+fn what_is_sealed_before_the_answer_is_put_only_if_it_is_wanted() {
+    for seed in 0..8 {
+        let mut world = World::new(seed);
+        let machine = world.machine();
+        let mut random = Lcg(seed + 100);
+        let there = filled(&mut random, 6 << 20, 700);
+        let volume = world.volume(&machine, "there");
+        let first = world.copy_ahead(&machine, volume, &there, None).unwrap().progress;
+        assert_eq!((first.known, first.sent), (first.chunks - first.sent, first.sent));
+        // The same content, and more behind it, as the first copy of another volume.
+        let mut both = there.clone();
+        both.size += 6 << 20;
+        let more = filled(&mut random, 6 << 20, 700);
+        both.blocks
+            .extend(more.blocks.iter().map(|(b, data)| (b + (6 << 20) / 4096, data.clone())));
+        let volume = world.volume(&machine, "both");
+        let second = world.copy_ahead(&machine, volume, &both, None).unwrap().progress;
+        assert!(second.known > 0 && second.sent > 0, "{first:?} {second:?}");
+        world.assert_restores(&machine, volume, &[both]);
+    }
+}
+
+#[test]
 fn another_writer_cannot_write_here_nor_use_untrusted_chunks() {
     let mut world = World::new(2);
     let machine = world.machine();

@@ -154,14 +154,6 @@ impl Serving {
         Self { child, address: address.to_owned() }
     }
 
-    /// Whether it has opened a file that has no name (yet).
-    pub fn holds_unnamed_file(&self) -> bool {
-        let fds = std::fs::read_dir(format!("/proc/{}/fd", self.child.id()));
-        let links =
-            fds.into_iter().flatten().filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok());
-        links.into_iter().any(|l| l.to_string_lossy().ends_with(" (deleted)"))
-    }
-
     /// kill -9.
     pub fn kill(mut self) {
         let _ = self.child.kill();

@@ -1,18 +1,22 @@
-//! kill -9 of the real client, the real server, or both, at moments that a seed
-//! decides: every point that was listed stays, bit for bit, and the next copy sends
+//! kill -9 of the real client, the real server, or both, and cuts of the link between
+//! them at any byte, as a seed decides: every point that was listed stays, bit for bit, and the next copy sends
 //! nothing that the store already has.
 //!
 //! `DORMOUSE_KILL_CYCLES=200` for a long run, `DORMOUSE_KILL_SEED=N` for the same
 //! one again (as far as a machine's timing lets it).
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails panics")]
 
+#[path = "../common/mod.rs"]
 mod common;
+mod relay;
 
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use relay::Relay;
 
 use common::program::{Numbers, Place, Running, Serving, chunks, log_of, same, text};
 
@@ -331,4 +335,60 @@ fn a_restore_that_is_killed_leaves_the_destination_or_can_be_repeated() {
         same(Path::new(&dest), &content);
         std::fs::write(&dest, &old).unwrap();
     }
+}
+
+#[test]
+fn a_link_that_is_cut_at_any_byte_loses_nothing_and_sends_nothing_twice() {
+    let cycles = from_env("DORMOUSE_KILL_CYCLES").unwrap_or(10);
+    let mut numbers = numbers();
+    let place = Place::new();
+    let server = place.serve("127.0.0.1:0");
+    let log = log_of(&place.path("store"));
+    let relay = Relay::start(&server.address);
+    let invite = place.run(&["invite", &place.name("store"), "laptop", "--url", &relay.address]);
+    place.run(&["join", invite.ok().out.trim()]).ok();
+    let mut history = History::new(image(&mut numbers));
+    std::fs::write(place.path("v"), &history.now).unwrap();
+    let file = OpenOptions::new().write(true).open(place.path("v")).unwrap();
+    let v = place.name("v");
+    let mut in_the_middle = 0;
+    for cycle in 0..cycles {
+        // What the whole would be is about what changed, and less: some cuts come too late.
+        let bytes = if cycle == 0 { 12 * MIB as u64 } else { history.change(&mut numbers, &file) };
+        let before = stored_chunks(&place);
+        let up = numbers.below(3) > 0;
+        // A third of these cuts lie in the handshake and the questions, as all downward do.
+        let reach = if numbers.below(3) == 0 { 8000 } else { bytes };
+        let at = if up { numbers.below(reach) } else { numbers.below(3000) };
+        relay.cut(up, at);
+        let said = place.run(&["mirror", &v, "--once", "--json"]);
+        println!("cycle {cycle}: {} at byte {at}: {:?}", if up { "up" } else { "down" }, said.code);
+        if said.code != Some(0) {
+            said.fails(6, &[]);
+        }
+        relay.heal();
+        quiet(&log, 0);
+        history.take(&place, 1);
+        history.check_some(&place, &mut numbers);
+        quiet(&log, 0);
+        let there = stored_chunks(&place);
+        let done = place.mirror("v");
+        quiet(&log, 0);
+        let number = |field: &str| done[field].as_u64().unwrap();
+        assert_eq!(stored_chunks(&place), there + number("chunks_sent"), "{done}");
+        in_the_middle += u32::from(there > before && number("changed_bytes") > 0);
+        history.take(&place, 1);
+        assert_eq!(history.points.last(), Some(&history.version()));
+    }
+    for at in [0, 900, 5000, 100_000, 4 * MIB as u64] {
+        relay.cut(false, at);
+        let names = place.names();
+        place.run(&["restore", "v", &place.name("new")]).fails(6, &[]);
+        relay.heal();
+        assert_eq!(place.names(), names, "cut at byte {at}");
+    }
+    history.check_all(&place);
+    server.stop();
+    place.run(&["scrub", &place.name("store")]).ok();
+    println!("{cycles} cycles, {} points, {in_the_middle} cut within a copy", history.points.len());
 }

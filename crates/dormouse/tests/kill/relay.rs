@@ -1,0 +1,73 @@
+//! A relay between client and server that cuts a connection after so many bytes.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+/// Stands before a server until the test ends.
+pub struct Relay {
+    /// Where clients connect.
+    pub address: String,
+    limits: Arc<RwLock<Limits>>,
+}
+
+/// Bytes that may still go up (to the server) and down, of all connections together.
+#[derive(Clone, Default)]
+struct Limits {
+    up: Option<Arc<AtomicI64>>,
+    down: Option<Arc<AtomicI64>>,
+}
+
+impl Relay {
+    pub fn start(server: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let limits: Arc<RwLock<Limits>> = Arc::default();
+        let (server, shared) = (server.to_owned(), limits.clone());
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                let (Ok(client), Ok(server)) = (client, TcpStream::connect(&server)) else {
+                    continue;
+                };
+                let limits = shared.read().unwrap_or_else(PoisonError::into_inner).clone();
+                let back = (server.try_clone().unwrap(), client.try_clone().unwrap());
+                std::thread::spawn(move || pass(client, server, limits.up));
+                std::thread::spawn(move || pass(back.0, back.1, limits.down));
+            }
+        });
+        Self { address, limits }
+    }
+
+    /// Connections from now on are cut when `bytes` went this way.
+    pub fn cut(&self, up: bool, bytes: u64) {
+        let limit = Some(Arc::new(AtomicI64::new(bytes as i64)));
+        let limits =
+            if up { Limits { up: limit, down: None } } else { Limits { up: None, down: limit } };
+        *self.limits.write().unwrap_or_else(PoisonError::into_inner) = limits;
+    }
+
+    /// Connections from now on stay.
+    pub fn heal(&self) {
+        *self.limits.write().unwrap_or_else(PoisonError::into_inner) = Limits::default();
+    }
+}
+
+fn pass(mut from: TcpStream, mut to: TcpStream, limit: Option<Arc<AtomicI64>>) {
+    let mut buffer = [0; 16 << 10];
+    let mut cut = false;
+    while let Ok(n @ 1..) = from.read(&mut buffer) {
+        let left = limit.as_ref().map_or(i64::MAX, |l| l.fetch_sub(n as i64, Ordering::Relaxed));
+        cut = left < n as i64;
+        let n = n.min(left.max(0) as usize);
+        if to.write_all(&buffer[..n]).is_err() || cut {
+            break;
+        }
+    }
+    // A goodbye is passed on in its own direction; a cut ends both.
+    let how = if cut { Shutdown::Both } else { Shutdown::Write };
+    let _ = to.shutdown(how);
+    if cut {
+        let _ = from.shutdown(Shutdown::Both);
+    }
+}

@@ -3,6 +3,7 @@
 //! Invariant: the budget counts a leaf's bytes from when they are asked for
 //! until the last chunk that holds a part of them is sent.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -137,17 +138,24 @@ impl LeafData {
     }
 }
 
-/// A set of leaves, one bit each (128 KiB for 1 TiB).
+/// Pages in one group of a [`LeafSet`]: 32 GiB.
+const GROUP: u64 = 512;
+
+/// A set of leaves, one bit each (128 KiB for 1 TiB that is full); where there is none, it
+/// takes nothing, however large the volume.
 #[derive(Debug, Clone, Default)]
 pub struct LeafSet {
-    pages: Vec<u64>,
+    /// Groups of pages that have a leaf, by number.
+    groups: BTreeMap<u64, Box<[u64; GROUP as usize]>>,
+    /// Leaves of the volume.
+    end: u64,
 }
 
 impl LeafSet {
     /// No leaf of a volume of `size` bytes.
     pub fn new(size: u64) -> Self {
-        let leaves = dormouse_format::geometry::blocks(size).div_ceil(LEAF_BLOCKS);
-        Self { pages: vec![0; leaves.div_ceil(FANOUT) as usize] }
+        let end = dormouse_format::geometry::blocks(size).div_ceil(LEAF_BLOCKS);
+        Self { groups: BTreeMap::new(), end }
     }
 
     /// All leaves of a volume of `size` bytes.
@@ -167,20 +175,26 @@ impl LeafSet {
 
     /// Adds a leaf; one beyond the end is left out.
     pub fn add(&mut self, leaf: u64) {
-        if let Some(page) = self.pages.get_mut((leaf / FANOUT) as usize) {
-            *page |= 1 << (leaf % FANOUT);
+        if leaf < self.end {
+            let page = leaf / FANOUT;
+            let group = self.groups.entry(page / GROUP).or_insert_with(|| Box::new([0; _]));
+            group[(page % GROUP) as usize] |= 1 << (leaf % FANOUT);
         }
     }
 
     /// The leaves of a page, bit by bit.
     pub fn page(&self, page: u64) -> u64 {
-        self.pages.get(page as usize).copied().unwrap_or(0)
+        self.groups.get(&(page / GROUP)).map_or(0, |group| group[(page % GROUP) as usize])
     }
 
     /// The first page from `page` on that has a leaf.
     pub fn next_page(&self, page: u64) -> Option<u64> {
-        let from = (page as usize).min(self.pages.len());
-        self.pages[from..].iter().position(|p| *p != 0).map(|i| (from + i) as u64)
+        self.groups.range(page / GROUP..).find_map(|(number, group)| {
+            let first = number * GROUP;
+            let skip = page.saturating_sub(first) as usize;
+            let found = group.iter().skip(skip).position(|leaves| *leaves != 0)?;
+            Some(first + (skip + found) as u64)
+        })
     }
 
     /// The first leaf from `leaf` on.
@@ -195,7 +209,8 @@ impl LeafSet {
 
     /// How many leaves.
     pub fn count(&self) -> u64 {
-        self.pages.iter().map(|p| u64::from(p.count_ones())).sum()
+        let pages = self.groups.values().flat_map(|group| group.iter());
+        pages.map(|leaves| u64::from(leaves.count_ones())).sum()
     }
 }
 
@@ -218,6 +233,11 @@ mod tests {
         }
         assert_eq!(found, [0, 63, 64, 1000, (1 << 20) - 1]);
         assert_eq!(set.next_page(2), Some(1000 / 64));
+        assert_eq!(set.next_page(1 << 20), None);
+        let mut huge = LeafSet::new(1 << 60);
+        huge.add(0);
+        huge.add((1 << 40) - 1);
+        assert_eq!((huge.next(1), huge.count()), (Some((1 << 40) - 1), 2));
         assert_eq!(LeafSet::all(3 << 20).count(), 3);
         assert_eq!(LeafSet::all((3 << 20) + 1).count(), 4);
         assert_eq!(LeafSet::new(0).next(0), None);

@@ -7,7 +7,7 @@ use common::{Disk, Lcg, World, noise};
 use dormouse_crypt::digest::cuts;
 use dormouse_crypt::record::check_header;
 use dormouse_format::ChunkId;
-use dormouse_format::limits::BLOCK_SIZE;
+use dormouse_format::limits::{BLOCK_SIZE, VOLUME_SIZE_MAX};
 use dormouse_format::message::{Message, Refusal};
 use dormouse_format::record::{HEADER_LEN, Kind, MAGIC};
 use dormouse_store::Dir;
@@ -250,6 +250,27 @@ fn what_is_sealed_before_the_answer_is_put_only_if_it_is_wanted() {
         assert!(second.known > 0 && second.sent > 0, "{first:?} {second:?}");
         world.assert_restores(&machine, volume, &[both]);
     }
+}
+
+#[test]
+fn a_volume_of_the_largest_size_costs_what_it_holds() {
+    let mut world = World::new(11);
+    let machine = world.machine();
+    let volume = world.volume(&machine, "disk");
+    let mut random = Lcg(12);
+    let mut disk = Disk::new(VOLUME_SIZE_MAX);
+    let last = VOLUME_SIZE_MAX / BLOCK_SIZE as u64 - 1;
+    for block in [0, 1 << 28, (1 << 40) + 7, last] {
+        disk.write(block, noise(&mut random));
+    }
+    world.copy(&machine, volume, &disk).unwrap();
+    let first = disk.clone();
+    disk.write(last, vec![0; BLOCK_SIZE]);
+    disk.write(last - 300, noise(&mut random));
+    let second = world.copy(&machine, volume, &disk).unwrap().progress;
+    // The last leaf is a hole now: that counts as all of its blocks.
+    assert_eq!((second.changed, second.sent), (257, 1));
+    world.assert_restores(&machine, volume, &[first, disk]);
 }
 
 #[test]

@@ -223,6 +223,9 @@ pub const fn of_refusal(refusal: Refusal) -> (Class, &'static str) {
         Refusal::Conflict => (Class::InUse, "try again; another instance may write this volume"),
         Refusal::Full => (Class::NoSpace, "free space on the server, then try again"),
         Refusal::Damaged => (Class::Damaged, "run `dormouse scrub STORE` on the server"),
+        Refusal::NewerStore => {
+            (Class::Version, "update dormouse on the server, or here if the store is a directory")
+        }
         Refusal::BadRecord => (Class::Damaged, "try again; if it stays, update both sides"),
         Refusal::Stopping => (Class::Unreachable, "try again when the server is back"),
         Refusal::Protocol => (Class::Version, "use the same version of dormouse on both sides"),

@@ -60,11 +60,13 @@ pub enum Refusal {
     Stopping = 15,
     /// A record was refused: its checks, signature or writer do not hold.
     BadRecord = 16,
+    /// The store holds what a newer program wrote.
+    NewerStore = 17,
 }
 
 impl Refusal {
     /// All reasons.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Protocol,
         Self::NotAuthorised,
         Self::Revoked,
@@ -81,6 +83,7 @@ impl Refusal {
         Self::Internal,
         Self::Stopping,
         Self::BadRecord,
+        Self::NewerStore,
     ];
 }
 

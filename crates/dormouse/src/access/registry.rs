@@ -70,9 +70,12 @@ impl Access {
         self.log.line(&format!("vault {vault}: {error}"));
         match error {
             StoreError::Full => Refused::new(Refusal::Full, "the server's disk is full"),
-            StoreError::NewerVersion { .. } => Refused::new(
-                Refusal::Internal,
-                "the vault on the server was written by a newer dormouse; update the server",
+            StoreError::NewerVersion { found, known } => Refused::new(
+                Refusal::NewerStore,
+                format!(
+                    "a segment of the vault has version {found}, and the dormouse there knows \
+                     up to {known}"
+                ),
             ),
             StoreError::Io { .. } | StoreError::Poisoned => {
                 Refused::new(Refusal::Internal, "the server failed; its log says why")

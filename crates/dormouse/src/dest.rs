@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use rustix::fs::{Advice, FallocateFlags, OFlags, SeekFrom};
 
 use crate::exit::{Class, Failure, fail};
@@ -70,7 +70,10 @@ impl Dest {
             Err(e) => return Err(open_failure(path, &e).into()),
         };
         let (file, kind) = match meta {
-            None => new_file(path, false)?,
+            None => {
+                refuse_dangling(path)?;
+                new_file(path, false)?
+            }
             Some(m) if m.file_type().is_block_device() => {
                 (open_device(path, m.rdev(), size)?, Kind::Device)
             }
@@ -250,8 +253,7 @@ impl Dest {
         }
         self.file.sync_all().map_err(|e| self.failure("make durable", &e))?;
         if let Kind::New { how, replace } = &self.kind {
-            how.name(&self.file, &self.path, *replace)
-                .with_context(|| format!("cannot give {} its name", self.path.display()))?;
+            how.name(&self.file, &self.path, *replace).map_err(|e| self.name_failure(&e))?;
             self.finished = true;
             let parent = self.path.parent().filter(|p| !p.as_os_str().is_empty());
             crate::files::sync_dir(parent.unwrap_or(Path::new(".")))?;
@@ -266,6 +268,17 @@ impl Dest {
         let message = format!("cannot {what} {}: {error}", self.path.display());
         let class = if full { Class::NoSpace } else { Class::Place };
         Failure::new(class, message).hint(self.left_behind())
+    }
+
+    fn name_failure(&self, error: &io::Error) -> Failure {
+        if error.kind() != io::ErrorKind::AlreadyExists {
+            return self.failure("give its name to", error);
+        }
+        let path = self.path.display();
+        Failure::new(Class::Place, format!("{path} was made by somebody else meanwhile")).hint(
+            "it was left as it is, and of the restored nothing is kept;\n\
+             --force replaces it; --in-place writes only what differs; or name another place",
+        )
     }
 
     /// What an end before `finish` leaves.
@@ -307,6 +320,20 @@ fn open_failure(path: &Path, error: &io::Error) -> Failure {
         _ => (Class::Place, "check the path"),
     };
     Failure::new(class, message).hint(hint)
+}
+
+/// A file cannot get the name of a link, and following it would make a file elsewhere.
+fn refuse_dangling(path: &Path) -> Result<()> {
+    let Ok(target) = std::fs::read_link(path) else { return Ok(()) };
+    fail(
+        Class::Place,
+        format!(
+            "{} is a symbolic link to {}, which does not exist",
+            path.display(),
+            target.display()
+        ),
+        "remove the link, or name the file itself",
+    )
 }
 
 fn new_file(path: &Path, replace: bool) -> Result<(File, Kind)> {
@@ -384,6 +411,28 @@ mod tests {
             class_of(&Dest::create(&nowhere, 9, options(true, false)).unwrap_err()),
             Class::Place
         );
+    }
+
+    #[test]
+    fn a_dangling_link_and_a_name_taken_meanwhile_have_their_words() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, elsewhere) = (dir.path().join("d"), dir.path().join("elsewhere"));
+        std::os::unix::fs::symlink(&elsewhere, &path).unwrap();
+        for options in [options(false, false), options(true, false), options(false, true)] {
+            let error = Dest::create(&path, 9, options).unwrap_err();
+            assert_eq!(class_of(&error), Class::Place);
+            let text = crate::exit::text_of(&error);
+            assert!(text.contains("elsewhere, which does not exist\n  remove the link"), "{text}");
+        }
+        std::fs::remove_file(&path).unwrap();
+        let dest = Dest::create(&path, 9, DestOptions::default()).unwrap();
+        std::fs::write(&path, "theirs").unwrap();
+        let error = dest.finish().unwrap_err();
+        assert_eq!(class_of(&error), Class::Place);
+        let text = crate::exit::text_of(&error);
+        assert!(text.contains("meanwhile\n  it was left as it is"), "{text}");
+        assert_eq!(std::fs::read(&path).unwrap(), b"theirs");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

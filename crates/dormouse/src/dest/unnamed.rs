@@ -59,7 +59,9 @@ impl Unnamed {
             }
         };
         if replace {
-            return std::fs::rename(&temporary, path);
+            return std::fs::rename(&temporary, path).inspect_err(|_| {
+                let _ = std::fs::remove_file(&temporary);
+            });
         }
         match std::fs::hard_link(&temporary, path) {
             Ok(()) => std::fs::remove_file(&temporary),

@@ -18,6 +18,8 @@ use dormouse_format::record::HEADER_LEN;
 use rustix::process::Signal;
 
 const MIB: usize = 1 << 20;
+/// Of the version in a segment's header.
+const VERSION_AT: u64 = 8;
 
 fn put(place: &Place, name: &str, bytes: &[u8]) {
     std::fs::write(place.path(name), bytes).unwrap();
@@ -117,8 +119,13 @@ fn a_volume_with_fuzzy_points_only() {
     fuzzy.wait().fails(3, &["point 1 of 'v' is only fuzzy", "written while it was read"]);
     assert_eq!((points(&place, &[]), points(&place, &["--all"])), (0, 1));
     let d = place.name("d");
-    let commands =
-        [&["restore", "v", &d][..], &["restore", "v@latest", &d], &["restore", "v@now", &d]];
+    let commands = [
+        &["restore", "v", &d][..],
+        &["restore", "v@latest", &d],
+        &["restore", "v@now", &d],
+        &["verify", "v"],
+        &["verify", "v@now"],
+    ];
     let words = ["no consistent point yet", "1 fuzzy", "points --all", "--fuzzy"];
     fail_without_trace(&place, &commands, 4, &words);
     fail_without_trace(&place, &[&["restore", "v@1", &d]], 4, &["only fuzzy", "--fuzzy"]);
@@ -216,8 +223,43 @@ fn a_destination_that_cannot_be() {
         let null = [&["restore", "v", "/dev/null"], flags].concat();
         fail_without_trace(&place, &[&null], 8, &["/dev/null", "neither a file nor a block"]);
     }
+    // A link to nothing is told before anything is fetched, and stays.
+    std::os::unix::fs::symlink(place.path("gone"), place.path("l")).unwrap();
+    let (l, gone) = (place.name("l"), place.name("gone"));
+    for flags in [&[][..], &["--force"], &["--in-place"]] {
+        let dangling = [&["restore", "v", &l], flags].concat();
+        let words = [&*l, "symbolic link to", &gone, "remove the link"];
+        fail_without_trace(&place, &[&dangling], 8, &words);
+    }
+    assert!(place.path("l").is_symlink() && !place.path("gone").exists());
     let nowhere = place.name("no/where");
     fail_without_trace(&place, &[&["restore", "v", &nowhere]], 8, &[&nowhere, "check the path"]);
+}
+
+#[test]
+fn a_destination_that_is_made_meanwhile() {
+    let (place, server) = Place::served();
+    put(&place, "v", &Numbers(3).noise(32 * MIB));
+    place.mirror("v");
+    let (v, d) = (place.name("v"), place.name("d"));
+    let mut restore = place.start(&["restore", "v", &d]);
+    let began = Instant::now();
+    while !restore.holds_unnamed_file() && !restore.ended() {
+        assert!(began.elapsed() < Duration::from_secs(20), "{}", restore.err());
+        std::thread::yield_now();
+    }
+    server.signal(Signal::STOP);
+    let made = File::create_new(&d).and_then(|mut f| f.write_all(b"theirs"));
+    server.signal(Signal::CONT);
+    let said = restore.wait();
+    if made.is_err() {
+        // It was faster; what comes then is an existing destination.
+        said.ok();
+        same(Path::new(&d), &std::fs::read(&v).unwrap());
+        return;
+    }
+    said.fails(8, &[&d, "meanwhile", "left as it is", "--force"]);
+    same(Path::new(&d), b"theirs");
 }
 
 struct Loop(PathBuf);
@@ -227,7 +269,13 @@ impl Loop {
         if !is_root("a loop device") {
             return None;
         }
-        let out = Command::new("losetup").args(["--show", "-f"]).arg(file).output().ok()?;
+        let out = match Command::new("losetup").args(["--show", "-f"]).arg(file).output() {
+            Ok(out) => out,
+            Err(e) => {
+                eprintln!("SKIPPED: no losetup here: {e}");
+                return None;
+            }
+        };
         if !out.status.success() {
             eprintln!("SKIPPED: no loop devices here: {}", String::from_utf8_lossy(&out.stderr));
             return None;
@@ -541,6 +589,55 @@ fn a_damaged_header_before_the_server_starts() {
     flip(&segment, at as u64 + 20);
     let _server = place.serve(&address);
     place.restores("v", &content);
+}
+
+#[test]
+fn a_segment_of_a_newer_version() {
+    let (place, server) = Place::served();
+    let address = server.address.clone();
+    let content = Numbers(1).noise(MIB);
+    put(&place, "v", &content);
+    place.mirror("v");
+    server.stop();
+    let segment = place.segments()[0].clone();
+    // The version stands before all that a newer one may arrange in another way.
+    let set_version = |version: u8| {
+        let file = OpenOptions::new().write(true).open(&segment).unwrap();
+        file.write_all_at(&[version], VERSION_AT).unwrap();
+    };
+    set_version(2);
+    let (v, d, store) = (place.name("v"), place.name("d"), place.name("store"));
+    let commands = [
+        &["points"][..],
+        &["volumes"],
+        &["mirror", &v, "--once"],
+        &["restore", "v", &d],
+        &["verify", "v"],
+        &["join", "--kit", &place.name("kit")],
+    ];
+    let words = ["segment", "has version 2", "knows up to 1", "update"];
+    let server = place.serve(&address);
+    for args in commands {
+        let home = if args[0] == "join" { "new" } else { "home" };
+        let store = place.store();
+        place.run_in(home, args).fails(7, &words).fails(7, &["update dormouse on the server"]);
+        same_store(&store, &place.store());
+    }
+    server.stop();
+    place.run(&["scrub", &store]).fails(7, &words);
+    // The same store as a directory.
+    place.run_in("new", &["join", &store, "--kit", &place.name("kit")]).fails(7, &words);
+    set_version(1);
+    place.run_in("new", &["join", &store, "--kit", &place.name("kit")]).ok();
+    set_version(2);
+    let before = place.store();
+    for args in &commands[..5] {
+        place.run_in("new", args).fails(7, &words);
+    }
+    assert!(before == place.store(), "the store was changed");
+    assert!(!Path::new(&d).exists());
+    set_version(1);
+    place.restores_in("new", "v", &content);
 }
 
 #[test]

@@ -15,14 +15,19 @@ struct Loop(PathBuf);
 
 impl Loop {
     fn attach(file: &Path, more: &[&str]) -> Option<Self> {
-        let out =
-            Command::new("losetup").args(["--show", "-f"]).args(more).arg(file).output().ok()?;
-        let name = String::from_utf8(out.stdout).ok()?;
+        let mut losetup = Command::new("losetup");
+        let out = match losetup.args(["--show", "-f"]).args(more).arg(file).output() {
+            Ok(out) => out,
+            Err(e) => {
+                eprintln!("SKIPPED: no losetup here: {e}");
+                return None;
+            }
+        };
         if !out.status.success() {
             eprintln!("SKIPPED: no loop devices here: {}", String::from_utf8_lossy(&out.stderr));
             return None;
         }
-        Some(Self(name.trim().into()))
+        Some(Self(String::from_utf8(out.stdout).unwrap().trim().into()))
     }
 }
 

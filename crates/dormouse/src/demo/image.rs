@@ -108,6 +108,15 @@ pub fn rename_directory(image: &Path, scratch: &Path) -> Result<()> {
     fsck(image)
 }
 
+/// The bytes that [`LARGE`] has in an image of this size, where enough files are found.
+pub fn large_size(image_size: u64) -> u64 {
+    LARGE_MAX.min(content_size(image_size) / 4)
+}
+
+fn content_size(image_size: u64) -> u64 {
+    CONTENT_MAX.min(image_size / 2)
+}
+
 /// Writes the content of [`LARGE`] a second time, as [`LARGE_COPY`]; returns its bytes.
 pub fn duplicate_large_file(image: &Path, scratch: &Path) -> Result<u64> {
     create_dir(scratch)?;
@@ -153,8 +162,8 @@ struct Source {
 
 impl Plan {
     fn new(image_size: u64) -> Result<Self> {
-        let content_size = CONTENT_MAX.min(image_size / 2);
-        let large_size = LARGE_MAX.min(content_size / 4);
+        let content_size = content_size(image_size);
+        let large_size = large_size(image_size);
         let roots = roots();
         let group_size = (content_size - large_size) / roots.len() as u64;
         let mut added_size = ADDED_MAX.min(content_size / 8);
@@ -421,6 +430,12 @@ mod tests {
     }
 
     #[test]
+    fn the_large_file_of_the_usual_image_is_60_mib() {
+        assert_eq!(large_size(512 * MIB), 60 * MIB);
+        assert_eq!(large_size(IMAGE_MIN), 8 * MIB);
+    }
+
+    #[test]
     fn an_image_that_is_too_small_is_refused() {
         let error =
             make(Path::new("never-made"), Path::new("never-made"), MIB).unwrap_err().to_string();
@@ -439,7 +454,7 @@ mod tests {
                 .collect()
         };
         let (Ok(one), Ok(two)) = (Plan::new(IMAGE_MIN), Plan::new(IMAGE_MIN)) else {
-            println!("skipped: this machine has too few files under /usr");
+            eprintln!("SKIPPED: this machine has too few files under /usr");
             return;
         };
         assert_eq!(paths(&one), paths(&two));

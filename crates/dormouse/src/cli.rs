@@ -105,6 +105,9 @@ pub enum Command {
         /// VOLUME or VOLUME@WHEN
         #[arg(value_name = "VOLUME[@WHEN]")]
         what: String,
+        /// A fuzzy point may be chosen; one that is named by its number needs no flag
+        #[arg(long)]
+        fuzzy: bool,
         /// Events as JSON lines
         #[arg(long)]
         json: bool,
@@ -247,8 +250,8 @@ mod tests {
     #[test]
     fn every_exit_code_is_in_the_help() {
         let help = Cli::command().render_long_help().to_string();
-        for code in 0..=12 {
-            assert!(help.contains(&format!("\n  {code:>2}  ")), "{code}");
+        for code in (0..=12).chain([141]) {
+            assert!(help.contains(&format!("\n {code:>3}  ")), "{code}");
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::home::Home;
 use crate::invite::Address;
 use crate::join::{self, Joined};
 use crate::kit::{self, Kit};
+use crate::out::{self, note, say};
 use crate::store_dir::StoreDir;
 use crate::text::{hex, now_ns, time_local};
 use crate::{access, demo, list, mirror, restore, scrub, serve, when, writer_file};
@@ -41,15 +42,20 @@ pub fn run(cli: Cli) -> Result<()> {
             list::points(&home()?, volume.as_deref(), all, json)
         }
         Command::Restore(args) => restore(&home()?, args),
-        Command::Verify { what, json } => verify(&home()?, &what, json),
+        Command::Verify { what, fuzzy, json } => verify(&home()?, &what, fuzzy, json),
         Command::Scrub { store, json } => scrub::run(&store, json),
         Command::Status { json } => list::status(&home()?, json),
         Command::Demo { keep, size } => run_demo(keep.as_deref(), size),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "dormouse", &mut std::io::stdout());
-            Ok(())
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "dormouse", &mut text);
+            out::write(&text)
         }
-        Command::Man => Ok(clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout())?),
+        Command::Man => {
+            let mut text = Vec::new();
+            clap_mangen::Man::new(Cli::command()).render(&mut text)?;
+            out::write(&text)
+        }
     }
 }
 
@@ -66,18 +72,22 @@ fn invite(store: &Path, client: &str, url: Option<&str>, expires: &str) -> Resul
     let url = url.strip_prefix(crate::invite::SCHEME).unwrap_or(&url);
     let address: Address = url.parse()?;
     let now = now_ns();
+    let Some(until) = now.checked_add(lasts) else {
+        return fail(
+            Class::Usage,
+            format!("'{expires}' is too long"),
+            "a duration is such as 30m, 24h or 7d",
+        );
+    };
     let invite = access::invite(&store, client, address, now, lasts)?;
-    println!("{invite}");
-    eprintln!(
-        "valid once, until {}; on the client: dormouse join 'INVITE'",
-        time_local(now + lasts)
-    );
+    say!("{invite}")?;
+    note!("valid once, until {}; on the client: dormouse join 'INVITE'", time_local(until));
     Ok(())
 }
 
 fn revoke(store: &Path, client: &str) -> Result<()> {
     let known = access::revoke(&StoreDir::open(store)?, client, now_ns())?;
-    println!("client '{}' is revoked; its copies stay", known.name);
+    say!("client '{}' is revoked; its copies stay", known.name)?;
     Ok(())
 }
 
@@ -88,48 +98,46 @@ fn join(home: &Home, args: &JoinArgs) -> Result<()> {
         (None, Some(target)) => join::join(home, target, args.vault.as_deref(), name)?,
         (None, None) => return fail(Class::Usage, "TARGET is missing", "dormouse join --help"),
     };
-    println!("joined {} as '{}'", joined.target, joined.client);
-    println!("vault {}", joined.vault);
-    next_steps(&joined, args);
-    Ok(())
+    say!("joined {} as '{}'", joined.target, joined.client)?;
+    say!("vault {}", joined.vault)?;
+    next_steps(&joined, args)
 }
 
-fn next_steps(joined: &Joined, args: &JoinArgs) {
+fn next_steps(joined: &Joined, args: &JoinArgs) -> Result<()> {
     if joined.new_vault {
-        println!(
+        say!(
             "\nNow write the recovery kit, and keep it somewhere else:\n    \
              dormouse recovery-kit FILE\n\
              Without it, the copies cannot be opened if this machine is lost.\n\n\
              Then copy a disk or an image:\n    dormouse mirror SOURCE --once"
-        );
+        )
     } else if args.kit.is_some() {
-        println!(
+        say!(
             "\nWhat is there, and how to get it back:\n    dormouse points\n    \
              dormouse restore VOLUME[@WHEN] DEST\n\
              Identity and authority are on this machine now."
-        );
+        )
     } else {
-        println!(
+        say!(
             "\nCopy a disk or an image:\n    dormouse mirror SOURCE --once\n\
              This machine can write, and not open: restores need the recovery kit."
-        );
+        )
     }
 }
 
 fn recovery_kit(home: &Home, file: Option<&Path>, paper: bool, offline: bool) -> Result<()> {
     kit::export(home, file, paper, offline)?;
-    let Some(file) = file.filter(|f| *f != Path::new("-")) else {
-        eprintln!("print it, or write it down; `dormouse join --kit FILE` reads it back");
-        return Ok(());
-    };
-    println!("the recovery kit is in {}", file.display());
+    match file.filter(|f| *f != Path::new("-")) {
+        Some(file) => say!("the recovery kit is in {}", file.display())?,
+        None => note!("print it, or write it down; `dormouse join --kit FILE` reads it back"),
+    }
     if offline {
-        println!(
+        note!(
             "identity and authority are no longer on this machine: it can copy, and not open.\n\
              Move the file to where it is safe, and remove it here."
         );
     } else {
-        println!(
+        note!(
             "Keep it somewhere else, not only on this machine. To take identity and authority\n\
              off this machine, so that who breaks in can open nothing:\n    \
              dormouse recovery-kit ANOTHER-FILE --offline"
@@ -140,22 +148,22 @@ fn recovery_kit(home: &Home, file: Option<&Path>, paper: bool, offline: bool) ->
 
 fn export_writer(home: &Home, file: &Path, name: &str, trusted: bool) -> Result<()> {
     writer_file::export(home, file, name, trusted)?;
-    println!(
+    say!(
         "{} is secret: bring it to the other machine by hand, and remove it after\n    \
          dormouse join INVITE --vault FILE",
         file.display()
-    );
+    )?;
     Ok(())
 }
 
 fn show_vault(home: &Home) -> Result<()> {
     let account = home.account()?;
-    println!("vault     {}", account.vault);
-    println!("authority {}", account.authority);
-    println!("recipient {}", account.recipient);
-    println!("epoch     {}", account.secrets.epoch);
-    println!("writer    {} (trust group {})", account.writer(), account.trust_group);
-    println!("server    {} {}", account.target, hex(&account.server));
+    say!("vault     {}", account.vault)?;
+    say!("authority {}", account.authority)?;
+    say!("recipient {}", account.recipient)?;
+    say!("epoch     {}", account.secrets.epoch)?;
+    say!("writer    {} (trust group {})", account.writer(), account.trust_group)?;
+    say!("server    {} {}", account.target, hex(&account.server))?;
     Ok(())
 }
 
@@ -196,16 +204,18 @@ fn restore(home: &Home, args: RestoreArgs) -> Result<()> {
     )
 }
 
-fn verify(home: &Home, what: &str, json: bool) -> Result<()> {
+fn verify(home: &Home, what: &str, fuzzy: bool, json: bool) -> Result<()> {
+    let what: when::VolumeAt = what.parse()?;
+    // What is verified unasked is what `restore` would bring back unasked.
+    let fuzzy = fuzzy || what.when.is_number();
     restore::run(
         home,
         &restore::Options {
-            what: what.parse()?,
+            what,
             dest: None,
             in_place: false,
             force: false,
-            // What is fuzzy can be asked for by its number here.
-            fuzzy: true,
+            fuzzy,
             expect_head: None,
             json,
         },

@@ -58,7 +58,8 @@ Exit codes:
    9  damaged: data or a check that does not hold, also a server that went back in time
   10  key missing: no identity or authority on this machine; bring the recovery kit
   11  no space, here or on the server
-  12  in use: another process or machine holds the store, the home or the volume";
+  12  in use: another process or machine holds the store, the home or the volume
+ 141  nobody reads the output any more (a closed pipe); a copy or restore went on to its end";
 
 /// An error with its class and the way out.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -237,7 +237,7 @@ pub fn export(home: &Home, file: Option<&Path>, paper: bool, offline: bool) -> R
                 );
             }
         }
-        _ => print!("{}", *text),
+        _ => crate::out::write(text.as_bytes())?,
     }
     home.change_client_file(|f| f.kit_exported = Some(time_utc(now_ns())))?;
     if offline {

@@ -5,6 +5,8 @@
 //! ([`exit`]), never with a panic. Leaves to others: the format, all cryptography,
 //! the store and the protocol (the other crates).
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod access;
 pub mod cli;
 pub mod commands;
@@ -23,6 +25,7 @@ pub mod link;
 pub mod list;
 pub mod log;
 pub mod mirror;
+pub mod out;
 pub mod remote;
 pub mod report;
 pub mod restore;
@@ -36,16 +39,27 @@ pub mod volume_name;
 pub mod when;
 pub mod writer_file;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
 
 /// Runs the program: one command, one exit code ([`exit::Class`]).
 pub fn main() -> ExitCode {
-    match commands::run(cli::Cli::parse()) {
+    let done = match cli::Cli::try_parse() {
+        Ok(cli) => commands::run(cli),
+        // Help and version: a terminal gets them from clap itself, in colour.
+        Err(help) if !help.use_stderr() && !std::io::stdout().is_terminal() => {
+            out::write(help.render().to_string().as_bytes())
+        }
+        Err(error) => error.exit(),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
+        // Who closed the pipe knows.
+        Err(error) if error.is::<out::Closed>() => ExitCode::from(out::CLOSED),
         Err(error) => {
-            eprintln!("{}", exit::text_of(&error));
+            out::note!("{}", exit::text_of(&error));
             ExitCode::from(exit::class_of(&error) as u8)
         }
     }

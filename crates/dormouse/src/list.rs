@@ -14,13 +14,14 @@ use crate::connect::connect;
 use crate::exit::class_of;
 use crate::home::Home;
 use crate::kit::kit_reminder;
+use crate::out::{self, say};
 use crate::remote::{Session, Span};
 use crate::store_dir::StoreDir;
 use crate::text::{hex, now_ns, size, table, time_local, time_utc};
 use crate::when;
 
-fn show_json(value: &Value) {
-    println!("{value:#}");
+fn show_json(value: &Value) -> Result<()> {
+    say!("{value:#}")
 }
 
 /// `dormouse volumes`.
@@ -45,11 +46,10 @@ pub fn volumes(home: &Home, as_json: bool) -> Result<()> {
                 })
             })
             .collect();
-        show_json(&json!(rows));
-        return Ok(());
+        return show_json(&json!(rows));
     }
     if listed.is_empty() {
-        println!("no volumes yet: `dormouse mirror SOURCE --once` makes one");
+        say!("no volumes yet: `dormouse mirror SOURCE --once` makes one")?;
         return Ok(());
     }
     let rows: Vec<Vec<String>> = listed
@@ -66,11 +66,8 @@ pub fn volumes(home: &Home, as_json: bool) -> Result<()> {
             ]
         })
         .collect();
-    print!(
-        "{}",
-        table(&["VOLUME", "SIZE", "POINT", "GRADE", "RECEIVED", "WRITER"], &[1, 2], &rows)
-    );
-    Ok(())
+    let head = ["VOLUME", "SIZE", "POINT", "GRADE", "RECEIVED", "WRITER"];
+    out::write(table(&head, &[1, 2], &rows).as_bytes())
 }
 
 fn writer(trust: &Trust, id: &dormouse_format::WriterId) -> String {
@@ -119,17 +116,16 @@ pub fn points(home: &Home, volume: Option<&str>, all: bool, as_json: bool) -> Re
         }
     }
     if as_json {
-        show_json(&json!(values));
-        return Ok(());
+        return show_json(&json!(values));
     }
     if rows.is_empty() {
-        println!("no points yet");
+        say!("no points yet")?;
     } else {
         let head = ["VOLUME", "POINT", "RECEIVED", "GRADE", "SIZE", "WRITER"];
-        print!("{}", table(&head, &[1, 4], &rows));
+        out::write(table(&head, &[1, 4], &rows).as_bytes())?;
     }
     if hidden > 0 {
-        println!("({hidden} fuzzy points are not shown; --all shows them)");
+        say!("({hidden} fuzzy points are not shown; --all shows them)")?;
     }
     Ok(())
 }
@@ -172,8 +168,7 @@ pub fn clients(store: &StoreDir, as_json: bool) -> Result<()> {
             .iter()
             .map(|(id, i)| json!({ "invite": id, "client": i.name, "expires": i.expires }))
             .collect();
-        show_json(&json!({ "clients": clients, "invites": invites }));
-        return Ok(());
+        return show_json(&json!({ "clients": clients, "invites": invites }));
     }
     let rows: Vec<Vec<String>> = known
         .iter()
@@ -185,12 +180,13 @@ pub fn clients(store: &StoreDir, as_json: bool) -> Result<()> {
         })
         .collect();
     if rows.is_empty() {
-        println!("no clients yet: `dormouse invite STORE CLIENT` invites one");
+        say!("no clients yet: `dormouse invite STORE CLIENT` invites one")?;
     } else {
-        print!("{}", table(&["CLIENT", "VAULT", "JOINED", "FINGERPRINT", "STATE"], &[], &rows));
+        let head = ["CLIENT", "VAULT", "JOINED", "FINGERPRINT", "STATE"];
+        out::write(table(&head, &[], &rows).as_bytes())?;
     }
     for (id, invite) in open {
-        println!("open invite {id} for '{}', until {}", invite.name, invite.expires);
+        say!("open invite {id} for '{}', until {}", invite.name, invite.expires)?;
     }
     Ok(())
 }
@@ -216,19 +212,19 @@ pub fn status(home: &Home, as_json: bool) -> Result<()> {
             "reached": reached.is_ok(),
             "state": state,
             "exit_class": reached.as_ref().map_or_else(|e| class_of(e) as u8, |()| 0),
-        }));
+        }))?;
     } else {
         let here = |b| if b { "on this machine" } else { "not on this machine" };
-        println!("home       {}", home.dir().display());
-        println!("client     {} (writer {})", account.name, account.writer());
-        println!("vault      {}", account.vault);
-        println!("target     {}", account.target);
-        println!("server key {}", hex(&account.server));
-        println!("identity   {}", here(identity));
-        println!("authority  {}", here(authority));
-        println!("server     {state}");
+        say!("home       {}", home.dir().display())?;
+        say!("client     {} (writer {})", account.name, account.writer())?;
+        say!("vault      {}", account.vault)?;
+        say!("target     {}", account.target)?;
+        say!("server key {}", hex(&account.server))?;
+        say!("identity   {}", here(identity))?;
+        say!("authority  {}", here(authority))?;
+        say!("server     {state}")?;
         if let Some(reminder) = kit_reminder(home) {
-            println!("reminder   {reminder}");
+            say!("reminder   {reminder}")?;
         }
     }
     reached

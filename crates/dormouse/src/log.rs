@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::out::note;
 use crate::text::{now_ns, time_local};
 
 /// Where lines go. Cheap to clone.
@@ -11,7 +12,7 @@ pub struct Log(Arc<dyn Fn(&str) + Send + Sync>);
 impl Log {
     /// To standard error, with the time.
     pub fn stderr() -> Self {
-        Self(Arc::new(|line| eprintln!("{} {line}", time_local(now_ns()))))
+        Self(Arc::new(|line| note!("{} {line}", time_local(now_ns()))))
     }
 
     /// To nowhere.

@@ -101,7 +101,7 @@ pub fn run(home: &Home, options: &Options) -> Result<()> {
             )
             .into());
     }
-    Ok(())
+    report.said()
 }
 
 fn copy_once(

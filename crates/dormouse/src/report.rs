@@ -9,7 +9,7 @@ use dormouse_sync::{copy, fetch};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
-use crate::text;
+use crate::{out, text};
 
 const LEAF: u64 = LEAF_BLOCKS * BLOCK_SIZE as u64;
 /// How often a line is written where there is no terminal.
@@ -28,6 +28,8 @@ pub struct Report {
     last: Instant,
     out: Box<dyn Write>,
     err: Box<dyn Write>,
+    /// What of the result could not be written, the first time.
+    lost: Option<anyhow::Error>,
 }
 
 impl core::fmt::Debug for Report {
@@ -48,21 +50,34 @@ impl Report {
         });
         let (out, err) = (Box::new(std::io::stdout()), Box::new(std::io::stderr()));
         let every = if json { JSON } else { LINES };
-        Self { json, quiet, bar, every, last: Instant::now(), out, err }
+        Self { json, quiet, bar, every, last: Instant::now(), out, err, lost: None }
     }
 
     /// A JSON event, if these were asked for.
     pub fn event(&mut self, event: serde_json::Value) {
         if self.json {
-            writeln!(self.out, "{event}").and_then(|()| self.out.flush()).ok();
+            self.say(&event);
         }
     }
 
     /// A line of the result.
     pub fn line(&mut self, line: &str) {
         if !self.json && !self.quiet {
-            writeln!(self.out, "{line}").ok();
+            self.say(&line);
         }
+    }
+
+    /// What cannot be written does not end the work: a copy is worth more than its report.
+    fn say(&mut self, text: &dyn core::fmt::Display) {
+        if self.lost.is_none() {
+            let written = writeln!(self.out, "{text}").and_then(|()| self.out.flush());
+            self.lost = written.err().map(|e| out::failed(&e));
+        }
+    }
+
+    /// Whether all of the result could be written; asked when the work is done.
+    pub fn said(self) -> anyhow::Result<()> {
+        self.lost.map_or(Ok(()), Err)
     }
 
     /// A note that is not the result.
@@ -145,6 +160,7 @@ mod tests {
             last: Instant::now(),
             out: Box::new(out.clone()),
             err: Box::new(err.clone()),
+            lost: None,
         };
         let half = copy::Progress { leaves: 5, sent_bytes: 2048, ..Default::default() };
         report.copying(&half, 10);

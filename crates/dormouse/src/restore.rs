@@ -62,7 +62,8 @@ pub fn run(home: &Home, options: &Options) -> Result<()> {
     match &options.dest {
         Some(dest) => restore(&chosen, options, dest, &mut report),
         None => verify(&chosen, &mut report),
-    }
+    }?;
+    report.said()
 }
 
 fn choose(home: &Home, options: &Options, report: &mut Report) -> Result<Chosen> {

@@ -12,6 +12,7 @@ use dormouse_store::scrub::{Finding, Summary, Touch, scrub};
 use serde_json::json;
 
 use crate::exit::{Class, fail};
+use crate::out::say;
 use crate::store_dir::StoreDir;
 use crate::text::size;
 
@@ -27,33 +28,39 @@ pub fn run(store: &Path, as_json: bool) -> Result<()> {
         vaults += 1;
         let dir = DiskDir::open(&store.vault_path(&vault).join("segments"))
             .with_context(|| format!("cannot open the segments of vault {vault}"))?;
-        let mut show = |finding: Finding| tell(&vault, &finding, as_json);
+        let mut told = Ok(());
+        let mut show = |finding: Finding| {
+            if told.is_ok() {
+                told = tell(&vault, &finding, as_json);
+            }
+        };
         // An unfinished end is no fault, whether a server writes it just now or died of it:
         // the next opening sets it aside. One that is on record as durable is a fault.
         let unfinished_is_fine = true;
         let summary = scrub(&dir, vault, unfinished_is_fine, &mut show)?;
+        told?;
         total.segments += summary.segments;
         total.records += summary.records;
         total.bytes += summary.bytes;
         total.findings += summary.findings;
     }
     if as_json {
-        println!(
+        say!(
             "{}",
             json!({
                 "event": "done", "vaults": vaults, "segments": total.segments,
                 "records": total.records, "bytes": total.bytes, "findings": total.findings,
                 "live": live,
             })
-        );
+        )?;
     } else {
-        println!(
+        say!(
             "{vaults} vaults, {} segments, {} records, {} checked: {} faults",
             total.segments,
             total.records,
             size(total.bytes),
             total.findings
-        );
+        )?;
     }
     if total.findings == 0 {
         return Ok(());
@@ -79,7 +86,7 @@ fn vaults_of(store: &StoreDir) -> Result<Vec<VaultId>> {
     Ok(all)
 }
 
-fn tell(vault: &VaultId, finding: &Finding, as_json: bool) {
+fn tell(vault: &VaultId, finding: &Finding, as_json: bool) -> Result<()> {
     let kind = finding.kind.map_or("record", Kind::name);
     if as_json {
         let touches: Vec<_> = finding
@@ -87,7 +94,7 @@ fn tell(vault: &VaultId, finding: &Finding, as_json: bool) {
             .iter()
             .map(|t| json!({ "volume": t.volume, "points": t.seqs }))
             .collect();
-        println!(
+        return say!(
             "{}",
             json!({
                 "event": "fault", "vault": vault.to_string(), "segment": finding.segment,
@@ -95,19 +102,21 @@ fn tell(vault: &VaultId, finding: &Finding, as_json: bool) {
                 "id": finding.id.map(|id| id.to_string()), "why": finding.why, "touches": touches,
             })
         );
-        return;
     }
     let id = finding.id.map_or_else(String::new, |id| format!(" {id}"));
-    println!(
+    say!(
         "vault {vault}, segment {}, byte {}: {kind}{id}: {}",
-        finding.segment, finding.offset, finding.why
-    );
+        finding.segment,
+        finding.offset,
+        finding.why
+    )?;
     if finding.touches.is_empty() && finding.kind == Some(Kind::Chunk) {
-        println!("    touches no point: none needs it, or the store has a good copy");
+        say!("    touches no point: none needs it, or the store has a good copy")?;
     }
     for touch in &finding.touches {
-        println!("    touches volume '{}', {}", touch.volume, points(touch));
+        say!("    touches volume '{}', {}", touch.volume, points(touch))?;
     }
+    Ok(())
 }
 
 fn points(touch: &Touch) -> String {

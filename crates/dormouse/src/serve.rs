@@ -23,6 +23,7 @@ use crate::access::Access;
 use crate::exit::{Class, Failure};
 use crate::files::Lock;
 use crate::log::Log;
+use crate::out;
 use crate::store_dir::StoreDir;
 use crate::text::hex;
 use crate::tls::ServerTls;
@@ -284,10 +285,7 @@ pub fn run(store: &std::path::Path, listen: Option<&str>, url: Option<&str>) -> 
     // In one write: who started this may read one line and close its end.
     let said =
         format!("listening on {}\nfingerprint {}\n", server.address(), hex(server.fingerprint()));
-    let mut out = io::stdout().lock();
-    out.write_all(said.as_bytes())?;
-    out.flush()?;
-    drop(out);
+    out::write(said.as_bytes())?;
     let mut byte = [0];
     while let Err(error) = signalled.read_exact(&mut byte) {
         if error.kind() != io::ErrorKind::Interrupted {

@@ -45,6 +45,11 @@ impl When {
     pub fn moment(&self, now: TimeNs, zone: &TimeZone) -> Result<Moment> {
         parse(self.0.as_deref(), now, zone)
     }
+
+    /// Whether it names one point by its sequence number.
+    pub fn is_number(&self) -> bool {
+        matches!(self.moment(0, &TimeZone::UTC), Ok(Moment::Seq(_)))
+    }
 }
 
 /// A moment, as asked for.

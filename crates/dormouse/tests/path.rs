@@ -146,6 +146,16 @@ fn a_file_that_is_written_meanwhile_gives_a_fuzzy_point_that_nobody_gets_unasked
     let dest = place.name("d");
     place.run(&["restore", "v@2", &dest]).fails(4, &["point 2 is only fuzzy", "--fuzzy"]);
     place.run(&["restore", "v@2", &dest, "--fuzzy"]).ok();
+    // What is verified is what would come back, unless the fuzzy one is asked for.
+    let verified = |args: &[&str]| {
+        let said = place.run(&[&["verify", "--json"], args].concat()).ok();
+        (said.event("chosen")["point"].as_u64(), said.event("done")["bad_chunks"].as_u64())
+    };
+    assert_eq!(verified(&["v"]), (Some(1), Some(0)));
+    assert_eq!(verified(&["v@latest"]), (Some(1), Some(0)));
+    assert_eq!(verified(&["v@now"]), (Some(1), Some(0)));
+    assert_eq!(verified(&["v@2"]), (Some(2), Some(0)));
+    assert_eq!(verified(&["v", "--fuzzy"]), (Some(2), Some(0)));
     let size = done["size"].as_u64().unwrap() as usize;
     same(Path::new(&dest), &std::fs::read(place.path("v")).unwrap()[..size]);
     // The next copy of the file at rest is settled again.

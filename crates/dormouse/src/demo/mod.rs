@@ -14,6 +14,7 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::out::say;
 use crate::text;
 
 /// What a rename may send, and what a duplicated file may send.
@@ -57,21 +58,27 @@ pub fn run(dir: &Path, size: u64) -> Result<()> {
 
     let (image, scratch) = (dir.join("disk.img"), dir.join("scratch"));
     let made = image::make(&image, &scratch, size)?;
-    println!(
+    say!(
         "disk: an ext4 image of {}, with {} files of this machine ({})",
         text::size(size),
         made.files,
         text::size(made.bytes)
-    );
+    )?;
     let mut stages = vec![demo.mirror(&image, "first copy", None)?];
     image::add_files(&image, &scratch)?;
     stages.push(demo.mirror(&image, "new files added", None)?);
     image::rename_directory(&image, &scratch)?;
     stages.push(demo.mirror(&image, "a directory renamed", Some(RENAME_MAX))?);
-    image::duplicate_large_file(&image, &scratch)?;
+    let (large, least) = (image::duplicate_large_file(&image, &scratch)?, image::large_size(size));
+    ensure!(
+        large >= least,
+        "the large file has {}, less than {}: too few files are under /usr",
+        text::size(large),
+        text::size(least)
+    );
     stages.push(demo.mirror(&image, "a large file duplicated", Some(DUPLICATE_MAX))?);
     demo.client(&["verify", "disk"])?;
-    show(&stages);
+    show(&stages)?;
 
     for (i, stage) in stages.iter().enumerate() {
         demo.restore(i + 1, stage)?;
@@ -79,7 +86,7 @@ pub fn run(dir: &Path, size: u64) -> Result<()> {
     drop(server);
     let store = dir.join("store");
     demo.command(&["scrub", path(&store)?])?;
-    println!("scrub: every record in the store holds");
+    say!("scrub: every record in the store holds")?;
     for stage in &stages {
         if let Some(limit) = stage.limit {
             ensure!(
@@ -91,22 +98,22 @@ pub fn run(dir: &Path, size: u64) -> Result<()> {
             );
         }
     }
-    println!("demo: all points came back bit for bit");
+    say!("demo: all points came back bit for bit")?;
     Ok(())
 }
 
-fn show(stages: &[Stage]) {
-    println!("\n{:<26} {:>12} {:>12} {:>12}", "point", "changed", "sent", "stored");
+fn show(stages: &[Stage]) -> Result<()> {
+    say!("\n{:<26} {:>12} {:>12} {:>12}", "point", "changed", "sent", "stored")?;
     for stage in stages {
-        println!(
+        say!(
             "{:<26} {:>12} {:>12} {:>12}",
             stage.what,
             text::size(stage.changed),
             text::size(stage.sent),
             text::size(stage.stored)
-        );
+        )?;
     }
-    println!();
+    say!("")
 }
 
 fn path(path: &Path) -> Result<&str> {
@@ -146,7 +153,7 @@ impl Demo {
         BufReader::new(out).read_line(&mut line)?;
         let address = line.trim().strip_prefix("listening on ");
         let address = address.with_context(|| format!("the server said {line:?}"))?.to_owned();
-        println!("server: {address}, TLS 1.3, store in {}", self.dir.join("store").display());
+        say!("server: {address}, TLS 1.3, store in {}", self.dir.join("store").display())?;
         Ok((server, address))
     }
 
@@ -157,7 +164,7 @@ impl Demo {
         self.client(&["join", invite.context("no invite was made")?])?;
         let kit = self.dir.join("recovery-kit.txt");
         self.client(&["recovery-kit", path(&kit)?])?;
-        println!("client: joined with a one-time invite; recovery kit written");
+        say!("client: joined with a one-time invite; recovery kit written")?;
         Ok(())
     }
 
@@ -173,7 +180,9 @@ impl Demo {
         let point = number("point")?;
         let copy = self.dir.join(format!("original-{point}.img"));
         fs::copy(image, &copy)?;
-        println!("point {point} ({}): {what}", done["grade"].as_str().unwrap_or("?"));
+        let grade = done["grade"].as_str().unwrap_or("?");
+        ensure!(grade == "settled", "point {point} is {grade}, and nobody wrote to the image");
+        say!("point {point} ({grade}): {what}")?;
         Ok(Stage {
             what,
             copy,
@@ -191,7 +200,7 @@ impl Demo {
             bail!("point {point} ({}) came back different", stage.what);
         }
         image::fsck(&back)?;
-        println!("point {point}: restored, equal bit for bit, e2fsck clean");
+        say!("point {point}: restored, equal bit for bit, e2fsck clean")?;
         fs::remove_file(&back)?;
         Ok(())
     }

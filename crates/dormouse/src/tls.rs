@@ -432,7 +432,8 @@ pub fn fault_of(error: &Error) -> Fault {
             PeerIncompatible::IncorrectCertificateTypeExtension
             | PeerIncompatible::UnsolicitedCertificateTypeExtension
             | PeerIncompatible::ServerDoesNotSupportTls12Or13
-            | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig,
+            | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig
+            | PeerIncompatible::SupportedVersionsExtensionRequired,
         )
         | Error::AlertReceived(
             AlertDescription::HandshakeFailure

@@ -3,10 +3,12 @@
 
 mod common;
 
+use common::program::Place;
 use common::{HOUR, World, assert_fails, snapshot};
 use dormouse::access;
 use dormouse::connect::connect;
 use dormouse::exit::Class;
+use dormouse::invite::Invite;
 use dormouse::join;
 use dormouse::kit::{self, Kit};
 use dormouse::text::now_ns;
@@ -273,4 +275,47 @@ fn strangers_are_bounded_and_a_stop_is_quick() {
     assert!(began.elapsed() < std::time::Duration::from_secs(5));
     let last = dormouse::connect::receive(&link, None);
     assert_fails(last, Class::Unreachable, "stopping");
+}
+
+/// Each refusal as a script sees it: the code, the way out, and nothing changed.
+#[test]
+fn each_refused_way_in_has_its_code_and_leaves_no_trace() {
+    let (place, server) = Place::served();
+    let store = place.name("store");
+    let altered = |invite: &str, change: fn(&mut Invite)| {
+        let mut invite: Invite = invite.parse().unwrap();
+        change(&mut invite);
+        invite.to_string()
+    };
+    let used = place.invite("desk", &server);
+    place.run_in("desk", &["join", &used]).ok();
+    let open = place.invite("nas", &server);
+    let args = ["invite", &store, "late", "--url", &server.address, "--expires", "1ms"];
+    let late = place.run(&args).ok().out.trim().to_owned();
+    let wrong = altered(&open, |i| i.secret[0] ^= 1);
+    let renamed = altered(&open, |i| i.client = "root".into());
+    let elsewhere = altered(&open, |i| i.fingerprint[0] ^= 1);
+    let mistyped = &open[..open.len() - 1];
+    place.run(&["revoke", &store, "desk"]).ok();
+    let before = place.store();
+    for (args, code, words) in [
+        (["join", &wrong], 5, &["not known", "ask for a new invite", "dormouse invite STORE"][..]),
+        (["join", &renamed], 5, &["for a client named 'nas'", "ask for a new invite"]),
+        (["join", &used], 5, &["used already", "by the key with", "ask for a new invite"]),
+        (["join", &late], 5, &["expired on", "ask for a new invite"]),
+        (["join", &elsewhere], 5, &["expected", "found", "somebody else may be answering"]),
+        (["join", mistyped], 2, &["mistyped"]),
+        (["join", &server.address], 2, &["needs an invite"]),
+    ] {
+        place.run_in("new", &args).fails(code, words);
+        assert!(!place.path("new/client.toml").exists(), "{args:?}");
+        assert!(before == place.store(), "{args:?} changed the store");
+    }
+    for args in [&["points"][..], &["mirror", &place.name("kit"), "--once"], &["status"]] {
+        let words = ["client 'desk'", "revoked", "a new invite, under a new name"];
+        place.run_in("desk", args).fails(5, &words);
+        assert!(before == place.store(), "{args:?} changed the store");
+    }
+    // The open invite is still good, in the home where the others were refused.
+    place.run_in("new", &["join", &open]).ok();
 }

@@ -2,15 +2,26 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails panics")]
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dormouse::exit::{Class, of_fault};
 use dormouse::link::{Link, LinkError};
 use dormouse::tls::{self, Fault, ServerTls, Shaken};
-use dormouse_crypt::{OsRandom, SigningKey, hash};
+use dormouse_crypt::{OsRandom, SigningKey, hash, keys};
 use dormouse_format::limits::FRAME_MAX;
 use dormouse_format::message::{ALPN, Deframer, Message};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring, verify_tls13_signature_with_raw_key};
+use rustls::pki_types::{
+    CertificateDer, PrivatePkcs8KeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime,
+};
+use rustls::sign::CertifiedKey;
+use rustls::{
+    ClientConfig, ClientConnection, Connection, DigitallySignedStruct, HandshakeKind, ServerConfig,
+    ServerConnection, SignatureScheme,
+};
 
 const WAIT: Duration = Duration::from_secs(5);
 
@@ -175,4 +186,188 @@ fn a_frame_over_the_limit_ends_the_link_before_it_is_kept() {
     let client = Link::start(socket, shaken.connection, Deframer::new(FRAME_MAX)).unwrap();
     client.tx.send(Message::Put { record: vec![0; 2000] }).unwrap();
     assert!(matches!(server.rx.recv().unwrap(), Err(LinkError::Protocol(_))));
+}
+
+/// Accepts any raw key: what a client may be that does not check as ours does.
+#[derive(Debug)]
+struct Credulous(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Credulous {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        spki: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let key = SubjectPublicKeyInfoDer::from(spki.as_ref());
+        let known = &self.0.signature_verification_algorithms;
+        verify_tls13_signature_with_raw_key(message, &key, dss, known)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ED25519]
+    }
+
+    fn requires_raw_public_keys(&self) -> bool {
+        true
+    }
+}
+
+fn certified(key: &SigningKey) -> Arc<CertifiedKey> {
+    let pkcs8 = PrivatePkcs8KeyDer::from(key.pkcs8().to_vec());
+    let private = ring::default_provider().key_provider.load_private_key(pkcs8.into()).unwrap();
+    Arc::new(CertifiedKey::new(vec![keys::to_spki(&key.public()).into()], private))
+}
+
+/// A client of rustls as it comes, with resumption; without a key if `key` is none.
+fn plain_client(key: Option<&SigningKey>) -> Arc<ClientConfig> {
+    let provider = Arc::new(ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Credulous(provider)));
+    let mut config = match key {
+        Some(key) => config.with_client_cert_resolver(Arc::new(
+            rustls::client::AlwaysResolvesClientRawPublicKeys::new(certified(key)),
+        )),
+        None => config.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    Arc::new(config)
+}
+
+/// Connects, reads one byte, and with it all that a server sends after a handshake.
+fn connect_plain(
+    address: SocketAddr,
+    config: &Arc<ClientConfig>,
+) -> std::io::Result<Option<HandshakeKind>> {
+    let name = ServerName::try_from("dormouse").unwrap();
+    let mut tls = ClientConnection::new(config.clone(), name).unwrap();
+    let mut socket = TcpStream::connect(address)?;
+    socket.set_read_timeout(Some(WAIT))?;
+    rustls::Stream::new(&mut tls, &mut socket).read_exact(&mut [0])?;
+    Ok(tls.handshake_kind())
+}
+
+#[test]
+fn nothing_is_resumed_even_for_a_client_that_would() {
+    let server = key();
+    let client = plain_client(Some(&key()));
+    let tls = ServerTls::new(&server).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let thread = std::thread::spawn(move || {
+        [(); 2].map(|()| {
+            let mut socket = listener.accept().unwrap().0;
+            let Connection::Server(mut tls) = tls.accept(&socket, WAIT).unwrap().connection else {
+                panic!("a server is the server");
+            };
+            rustls::Stream::new(&mut tls, &mut socket).write_all(b"x").unwrap();
+            tls.handshake_kind()
+        })
+    });
+    for _ in 0..2 {
+        assert_eq!(connect_plain(address, &client).unwrap(), Some(HandshakeKind::Full));
+    }
+    assert_eq!(thread.join().unwrap(), [Some(HandshakeKind::Full); 2]);
+
+    // Such a client does resume at a server that lets it.
+    let client = plain_client(None);
+    let resolver = rustls::server::AlwaysResolvesServerRawPublicKeys::new(certified(&server));
+    let provider = Arc::new(ring::default_provider());
+    let mut lenient = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(resolver));
+    lenient.alpn_protocols = vec![ALPN.to_vec()];
+    let lenient = Arc::new(lenient);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let thread = std::thread::spawn(move || {
+        for _ in 0..2 {
+            let mut socket = listener.accept().unwrap().0;
+            let mut tls = ServerConnection::new(lenient.clone()).unwrap();
+            rustls::Stream::new(&mut tls, &mut socket).write_all(b"x").unwrap();
+        }
+    });
+    let kinds = [(); 2].map(|()| connect_plain(address, &client).unwrap());
+    assert_eq!(kinds, [Some(HandshakeKind::Full), Some(HandshakeKind::Resumed)]);
+    thread.join().unwrap();
+}
+
+#[test]
+fn a_client_without_a_key_is_refused() {
+    let tls = ServerTls::new(&key()).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let thread = std::thread::spawn(move || {
+        let socket = listener.accept().unwrap().0;
+        tls.accept(&socket, WAIT).map(|_| ())
+    });
+    let refused = connect_plain(address, &plain_client(None)).unwrap_err();
+    assert!(refused.to_string().contains("alert"), "{refused}");
+    assert!(thread.join().unwrap().is_err());
+}
+
+/// A ClientHello as TLS 1.2 has it, with our protocol's name: no supported_versions. Written
+/// by hand, because the TLS here is built without 1.2.
+fn hello_of_tls_12() -> Vec<u8> {
+    let with_len = |bytes: &[u8]| [&(bytes.len() as u16).to_be_bytes()[..], bytes].concat();
+    let extension = |kind: u16, body: &[u8]| [&kind.to_be_bytes()[..], &with_len(body)].concat();
+    let alpn = [&[ALPN.len() as u8][..], ALPN].concat();
+    let extensions = [
+        extension(10, &with_len(&[0, 0x1d])),    // groups: x25519
+        extension(11, &[1, 0]),                  // points: uncompressed
+        extension(13, &with_len(&[8, 7, 4, 3])), // signatures: Ed25519, ECDSA
+        extension(16, &with_len(&alpn)),         // application protocols
+        extension(23, &[]),                      // extended master secret
+        extension(19, &[1, 2]),                  // client's key: raw
+        extension(20, &[1, 2]),                  // server's key: raw
+    ]
+    .concat();
+    // ECDHE-ECDSA with AES-256-GCM and AES-128-GCM.
+    let suites = [0xc0, 0x2c, 0xc0, 0x2b];
+    let body = [&[3, 3][..], &[7; 32], &[0], &with_len(&suites), &[1, 0], &with_len(&extensions)];
+    let body = body.concat();
+    let hello = [&[1, 0][..], &with_len(&body)].concat();
+    [&[22, 3, 1][..], &with_len(&hello)].concat()
+}
+
+#[test]
+fn tls_12_is_refused() {
+    let tls = ServerTls::new(&key()).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    client.set_read_timeout(Some(WAIT)).unwrap();
+    client.write_all(&hello_of_tls_12()).unwrap();
+    let socket = listener.accept().unwrap().0;
+    let fault = tls.accept(&socket, WAIT).unwrap_err();
+    drop(socket);
+    assert_eq!(fault, Fault::NotDormouse);
+    let mut answer = Vec::new();
+    client.read_to_end(&mut answer).unwrap();
+    // An alert, fatal: protocol_version. A hello that could not be read would be decode_error.
+    assert_eq!((answer[0], &answer[3..]), (21, &[0, 2, 2, 70][..]), "{answer:?}");
 }

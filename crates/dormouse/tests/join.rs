@@ -95,7 +95,8 @@ fn expired_unknown_and_altered_invites_are_told_apart() {
 
     let text = world.invite("laptop").to_string();
     let home = world.home("a");
-    assert_fails(join::join(&home, &text[..text.len() - 1], None, None), Class::Usage, "mistyped");
+    let short = join::join(&home, &text[..text.len() - 1], None, None);
+    assert_fails(short, Class::Usage, "not a whole invite");
     assert_fails(join::join(&home, "host:1", None, None), Class::Usage, "needs an invite");
     assert!(!home.joined());
     assert!(access::clients(&world.store()).unwrap().is_empty());
@@ -295,7 +296,7 @@ fn each_refused_way_in_has_its_code_and_leaves_no_trace() {
     let wrong = altered(&open, |i| i.secret[0] ^= 1);
     let renamed = altered(&open, |i| i.client = "root".into());
     let elsewhere = altered(&open, |i| i.fingerprint[0] ^= 1);
-    let mistyped = &open[..open.len() - 1];
+    let short = &open[..open.len() - 1];
     place.run(&["revoke", &store, "desk"]).ok();
     let before = place.store();
     for (args, code, words) in [
@@ -304,7 +305,7 @@ fn each_refused_way_in_has_its_code_and_leaves_no_trace() {
         (["join", &used], 5, &["used already", "by the key with", "ask for a new invite"]),
         (["join", &late], 5, &["expired on", "ask for a new invite"]),
         (["join", &elsewhere], 5, &["expected", "found", "somebody else may be answering"]),
-        (["join", mistyped], 2, &["mistyped"]),
+        (["join", short], 2, &["not a whole invite", "copy the whole line"]),
         (["join", &server.address], 2, &["needs an invite"]),
     ] {
         place.run_in("new", &args).fails(code, words);

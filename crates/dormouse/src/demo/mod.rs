@@ -122,13 +122,23 @@ fn path(path: &Path) -> Result<&str> {
 
 impl Demo {
     fn command(&self, args: &[&str]) -> Result<String> {
+        self.command_with(args, Stdio::inherit())
+    }
+
+    fn command_with(&self, args: &[&str], notes: Stdio) -> Result<String> {
         let output = Command::new(&self.program)
             .args(args)
             .env("DORMOUSE_HOME", self.dir.join("home"))
             .stdin(Stdio::null())
-            .stderr(Stdio::inherit())
+            .stderr(notes)
             .output()?;
-        ensure!(output.status.success(), "dormouse {} failed: {}", args.join(" "), output.status);
+        ensure!(
+            output.status.success(),
+            "dormouse {} failed: {} {}",
+            args.join(" "),
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
         Ok(String::from_utf8(output.stdout)?)
     }
 
@@ -163,7 +173,8 @@ impl Demo {
         let invite = out.lines().rev().find(|l| l.starts_with("dormouse://"));
         self.client(&["join", invite.context("no invite was made")?])?;
         let kit = self.dir.join("recovery-kit.txt");
-        self.client(&["recovery-kit", path(&kit)?])?;
+        // Its advice is for who runs it by hand.
+        self.command_with(&["recovery-kit", path(&kit)?], Stdio::piped())?;
         say!("client: joined with a one-time invite; recovery kit written")?;
         Ok(())
     }

@@ -2,10 +2,13 @@
 //! says so where it cannot run.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails panics")]
 
+mod common;
+
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use common::program::Place;
 use dormouse::dest::{Dest, DestOptions};
 use dormouse::exit::{Class, class_of};
 use dormouse::source::{AlignedBuf, Proof, Source};
@@ -120,4 +123,42 @@ fn a_mounted_device_is_refused() {
     assert_eq!(class_of(&error), Class::Place);
     assert!(matches!(source, Proof::Fuzzy(_)));
     assert_eq!(before.len(), std::fs::read(&path).unwrap().len());
+}
+
+#[test]
+fn the_program_copies_and_restores_devices() {
+    let place = Place::joined();
+    let fs = place.path("fs");
+    std::fs::File::create(&fs).unwrap().set_len(16 << 20).unwrap();
+    let made = Command::new("mke2fs").args(["-q", "-F", "-t", "ext4"]).arg(&fs).status();
+    if !made.is_ok_and(|s| s.success()) {
+        eprintln!("SKIPPED: mke2fs is not here");
+        return;
+    }
+    let target = place.path("target");
+    std::fs::write(&target, vec![7; 16 << 20]).unwrap();
+    let (Some(from), Some(to)) = (Loop::attach(&fs, &[]), Loop::attach(&target, &[])) else {
+        return;
+    };
+    let (source, dest) = (from.0.to_str().unwrap(), to.0.to_str().unwrap());
+    let mirror = ["mirror", source, "--volume", "v", "--once", "--json"];
+    let done = place.run(&mirror).ok().event("done");
+    assert_eq!((&done["grade"], &done["size"]), (&"settled".into(), &(16 << 20).into()));
+    // Zeros too: the device held something else everywhere.
+    place.run(&["restore", "v", dest]).ok();
+    assert!(std::fs::read(&target).unwrap() == std::fs::read(&fs).unwrap());
+    let again = place.run(&["restore", "v", dest, "--in-place", "--json"]).ok().event("done");
+    assert_eq!(again["written_bytes"], 0);
+
+    let at = place.path("mnt");
+    std::fs::create_dir(&at).unwrap();
+    if !Command::new("mount").arg(source).arg(&at).status().is_ok_and(|s| s.success()) {
+        eprintln!("SKIPPED: cannot mount here");
+        return;
+    }
+    let fuzzy = place.run(&mirror);
+    let refused = place.run(&["restore", "v@1", source, "--in-place", "--force"]);
+    assert!(Command::new("umount").arg(&at).status().unwrap().success());
+    fuzzy.fails(3, &["fuzzy", "snapshot"]);
+    refused.fails(8, &["is mounted at"]);
 }

@@ -274,6 +274,45 @@ fn a_volume_of_the_largest_size_costs_what_it_holds() {
 }
 
 #[test]
+fn a_delta_and_its_checkpoint_cost_what_changed_of_a_large_volume() {
+    const CHANGED: u64 = 3000;
+    let mut world = World::new(21);
+    let machine = world.machine();
+    let volume = world.volume(&machine, "disk");
+    let mut random = Lcg(22);
+    let mut disk = Disk::new(1 << 40);
+    let end = (1 << 40) / BLOCK_SIZE as u64;
+    for _ in 0..500 {
+        let block = random.below(end);
+        disk.write(block, noise(&mut random));
+    }
+    world.copy(&machine, volume, &disk).unwrap();
+    let first = disk.clone();
+    let mut changed: Vec<u64> = (0..CHANGED).map(|_| random.below(end)).collect();
+    changed.sort_unstable();
+    changed.dedup();
+    let scratch = noise(&mut random);
+    for (i, block) in changed.iter().enumerate() {
+        // A quarter moves what is there already.
+        let content = if i % 4 == 0 { scratch.clone() } else { noise(&mut random) };
+        disk.write(*block, content);
+    }
+    world.copy_changes(&machine, volume, &disk, &changed).unwrap();
+    let (sent, received) = world.traffic;
+    let n = changed.len() as u64;
+    // A block of noise, its record's header, tag, id and place: nothing for the volume's size.
+    assert!(sent < n * 3 / 4 * (BLOCK_SIZE as u64 + 256) + n * 64, "{sent} for {n} blocks");
+    assert!(received < n + 4096, "{received} for {n} blocks");
+    let second = disk.clone();
+    world.checkpoint(&machine, volume).unwrap();
+    let (sent, received) = world.traffic;
+    // The touched leaves come back, once, and the nodes above them; the root goes up.
+    assert!(sent < n * 64 + 4096, "{sent} for {n} leaves");
+    assert!(received < n * 3000, "{received} for {n} leaves");
+    world.assert_restores(&machine, volume, &[first, second, disk]);
+}
+
+#[test]
 fn another_writer_cannot_write_here_nor_use_untrusted_chunks() {
     let mut world = World::new(2);
     let machine = world.machine();

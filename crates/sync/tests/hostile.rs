@@ -3,14 +3,19 @@
 
 mod common;
 
-use common::{Disk, Lcg, World, noise, same};
+use common::{Disk, Lcg, Liar, Machine, World, noise, same};
 use dormouse_crypt::record;
 use dormouse_crypt::seal::{DataKey, SealFor, Sealer};
+use dormouse_format::extents::{Content, ExtentsWriter, Runs};
+use dormouse_format::limits::{BLOCK_SIZE, PAGE_BLOCKS};
 use dormouse_format::message::Message;
+use dormouse_format::point::{Point, StoredPoint};
 use dormouse_format::record::{Kind, split};
 use dormouse_format::vault::{self, Signed};
-use dormouse_format::{RecordId, limits::BLOCK_SIZE};
+use dormouse_format::{ChunkId, Hash, RecordId, Tag, VolumeId, delta};
 use dormouse_sync::Error;
+use dormouse_sync::error::Result;
+use dormouse_sync::fetch;
 use dormouse_sync::history::{check_anchor, hash_of};
 
 fn disk(seed: u64, blocks: u64) -> Disk {
@@ -174,4 +179,304 @@ fn a_distrusted_chunk_is_sent_again() {
     assert_eq!(again.progress.sent, 1);
     let (back, _) = world.restore(&machine, volume, 1, None).unwrap();
     assert!(same(&back, &model));
+}
+
+/// A volume of four pages with four points: a checkpoint, two deltas that change the same
+/// leaves, and a checkpoint of their sum.
+struct Past {
+    world: World,
+    machine: Machine,
+    volume: VolumeId,
+    models: Vec<Disk>,
+    points: Vec<StoredPoint>,
+}
+
+impl Past {
+    fn new(seed: u64) -> Self {
+        let mut world = World::new(seed);
+        let machine = world.machine();
+        let volume = world.volume(&machine, "disk");
+        let mut random = Lcg(seed);
+        let mut model = Disk::new(4 * PAGE_BLOCKS * BLOCK_SIZE as u64);
+        (0..40).for_each(|b| model.write(b, noise(&mut random)));
+        (0..20).for_each(|b| model.write(2 * PAGE_BLOCKS + b, noise(&mut random)));
+        world.copy(&machine, volume, &model).unwrap();
+        let mut models = vec![model.clone()];
+        for changed in [[3, 4, 5], [5, 6, 2 * PAGE_BLOCKS + 3]] {
+            changed.iter().for_each(|b| model.write(*b, noise(&mut random)));
+            world.copy_changes(&machine, volume, &model, &changed).unwrap();
+            models.push(model.clone());
+        }
+        world.checkpoint(&machine, volume).unwrap();
+        models.push(model);
+        let points = world.points(&machine, volume);
+        assert_eq!(points[3].point().checkpoint, 4);
+        world.assert_restores(&machine, volume, &models);
+        Self { world, machine, volume, models, points }
+    }
+
+    /// Restores a point from a liar into an empty disk. Whatever comes of it, each block
+    /// that was written is the point's.
+    fn lied(&mut self, seq: u64, liar: Liar) -> Result<()> {
+        let point = self.points[seq as usize - 1];
+        let checkpoint = self.points[point.point().checkpoint as usize - 1];
+        self.lied_at([point, checkpoint], liar)
+    }
+
+    fn lied_at(&mut self, pair: [StoredPoint; 2], liar: Liar) -> Result<()> {
+        let model = &self.models[pair[0].point().seq as usize - 1];
+        let mut disk = Disk::default();
+        self.world.liar = liar;
+        let mode = fetch::Mode::Fresh;
+        let done = self.world.restore_to(&self.machine, self.volume, pair, mode, &mut disk);
+        self.world.liar = Liar::default();
+        for (block, content) in &disk.blocks {
+            assert!(model.blocks.get(block) == Some(content), "block {block}: {done:?}");
+        }
+        assert!(done.is_err() || same(&disk, model), "blocks are missing, and it says done");
+        done.map(drop)
+    }
+}
+
+fn ask(f: impl FnMut(&mut Message) + 'static) -> Liar {
+    Liar { ask: Some(Box::new(f)), answer: None }
+}
+
+fn answer(f: impl FnMut(&mut Message) + 'static) -> Liar {
+    Liar { ask: None, answer: Some(Box::new(f)) }
+}
+
+/// Questions about the map from this level down are answered from another checkpoint.
+fn older(level: u8, old: u64) -> Liar {
+    ask(move |message| match message {
+        Message::GetNode { seq, place, .. } if place.level <= level => *seq = old,
+        Message::GetLeaves { seq, .. } => *seq = old,
+        _ => {}
+    })
+}
+
+/// Writes runs again with chunk, index and tags altered.
+fn altered(runs: &[u8], mut f: impl FnMut(&mut ChunkId, &mut u8, &mut [Tag])) -> Vec<u8> {
+    let mut out = ExtentsWriter::new();
+    for run in Runs::new(runs) {
+        let run = run.unwrap();
+        match run.content {
+            Content::Zero => out.zero(run.start, run.count),
+            Content::Tags(tags) => {
+                let mut tags: Vec<Tag> = tags.iter().collect();
+                let (mut chunk, mut first) = (RecordId::ZERO, 0);
+                f(&mut chunk, &mut first, &mut tags);
+                out.tags(run.start, &tags);
+            }
+            Content::Data { mut chunk, mut first, tags } => {
+                let mut tags: Vec<Tag> = tags.iter().collect();
+                f(&mut chunk, &mut first, &mut tags);
+                out.data(run.start, chunk, first, &tags);
+            }
+        }
+    }
+    out.take()
+}
+
+fn other_tag(_: &mut ChunkId, _: &mut u8, tags: &mut [Tag]) {
+    tags[0].0[0] ^= 0x80;
+}
+
+const TOP: &str = "the top node is not under the signed root";
+const NODE: &str = "a node's hash";
+const LEAF: &str = "a leaf's hash";
+const RUNNING: &str = "the running hash of its deltas";
+
+/// The whole of an older map, or from one level on down, under a newer point.
+#[test]
+fn an_older_map_is_not_taken_for_a_newer_one() {
+    let mut past = Past::new(21);
+    let mut old = past.points[3];
+    old.top = past.points[0].top;
+    let wrong = |what| Err(Error::Map { seq: 4, what });
+    assert_eq!(past.lied_at([old, old], older(8, 1)), wrong(TOP));
+    assert_eq!(past.lied(4, older(2, 1)), wrong(NODE));
+    assert_eq!(past.lied(4, older(1, 1)), wrong(NODE));
+    assert_eq!(past.lied(4, older(0, 1)), wrong(LEAF));
+    assert_eq!(past.lied(4, Liar::default()), Ok(()));
+}
+
+#[test]
+fn a_node_of_another_place_or_volume_is_refused() {
+    let mut past = Past::new(22);
+    let other = past.world.volume(&past.machine, "other");
+    past.world.copy(&past.machine, other, &past.models[3]).unwrap();
+    let wrong = Err(Error::Map { seq: 4, what: NODE });
+    for level in 1..=2 {
+        let lie = ask(move |message| match message {
+            Message::GetNode { volume, seq, place } if place.level == level => {
+                (*volume, *seq) = (other, 1);
+            }
+            _ => {}
+        });
+        assert_eq!(past.lied(4, lie), wrong);
+    }
+    let lie = ask(|message| match message {
+        Message::GetNode { place, .. } if place.level == 1 => place.index = 2 - place.index,
+        _ => {}
+    });
+    assert_eq!(past.lied(4, lie), wrong);
+    let lie = answer(|message| {
+        if let Message::Node { mask, hashes } = message {
+            (*mask, *hashes) = (0, Vec::new());
+        }
+    });
+    assert_eq!(past.lied(4, lie), wrong);
+}
+
+#[test]
+fn an_altered_or_missing_leaf_is_refused() {
+    let mut past = Past::new(23);
+    let wrong = Err(Error::Map { seq: 4, what: LEAF });
+    let lie = answer(|message| {
+        if let Message::Leaves { runs } = message {
+            *runs = altered(runs, other_tag);
+        }
+    });
+    assert_eq!(past.lied(4, lie), wrong);
+    let lie = answer(|message| {
+        if let Message::Leaves { runs } = message {
+            runs.clear();
+        }
+    });
+    assert_eq!(past.lied(4, lie), wrong);
+}
+
+/// Hints are under no hash: the blocks that they lead to are proved by their tags.
+#[test]
+fn wrong_hints_lead_to_no_wrong_block() {
+    let mut past = Past::new(24);
+    for seq in [1, 4] {
+        let mut last = None;
+        let lie = answer(move |message| {
+            if let Message::Leaves { runs } = message {
+                *runs = altered(runs, |chunk, _, _| {
+                    let own = *chunk;
+                    *chunk = last.unwrap_or(own);
+                    last = Some(own);
+                });
+            }
+        });
+        assert!(matches!(past.lied(seq, lie), Err(Error::Chunk { .. })), "chunk, {seq}");
+        let lie = answer(|message| {
+            if let Message::Leaves { runs } = message {
+                *runs = altered(runs, |_, first, tags| match first {
+                    0 if tags.len() < 64 => *first = 1,
+                    0 => tags[0].0[0] ^= 1,
+                    _ => *first -= 1,
+                });
+            }
+        });
+        assert!(matches!(past.lied(seq, lie), Err(Error::Chunk { .. })), "index, {seq}");
+    }
+    let mut first: Option<Vec<u8>> = None;
+    let lie = answer(move |message| {
+        let Message::Record { record } = message else { return };
+        if split(record).unwrap().0.kind == Kind::Chunk {
+            record.clone_from(first.get_or_insert_with(|| record.clone()));
+        }
+    });
+    let what = "another chunk than the one asked for";
+    assert_eq!(past.lied(1, lie), Err(Error::Protocol { what }));
+}
+
+/// A delta's record with an altered tag, and all its checks made right.
+fn other_delta(bytes: &[u8]) -> Vec<u8> {
+    let (header, body) = split(bytes).unwrap();
+    let (prefix, runs) = delta::decode(body).unwrap();
+    record::plain(header.kind, header.writer, &delta::encode(&prefix, &altered(runs, other_tag)))
+}
+
+/// Three lies about the deltas between a checkpoint and a point.
+fn delta_lies() -> [Liar; 3] {
+    let mut seen = 0;
+    [
+        ask(|message| {
+            if let Message::GetDeltas { seq, .. } = message {
+                *seq -= 1;
+            }
+        }),
+        answer(|message| match message {
+            Message::Record { record } if split(record).unwrap().0.kind == Kind::Delta => {
+                *record = other_delta(record);
+            }
+            _ => {}
+        }),
+        answer(move |message| match message {
+            Message::Record { record } if split(record).unwrap().0.kind == Kind::Delta => {
+                seen += 1;
+                if seen == 1 {
+                    *message = Message::Done;
+                }
+            }
+            _ => {}
+        }),
+    ]
+}
+
+#[test]
+fn altered_or_missing_deltas_are_refused() {
+    let mut past = Past::new(25);
+    for lie in delta_lies() {
+        assert_eq!(past.lied(3, lie), Err(Error::Map { seq: 3, what: RUNNING }));
+    }
+    assert_eq!(past.lied(3, Liar::default()), Ok(()));
+}
+
+/// A writer that is lied to about what is there makes no point of it.
+#[test]
+fn no_point_is_made_of_a_lie() {
+    let mut past = Past::new(26);
+    let mut model = past.models[3].clone();
+    model.write(7, vec![7; BLOCK_SIZE]);
+    for (lie, what) in [(older(2, 1), NODE), (older(1, 1), NODE), (older(0, 1), LEAF)] {
+        past.world.liar = lie;
+        let done = past.world.copy(&past.machine, past.volume, &model);
+        assert_eq!(done.map(drop), Err(Error::Map { seq: 4, what }));
+    }
+    past.world.liar = Liar::default();
+    past.world.copy_changes(&past.machine, past.volume, &model, &[7]).unwrap();
+    for (lie, what) in [(older(2, 1), NODE), (older(1, 1), NODE), (older(0, 1), LEAF)] {
+        past.world.liar = lie;
+        let done = past.world.checkpoint(&past.machine, past.volume);
+        assert_eq!(done.map(drop), Err(Error::Map { seq: 4, what }));
+    }
+    for lie in delta_lies().into_iter().skip(1) {
+        past.world.liar = lie;
+        let done = past.world.checkpoint(&past.machine, past.volume);
+        assert_eq!(done.map(drop), Err(Error::Map { seq: 5, what: RUNNING }));
+    }
+    past.world.liar = Liar::default();
+    past.models.push(model.clone());
+    assert_eq!(past.world.points(&past.machine, past.volume).len(), 5);
+    past.world.checkpoint(&past.machine, past.volume).unwrap();
+    past.models.push(model);
+    past.world.assert_restores(&past.machine, past.volume, &past.models);
+}
+
+/// Points that the writer did sign, in an order that it did not make.
+#[test]
+fn points_of_two_histories_make_no_chain() {
+    let mut past = Past::new(27);
+    let trust = past.world.trust(&past.machine);
+    let Past { machine, volume, points, .. } = &past;
+    let signed = |stored: &StoredPoint, prev, time| {
+        let point = Point { prev, time, ..*stored.point() };
+        StoredPoint { signed: machine.signer.sign_point(point), ..*stored }
+    };
+    let follows = |seq| Err(Error::Point { seq, why: "it does not follow the one before" });
+    let second = points[1].point();
+    let beside = signed(&points[1], second.prev, second.time + 1);
+    assert_eq!(trust.chain(volume, &[points[0], beside]), Ok(()));
+    assert_eq!(trust.chain(volume, &[points[0], beside, points[2]]), follows(3));
+    for prev in [Hash::ZERO, Hash([1; 32]), hash_of(&points[1].signed)] {
+        let loose = signed(&points[1], prev, second.time);
+        assert_eq!(trust.point(volume, &loose), Ok(()));
+        assert_eq!(trust.chain(volume, &[points[0], loose]), follows(2));
+    }
 }

@@ -219,11 +219,20 @@ impl Wire {
     }
 }
 
+/// What a lying server does: it answers another question, or alters an answer.
+#[derive(Default)]
+pub struct Liar {
+    pub ask: Option<Box<dyn FnMut(&mut Message)>>,
+    pub answer: Option<Box<dyn FnMut(&mut Message)>>,
+}
+
 pub struct World {
     pub registry: Arc<Registered>,
     pub random: Lcg,
     pub now: TimeNs,
     pub cut_after: Option<u64>,
+    /// Lies to copies, checkpoints and restores; not to lists of points and certificates.
+    pub liar: Liar,
     /// Bytes of the last copy: sent, received.
     pub traffic: (u64, u64),
 }
@@ -235,8 +244,24 @@ impl World {
             random: Lcg(seed),
             now: 1,
             cut_after: None,
+            liar: Liar::default(),
             traffic: (0, 0),
         }
+    }
+
+    fn say(&mut self, wire: &mut Wire, mut message: Message) {
+        if let Some(ask) = &mut self.liar.ask {
+            ask(&mut message);
+        }
+        wire.send(self.now, &message);
+    }
+
+    fn hear(&mut self, wire: &mut Wire) -> Result<Message> {
+        let mut message = wire.next()?;
+        if let Some(answer) = &mut self.liar.answer {
+            answer(&mut message);
+        }
+        Ok(message)
     }
 
     pub fn binding(&self, client: PublicKey) -> Binding {
@@ -483,7 +508,7 @@ impl World {
                 && !wire.inbox.is_empty();
             let event = match if late { None } else { todo.pop_front() } {
                 Some(copy::Action::Send(message)) => {
-                    wire.send(self.now, &message);
+                    self.say(wire, message);
                     continue;
                 }
                 Some(copy::Action::Read { index, claim }) => {
@@ -507,7 +532,7 @@ impl World {
                     copy::Event::Finished { grade: Grade::Settled, time: self.now }
                 }
                 Some(copy::Action::Done(outcome)) => return Ok(outcome),
-                None => copy::Event::Message(wire.next()?),
+                None => copy::Event::Message(self.hear(wire)?),
             };
             copy.step(event, &mut actions)?;
         }
@@ -530,14 +555,14 @@ impl World {
         loop {
             for action in actions.drain(..) {
                 match action {
-                    checkpoint::Action::Send(message) => wire.send(self.now, &message),
+                    checkpoint::Action::Send(message) => self.say(&mut wire, message),
                     checkpoint::Action::Done { point, .. } => {
                         self.traffic = (wire.sent, wire.received);
                         return Ok(self.points(machine, volume)[point.point.seq as usize - 1]);
                     }
                 }
             }
-            engine.step(wire.next()?, &mut actions)?;
+            engine.step(self.hear(&mut wire)?, &mut actions)?;
         }
     }
 
@@ -572,12 +597,26 @@ impl World {
         let points = self.points(machine, volume);
         let point = points[seq as usize - 1];
         let checkpoint = points[point.point().checkpoint as usize - 1];
+        let mut disk = old.cloned().unwrap_or_default();
+        let mode = if old.is_some() { fetch::Mode::InPlace } else { fetch::Mode::Fresh };
+        let progress = self.restore_to(machine, volume, [point, checkpoint], mode, &mut disk)?;
+        Ok((disk, progress))
+    }
+
+    /// Restores a point with its checkpoint; `disk` has what was written, also after an error.
+    pub fn restore_to(
+        &mut self,
+        machine: &Machine,
+        volume: VolumeId,
+        [point, checkpoint]: [StoredPoint; 2],
+        mode: fetch::Mode,
+        disk: &mut Disk,
+    ) -> Result<fetch::Progress> {
         let trust = Arc::new(self.trust(machine));
         let mut wire = self.hello(machine)?;
-        let mut disk = old.cloned().unwrap_or_default();
         disk.resize(point.point().size);
-        let mode = if old.is_some() { fetch::Mode::InPlace } else { fetch::Mode::Fresh };
-        let local = if old.is_some() { disk.leaves() } else { LeafSet::new(0) };
+        let in_place = mode == fetch::Mode::InPlace;
+        let local = if in_place { disk.leaves() } else { LeafSet::new(0) };
         let plan = fetch::Plan { point, checkpoint, mode, local, keep_going: false };
         let secrets = &machine.secrets;
         let mut fetch = Fetch::new(plan, trust.clone(), machine.identity.clone())?;
@@ -588,7 +627,7 @@ impl World {
             todo.extend(actions.drain(..));
             let event = match todo.pop_front() {
                 Some(fetch::Action::Send(message)) => {
-                    wire.send(self.now, &message);
+                    self.say(&mut wire, message);
                     continue;
                 }
                 Some(fetch::Action::Open(job)) => {
@@ -619,8 +658,8 @@ impl World {
                     let tags = Box::new(data.hash(secrets, &volume, index).tags);
                     fetch::Event::Local { index, tags }
                 }
-                Some(fetch::Action::Done) => return Ok((disk, *fetch.progress())),
-                None => fetch::Event::Message(wire.next()?),
+                Some(fetch::Action::Done) => return Ok(*fetch.progress()),
+                None => fetch::Event::Message(self.hear(&mut wire)?),
             };
             fetch.step(event, &mut actions)?;
         }

@@ -11,6 +11,7 @@ use anyhow::Result;
 use dormouse_crypt::{
     Identity, OsRandom, SigningKey, VaultSecrets, hash, invite as secret, keys, record,
 };
+use dormouse_format::limits::SMALL_ANSWER_MAX;
 use dormouse_format::message::Message;
 use dormouse_format::record::Kind;
 use dormouse_format::vault::{Cert, Vault, VaultKeys};
@@ -291,7 +292,8 @@ pub fn recover(home: &Home, kit: &Kit, target: Option<&str>, name: Option<&str>)
     Ok(Joined { target, client: welcome.name, vault, new_vault: false })
 }
 
-/// The newest digest and map key, as the authority signed them.
+/// The newest digest and map key, as the authority signed them. What does not hold is
+/// left out, and told if nothing else fits.
 fn vault_secrets(
     link: &crate::link::Link,
     authority: &SigningKey,
@@ -299,14 +301,24 @@ fn vault_secrets(
     identity: &Identity,
 ) -> Result<VaultSecrets> {
     let mut newest: Option<VaultKeys> = None;
+    let mut refused = None;
+    let mut records = 0;
     let mut next = ask(link, Message::GetSmall { kind: Kind::VaultKeys, ids: Vec::new() })?;
     while let Message::Record { record: bytes } = next {
-        let (header, body) = record::check(&bytes)?;
-        if header.kind == Kind::VaultKeys {
-            let value: VaultKeys = keys::verify_body(&authority.public(), body)?;
-            if value.vault == *vault && newest.as_ref().is_none_or(|n| n.epoch < value.epoch) {
+        records += 1;
+        if records > SMALL_ANSWER_MAX {
+            return unexpected("a question for the vault's keys");
+        }
+        let value = record::check(&bytes).and_then(|(header, body)| {
+            let value = keys::verify_body::<VaultKeys>(&authority.public(), body)?;
+            Ok((header.kind == Kind::VaultKeys && value.vault == *vault).then_some(value))
+        });
+        match value {
+            Ok(Some(value)) if newest.as_ref().is_none_or(|n| n.epoch < value.epoch) => {
                 newest = Some(value);
             }
+            Ok(_) => {}
+            Err(e) => refused = Some(e),
         }
         next = receive(link, None)?;
     }
@@ -314,7 +326,8 @@ fn vault_secrets(
         return unexpected("a question for the vault's keys");
     }
     let newest = newest.ok_or_else(|| {
-        Failure::new(Class::Damaged, "the server has no keys of this vault")
+        let why = refused.map_or_else(String::new, |e| format!(" that hold: {e}"));
+        Failure::new(Class::Damaged, format!("the server has no keys of this vault{why}"))
             .hint("run `dormouse scrub STORE` on the server")
     })?;
     Ok(VaultSecrets::unwrap(newest.epoch, &newest.wrapped, identity).map_err(|_| {

@@ -12,15 +12,13 @@ use dormouse_format::point::{SignedPoint, StoredPoint};
 use dormouse_format::record::Kind;
 use dormouse_format::vault::Volume;
 use dormouse_format::{Hash, Seq, VolumeId};
-use dormouse_sync::history::{self, Trust};
+use dormouse_sync::history::{self, Points, Trust};
 
 use crate::connect::{ask, connect_asking, receive, unexpected};
 use crate::exit::{Class, Failure};
 use crate::files;
 use crate::home::{Account, Home};
 use crate::link::Link;
-
-const PAGE: u32 = 2000;
 
 /// A volume whose record was verified.
 #[derive(Debug, Clone)]
@@ -72,7 +70,7 @@ impl<'a> Session<'a> {
         }
         let mut questions =
             vec![Message::GetSmall { kind: Kind::Cert, ids: Vec::new() }, Message::ListVolumes];
-        questions.extend(asked.iter().map(|(id, from)| list_points(id, *from)));
+        questions.extend(asked.iter().map(|(id, from)| Points::question(*id, *from)));
         let link = connect_asking(account, questions)?;
         let trust = trust(&link, account)?;
         let volumes = volumes(&link, &trust)?;
@@ -116,27 +114,25 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// Points of a volume from `from` on, verified one by one and as a chain.
+    /// Points of a volume from `from` on, verified one by one and as a chain that begins
+    /// there and holds the head that was shown before.
     fn points_from(&mut self, volume: &VolumeId, from: Seq) -> Result<Vec<StoredPoint>> {
+        let mut all = Points::from(&self.trust, *volume, from);
         let mut answer = match self.ahead.remove(volume) {
             Some((asked, answer)) if asked == from => answer?,
-            _ => ask(&self.link, list_points(volume, from))?,
+            _ => ask(&self.link, all.next())?,
         };
-        let mut all: Vec<StoredPoint> = Vec::new();
         loop {
             let Message::Points { points } = answer else {
                 return unexpected("a question for points");
             };
-            let whole = points.len() < PAGE as usize;
-            let overlap = all.len().saturating_sub(1);
-            all.extend(points);
-            self.trust.chain(volume, &all[overlap..])?;
-            let next = all.last().map_or(from, |p| p.point().seq + 1);
-            if whole {
-                return Ok(all);
+            if all.add(&points)? {
+                break;
             }
-            answer = ask(&self.link, list_points(volume, next))?;
+            answer = ask(&self.link, all.next())?;
         }
+        let listed = self.volumes.iter().find(|l| l.volume.id == *volume);
+        Ok(all.done(listed.and_then(|l| l.head.as_ref()))?)
     }
 
     /// All points of a volume, verified, and whether they go on from what this machine saw.
@@ -185,16 +181,12 @@ impl<'a> Session<'a> {
     }
 }
 
-const fn list_points(volume: &VolumeId, from: Seq) -> Message {
-    Message::ListPoints { volume: *volume, from, limit: PAGE }
-}
-
 /// The writers that the vault's authority has certified, from the answers that come now.
 fn trust(link: &Link, account: &Account) -> Result<Trust> {
     let mut trust = Trust::new(account.authority);
     loop {
         match receive(link, None)? {
-            Message::Record { record } => trust.add_cert(&record)?,
+            Message::Record { record } => trust.offer_cert(&record)?,
             Message::Done => return Ok(trust),
             _ => return unexpected("a question for certificates"),
         }

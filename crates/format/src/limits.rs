@@ -41,6 +41,8 @@ pub const HAVE_MAX: usize = 4096;
 pub const GET_MAX: usize = 1024;
 /// Most points in one answer.
 pub const POINTS_MAX: usize = 2048;
+/// Most records of one answer to GetSmall that a client takes.
+pub const SMALL_ANSWER_MAX: u32 = 1 << 20;
 /// Most missing chunks named in one refusal.
 pub const MISSING_MAX: usize = 4096;
 /// Longest text of a vault's recipient, in bytes (post-quantum ones are long).

@@ -146,6 +146,7 @@ pub struct Fetch {
     /// By key and writer: another writer can put a copy of a wrapped key under its own name.
     keys: HashMap<Maker, Arc<DataKey>>,
     key_error: Option<Error>,
+    key_records: u32,
     held: HashMap<Maker, Vec<(Want, Vec<u8>)>>,
     questions: VecDeque<Question>,
     progress: Progress,
@@ -177,6 +178,7 @@ impl Fetch {
             under_way: 0,
             keys: HashMap::new(),
             key_error: None,
+            key_records: 0,
             held: HashMap::new(),
             questions: VecDeque::new(),
             progress: Progress::default(),

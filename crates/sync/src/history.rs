@@ -4,10 +4,12 @@
 use std::collections::HashMap;
 
 use dormouse_crypt::{Error as CryptError, hash, keys, record};
+use dormouse_format::limits::{POINTS_MAX, SMALL_ANSWER_MAX};
+use dormouse_format::message::Message;
 use dormouse_format::point::{SignedPoint, StoredPoint};
 use dormouse_format::record::Kind;
 use dormouse_format::vault::{Cert, Volume};
-use dormouse_format::{Hash, PublicKey, VaultId, VolumeId, WriterId};
+use dormouse_format::{Hash, PublicKey, Seq, VaultId, VolumeId, WriterId};
 
 use crate::error::{Error, Result};
 
@@ -17,12 +19,21 @@ pub struct Trust {
     vault: VaultId,
     authority: PublicKey,
     writers: HashMap<WriterId, Cert>,
+    /// Certificates taken or left out by [`Self::offer_cert`].
+    offered: u32,
+    left_out: bool,
 }
 
 impl Trust {
     /// Trust in nothing but the authority.
     pub fn new(authority: PublicKey) -> Self {
-        Self { vault: hash::vault_id(&authority), authority, writers: HashMap::new() }
+        Self {
+            vault: hash::vault_id(&authority),
+            authority,
+            writers: HashMap::new(),
+            offered: 0,
+            left_out: false,
+        }
     }
 
     /// The vault.
@@ -48,6 +59,26 @@ impl Trust {
         Ok(())
     }
 
+    /// Takes what a server gives as a certificate. What does not hold is left out: it
+    /// takes nothing away from the others. An answer without end is an error.
+    pub fn offer_cert(&mut self, bytes: &[u8]) -> Result<()> {
+        self.offered += 1;
+        if self.offered > SMALL_ANSWER_MAX {
+            return Err(Error::Protocol { what: "an answer of certificates without end" });
+        }
+        self.left_out |= self.add_cert(bytes).is_err();
+        Ok(())
+    }
+
+    /// Why a writer is not believed.
+    const fn unknown(&self) -> &'static str {
+        if self.left_out {
+            "its writer is not certified, and a certificate that the server gave does not hold"
+        } else {
+            "its writer is not certified"
+        }
+    }
+
     /// A writer's certificate.
     pub fn writer(&self, id: &WriterId) -> Option<&Cert> {
         self.writers.get(id)
@@ -56,9 +87,12 @@ impl Trust {
     /// Reads a volume's body: a certified writer signed it.
     pub fn volume(&self, body: &[u8]) -> Result<Volume> {
         let value = <Volume as dormouse_format::vault::Signed>::decode(body)?.0;
-        let cert = self
-            .writer(&value.writer)
-            .ok_or(CryptError::Key { what: "volume of an unknown writer" })?;
+        let what = if self.left_out {
+            "volume of an unknown writer (a certificate that the server gave does not hold)"
+        } else {
+            "volume of an unknown writer"
+        };
+        let cert = self.writer(&value.writer).ok_or(CryptError::Key { what })?;
         let value: Volume = keys::verify_body(&cert.key, body)?;
         if value.vault != self.vault {
             return Err(CryptError::Key { what: "volume of another vault" }.into());
@@ -73,7 +107,7 @@ impl Trust {
         if p.vault != self.vault || p.volume != *volume {
             return Err(bad("it is of another volume"));
         }
-        let cert = self.writer(&p.writer).ok_or(bad("its writer is not certified"))?;
+        let cert = self.writer(&p.writer).ok_or(bad(self.unknown()))?;
         keys::verify_point(&cert.key, &stored.signed).map_err(|_| bad("its signature is wrong"))
     }
 
@@ -92,6 +126,66 @@ impl Trust {
             return Err(Error::Point { seq: 1, why: "it does not begin the history" });
         }
         Ok(())
+    }
+}
+
+/// A volume's points from one on, page by page, each page proved when it comes.
+#[derive(Debug)]
+pub struct Points<'a> {
+    trust: &'a Trust,
+    volume: VolumeId,
+    /// The point that the next page begins with, if there is one.
+    next: Seq,
+    all: Vec<StoredPoint>,
+}
+
+/// Points asked for in one question.
+const PAGE: usize = 2000;
+const _: () = assert!(PAGE <= POINTS_MAX);
+
+impl<'a> Points<'a> {
+    /// Points from `from` on.
+    pub const fn from(trust: &'a Trust, volume: VolumeId, from: Seq) -> Self {
+        Self { trust, volume, next: from, all: Vec::new() }
+    }
+
+    /// The question for a page that begins with the point `from`.
+    pub const fn question(volume: VolumeId, from: Seq) -> Message {
+        Message::ListPoints { volume, from, limit: PAGE as u32 }
+    }
+
+    /// The question for the next page.
+    pub const fn next(&self) -> Message {
+        Self::question(self.volume, self.next)
+    }
+
+    /// Takes the answer; true if it was the last. No point is ever removed, so a page
+    /// that does not begin with the point asked for hides some.
+    pub fn add(&mut self, page: &[StoredPoint]) -> Result<bool> {
+        if page.len() > PAGE {
+            return Err(Error::Protocol { what: "more points than were asked for" });
+        }
+        if page.first().is_some_and(|p| p.point().seq != self.next) {
+            let why = "the server leaves it out, and shows others";
+            return Err(Error::Point { seq: self.next, why });
+        }
+        let overlap = self.all.len().saturating_sub(1);
+        self.all.extend_from_slice(page);
+        self.trust.chain(&self.volume, &self.all[overlap..])?;
+        self.next += page.len() as u64;
+        Ok(page.len() < PAGE)
+    }
+
+    /// All of them; `head`, which the server showed before, is among them.
+    pub fn done(self, head: Option<&StoredPoint>) -> Result<Vec<StoredPoint>> {
+        let Some(head) = head else { return Ok(self.all) };
+        let seq = head.point().seq;
+        let begins = self.next - self.all.len() as u64;
+        let shown = seq.checked_sub(begins).map(|i| self.all.get(i as usize));
+        match shown {
+            Some(shown) if shown.map(|s| s.signed) != Some(head.signed) => Err(Error::Fork { seq }),
+            _ => Ok(self.all),
+        }
     }
 }
 

@@ -1,12 +1,13 @@
 //! What deltas have changed since a checkpoint, by address.
 //!
 //! Invariant: memory grows with the number of changed blocks and of zeroed
-//! ranges, not with the length of the ranges.
+//! ranges, not with the length of the ranges. Deltas are bounded before they are proved.
 
 use std::collections::BTreeMap;
 
 use dormouse_crypt::{hash, record};
 use dormouse_format::extents::{Content, Runs};
+use dormouse_format::limits::DELTAS_BYTES_MAX;
 use dormouse_format::point::StoredPoint;
 use dormouse_format::record::Kind;
 use dormouse_format::{Block, Hash, delta, geometry};
@@ -19,17 +20,24 @@ use crate::map::Entry;
 pub struct Deltas {
     running: Hash,
     overlay: Overlay,
+    /// Bytes of their records so far.
+    bytes: u64,
 }
 
 impl Deltas {
     /// Before the first delta after `checkpoint`.
     pub fn after(checkpoint: &StoredPoint) -> Self {
         let p = checkpoint.point();
-        Self { running: p.root, overlay: Overlay::new(geometry::blocks(p.size)) }
+        Self { running: p.root, overlay: Overlay::new(geometry::blocks(p.size)), bytes: 0 }
     }
 
-    /// Takes the next delta's record.
+    /// Takes the next delta's record. More of them than a store keeps is refused here:
+    /// what they are is known only at the end, and a lying server need not end.
     pub fn add(&mut self, bytes: &[u8]) -> Result<()> {
+        self.bytes += bytes.len() as u64;
+        if self.bytes > DELTAS_BYTES_MAX {
+            return Err(Error::Protocol { what: "more deltas than a store keeps" });
+        }
         let (header, body) = record::check(bytes)?;
         if header.kind != Kind::Delta {
             return Err(Error::Protocol { what: "a record that is no delta" });

@@ -7,16 +7,17 @@ use common::{Disk, Lcg, Liar, Machine, World, noise, same};
 use dormouse_crypt::record;
 use dormouse_crypt::seal::{DataKey, SealFor, Sealer};
 use dormouse_format::extents::{Content, ExtentsWriter, Runs};
-use dormouse_format::limits::{BLOCK_SIZE, PAGE_BLOCKS};
+use dormouse_format::limits::{BLOCK_SIZE, DELTAS_BYTES_MAX, PAGE_BLOCKS};
 use dormouse_format::message::Message;
 use dormouse_format::point::{Point, StoredPoint};
 use dormouse_format::record::{Kind, split};
 use dormouse_format::vault::{self, Signed};
-use dormouse_format::{ChunkId, Hash, RecordId, Tag, VolumeId, delta};
+use dormouse_format::{ChunkId, Hash, RecordId, Tag, VolumeId, WriterId, delta};
 use dormouse_sync::Error;
 use dormouse_sync::error::Result;
 use dormouse_sync::fetch;
-use dormouse_sync::history::{check_anchor, hash_of};
+use dormouse_sync::history::{Points, Trust, check_anchor, hash_of};
+use dormouse_sync::overlay::Deltas;
 
 fn disk(seed: u64, blocks: u64) -> Disk {
     let mut random = Lcg(seed);
@@ -479,4 +480,124 @@ fn points_of_two_histories_make_no_chain() {
         assert_eq!(trust.point(volume, &loose), Ok(()));
         assert_eq!(trust.chain(volume, &[points[0], loose]), follows(2));
     }
+}
+
+/// Deltas are proved at their end only: before that they are bounded.
+#[test]
+fn deltas_without_end_are_refused() {
+    let past = Past::new(28);
+    let mut runs = ExtentsWriter::new();
+    (0..240).for_each(|i| runs.data(i * 64, RecordId([1; 16]), 0, &[Tag([1; 16]); 64]));
+    let size = past.models[0].size;
+    let prefix = delta::Prefix { volume: past.volume, seq: 2, size, attempt: 1, after: [0; 8] };
+    let body = delta::encode(&prefix, &runs.take());
+    let record = record::plain(Kind::Delta, WriterId::ZERO, &body);
+    let mut deltas = Deltas::after(&past.points[0]);
+    for _ in 0..DELTAS_BYTES_MAX / record.len() as u64 {
+        deltas.add(&record).unwrap();
+    }
+    let what = "more deltas than a store keeps";
+    assert_eq!(deltas.add(&record), Err(Error::Protocol { what }));
+}
+
+#[test]
+fn points_that_are_left_out_are_missed() {
+    let mut past = Past::new(29);
+    let trust = past.world.trust(&past.machine);
+    let Past { machine, volume, points, .. } = &past;
+    let left_out = |seq| {
+        let why = "the server leaves it out, and shows others";
+        Err(Error::Point { seq, why })
+    };
+    let pages = |from| Points::from(&trust, *volume, from);
+    for from in 1..=4 {
+        let mut right = pages(from);
+        assert_eq!(right.add(&points[from as usize - 1..]), Ok(true));
+        assert_eq!(right.done(points.last()).unwrap(), points[from as usize - 1..]);
+        for first in (0..4).filter(|first| *first != from as usize - 1) {
+            assert_eq!(pages(from).add(&points[first..]), left_out(from));
+        }
+    }
+    // The newest, all, or one in the middle; or the head is another one than was shown.
+    let mut older = pages(1);
+    assert_eq!(older.add(&points[..3]), Ok(true));
+    assert_eq!(older.done(points.last()), Err(Error::Fork { seq: 4 }));
+    let mut none = pages(1);
+    assert_eq!(none.add(&[]), Ok(true));
+    assert_eq!(none.done(points.last()), Err(Error::Fork { seq: 4 }));
+    assert!(pages(1).add(&[points[0], points[2]]).is_err());
+    let mut head = points[3];
+    head.signed = machine.signer.sign_point(Point { time: 1, ..*head.point() });
+    let mut other = pages(1);
+    assert_eq!(other.add(points), Ok(true));
+    assert_eq!(other.done(Some(&head)), Err(Error::Fork { seq: 4 }));
+
+    // More than a page.
+    let mut long = points.clone();
+    while long.len() < 2005 {
+        let last = long[long.len() - 1];
+        let seq = last.point().seq + 1;
+        let next = Point { seq, prev: hash_of(&last.signed), ..*last.point() };
+        long.push(StoredPoint { signed: machine.signer.sign_point(next), ..last });
+    }
+    let mut all = pages(1);
+    assert_eq!(all.add(&long[..2000]), Ok(false));
+    assert_eq!(all.next(), Message::ListPoints { volume: *volume, from: 2001, limit: 2000 });
+    assert_eq!(all.add(&long[2001..]), left_out(2001));
+    assert_eq!(all.add(&long[2000..]), Ok(true));
+    assert!(all.done(long.last()).unwrap() == long);
+    let what = "more points than were asked for";
+    assert_eq!(pages(1).add(&long[..2001]), Err(Error::Protocol { what }));
+}
+
+/// A certificate that does not hold takes nothing away from those that do.
+#[test]
+fn bad_certificates_are_left_out() {
+    let mut past = Past::new(30);
+    let good = past.world.cert(&past.machine, 0);
+    let stranger = World::new(99).machine();
+    let foreign = past.world.cert(&stranger, 0);
+    let mut damaged = good.clone();
+    damaged[150] ^= 1;
+    let (header, body) = split(&good).unwrap();
+    let mut unsigned = body.to_vec();
+    *unsigned.last_mut().unwrap() ^= 1;
+    let unsigned = record::plain(Kind::Cert, header.writer, &unsigned);
+    let kind = record::plain(Kind::Volume, header.writer, body);
+    let bad = [Vec::new(), foreign, damaged, unsigned, kind];
+    let (volume, point) = (past.volume, past.points[0]);
+    let authority = past.machine.authority.public();
+    let mut trust = Trust::new(authority);
+    for record in &bad {
+        assert!(trust.add_cert(record).is_err());
+        assert_eq!(trust.offer_cert(record), Ok(()));
+    }
+    assert!(trust.writer(&stranger.signer.writer_id()).is_none());
+    let why = "its writer is not certified, and a certificate that the server gave does not hold";
+    assert_eq!(trust.point(&volume, &point), Err(Error::Point { seq: 1, why }));
+    assert_eq!(trust.offer_cert(&good), Ok(()));
+    assert_eq!(trust.point(&volume, &point), Ok(()));
+    let why = "its writer is not certified";
+    let empty = Trust::new(authority);
+    assert_eq!(empty.point(&volume, &point), Err(Error::Point { seq: 1, why }));
+}
+
+/// A data key's record that does not hold leaves the chunk unread, and says which.
+#[test]
+fn a_bad_data_keys_record_is_left_out() {
+    let mut past = Past::new(31);
+    let mut bytes = |alter: fn(&mut Vec<u8>)| {
+        let lie = answer(move |message| match message {
+            Message::Record { record } if split(record).unwrap().0.kind == Kind::DataKey => {
+                alter(record);
+            }
+            _ => {}
+        });
+        let done = past.lied(1, lie);
+        assert!(matches!(done, Err(Error::Chunk { .. })), "{done:?}");
+    };
+    bytes(|record| record.truncate(20));
+    bytes(|record| record[130] ^= 1);
+    bytes(|record| *record = record::plain(Kind::DataKey, WriterId::ZERO, &[1, 2, 3]));
+    bytes(|record| *record = record::plain(Kind::Cert, WriterId::ZERO, &[1, 2, 3]));
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use dormouse_crypt::seal::{DataKey, Opener};
 use dormouse_crypt::{VaultSecrets, record};
-use dormouse_format::limits::{BLOCK_SIZE, CHUNK_TRIES_MAX, GET_MAX};
+use dormouse_format::limits::{BLOCK_SIZE, CHUNK_TRIES_MAX, GET_MAX, SMALL_ANSWER_MAX};
 use dormouse_format::message::Message;
 use dormouse_format::record::{Kind, split};
 use dormouse_format::vault::{self, Signed};
@@ -194,28 +194,39 @@ impl Fetch {
     }
 
     pub(super) fn key(&mut self, maker: Maker, bytes: &[u8]) -> Result<()> {
-        let (header, body) = record::check(bytes)?;
-        if header.kind != Kind::DataKey {
-            return Err(Error::Protocol { what: "a record that is no data key" });
+        self.key_records += 1;
+        if self.key_records > SMALL_ANSWER_MAX {
+            return Err(Error::Protocol { what: "an answer of data keys without end" });
         }
         // Anybody who writes to the vault can put a key's record under this id. One that
         // does not hold is passed over.
-        let writer = vault::DataKey::decode(body)?.0.writer;
-        if writer != maker.1 {
-            return Ok(());
-        }
-        let Some(cert) = self.trust.writer(&writer) else { return Ok(()) };
-        match DataKey::unwrap(self.trust.vault(), body, &cert.key, &self.identity) {
-            Ok(key) if key.id == maker.0 => {
+        match self.key_of(maker, bytes) {
+            Ok(Some(key)) => {
                 self.keys.insert(maker, Arc::new(key));
             }
-            Ok(_) => {}
-            Err(e) => self.key_error = Some(e.into()),
+            Ok(None) => {}
+            Err(e) => self.key_error = Some(e),
         }
         Ok(())
     }
 
+    /// The key in a data key's record, if it is this maker's.
+    fn key_of(&self, maker: Maker, bytes: &[u8]) -> Result<Option<DataKey>> {
+        let (header, body) = record::check(bytes)?;
+        if header.kind != Kind::DataKey {
+            return Err(Error::Protocol { what: "a record that is no data key" });
+        }
+        let writer = vault::DataKey::decode(body)?.0.writer;
+        if writer != maker.1 {
+            return Ok(None);
+        }
+        let Some(cert) = self.trust.writer(&writer) else { return Ok(None) };
+        let key = DataKey::unwrap(self.trust.vault(), body, &cert.key, &self.identity)?;
+        Ok((key.id == maker.0).then_some(key))
+    }
+
     pub(super) fn key_end(&mut self, maker: Maker, actions: &mut Vec<Action>) -> Result<()> {
+        self.key_records = 0;
         let held = self.held.remove(&maker).unwrap_or_default();
         for (mut want, record) in held {
             if self.keys.contains_key(&maker) {

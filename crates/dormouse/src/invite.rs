@@ -183,6 +183,22 @@ mod tests {
         assert!(invite("::1").to_string().starts_with("dormouse://[::1]:7447/laptop#"));
     }
 
+    /// A committed example (docs/format.md, 'Invite'): a change is a change of the format.
+    #[test]
+    fn the_committed_invite_is_read_and_written() {
+        let text = include_str!("../../../testdata/text/invite.txt");
+        assert_eq!(format!("{}\n", invite("backup.example.org")), text);
+        let back: Invite = text.parse().unwrap();
+        assert_eq!(back.address, Address { host: "backup.example.org".into(), port: 7447 });
+        assert_eq!((back.client.as_str(), back.fingerprint), ("laptop", [0xa5; 32]));
+        assert_eq!(*back.secret, [0x5a; 16]);
+        let bytes = text::unbase64url(text.trim().split_once('#').unwrap().1).unwrap();
+        assert_eq!((bytes.len(), bytes[0]), (53, 1));
+        let newer = [&[2], &bytes[1..]].concat();
+        let newer = format!("dormouse://h:1/laptop#{}", text::base64url(&newer));
+        assert_eq!(newer.parse::<Invite>().unwrap_err().class, Class::Version);
+    }
+
     #[test]
     fn every_mistyped_character_shows() {
         let text = invite("h").to_string();

@@ -60,6 +60,25 @@ fn is_code(name: &str) -> bool {
     name != "ADDRESS" && name != "CLIENT"
 }
 
+/// A value in parts of up to `width` characters. Spaces at the ends of a line are lost, so no
+/// part ends where the next begins with a space, or with one.
+fn parts(value: &str, width: usize) -> Vec<Zeroizing<String>> {
+    let chars: Zeroizing<Vec<char>> = Zeroizing::new(value.chars().collect());
+    let mut out = Vec::new();
+    let mut rest = &chars[..];
+    while !rest.is_empty() {
+        let inside = |end: &usize| !rest[end - 1].is_whitespace() && !rest[*end].is_whitespace();
+        let end = match rest.len() <= width {
+            true => rest.len(),
+            false => (1..=width).rev().find(inside).unwrap_or(width),
+        };
+        let (part, after) = rest.split_at(end);
+        out.push(Zeroizing::new(part.iter().collect()));
+        rest = after;
+    }
+    out
+}
+
 impl Kit {
     /// The kit of a home that has authority and identity.
     pub fn of(home: &Home) -> Result<Self> {
@@ -96,10 +115,8 @@ impl Kit {
              \x20   dormouse join --kit FILE\n\n",
         );
         for ((name, value), (_, width)) in self.fields().iter().zip(FIELDS) {
-            let chars: Vec<char> = value.chars().collect();
-            let mut index = 0;
-            for part in chars.chunks(width).map(|p| Zeroizing::new(p.iter().collect::<String>())) {
-                index += 1;
+            for (index, part) in parts(&value, width).into_iter().enumerate() {
+                let index = index + 1;
                 let shown = if paper && is_code(name) { grouped(&part) } else { part.clone() };
                 let label = format!("{name}-{index}");
                 let check = check(name, index, &part);
@@ -273,6 +290,31 @@ mod tests {
         }
     }
 
+    /// A committed example (docs/format.md, 'Recovery kit'): a change is a change of the format.
+    #[test]
+    fn the_committed_kits_are_read_and_written() {
+        let hex_identity: String =
+            include_str!("../../../testdata/vectors/age_identity.txt").lines().skip(1).collect();
+        let identity = String::from_utf8(crate::text::unhex(&hex_identity).unwrap()).unwrap();
+        let kit = Kit {
+            authority: SigningKey::from_seed([0x11; 32]).unwrap(),
+            identity: identity.parse().unwrap(),
+            ..kit()
+        };
+        let plain = include_str!("../../../testdata/text/kit.txt");
+        let paper = include_str!("../../../testdata/text/kit_paper.txt");
+        for (text, on_paper) in [(plain, false), (paper, true)] {
+            assert_eq!(*kit.text(on_paper), text);
+            let back = Kit::parse(text).unwrap();
+            assert_eq!(back.authority.seed(), &[0x11; 32]);
+            assert_eq!(*back.identity.to_secret(), identity);
+            assert_eq!(back.target.to_string(), "dormouse://backup.example.org:7447");
+            assert_eq!((back.server, back.client.as_str()), ([0xc3; 32], "laptop"));
+        }
+        let newer = Kit::parse(&plain.replace("KIT 1", "KIT 2")).unwrap_err();
+        assert_eq!(crate::exit::class_of(&newer), Class::Version);
+    }
+
     #[test]
     fn round_trip_on_screen_and_paper() {
         let kit = kit();
@@ -293,6 +335,15 @@ mod tests {
             .collect::<Vec<_>>()
             .join("\n");
         assert!(Kit::parse(&lower).is_ok());
+    }
+
+    #[test]
+    fn a_space_in_a_long_address_survives() {
+        for before in 50..70 {
+            let target = format!("dir:/{} / {}", "a".repeat(before), "b".repeat(80));
+            let kit = Kit { target: target.parse().unwrap(), ..kit() };
+            assert_eq!(Kit::parse(&kit.text(true)).unwrap().target.to_string(), target);
+        }
     }
 
     #[test]

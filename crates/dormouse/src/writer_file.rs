@@ -74,7 +74,7 @@ impl WriterFile {
 
     fn parse(text: &str) -> Option<Self> {
         let raw: Raw = toml::from_str(text).ok()?;
-        if raw.format != FORMAT || raw.version != 1 {
+        if raw.format != FORMAT || raw.version != 1 || raw.epoch == 0 {
             return None;
         }
         let authority = PublicKey::from_hex(&raw.authority)?;
@@ -158,6 +158,41 @@ pub fn export(home: &Home, path: &Path, name: &str, trusted: bool) -> Result<()>
 mod tests {
     use super::*;
     use dormouse_crypt::{Identity, OsRandom};
+
+    /// A committed example (docs/format.md, 'Writer's file'): a change is a change of the format.
+    #[test]
+    fn the_committed_file_is_read_and_written() {
+        let text = include_str!("../../../testdata/text/writer.toml");
+        let authority = SigningKey::from_seed([0x11; 32]).unwrap();
+        let vault = hash::vault_id(&authority.public());
+        let signing = SigningKey::from_seed([0x22; 32]).unwrap();
+        let cert = Cert {
+            vault,
+            key: signing.public(),
+            trust_group: 1,
+            issued: 1_800_000_000_000_000_000,
+            name: "desk".into(),
+        };
+        let body = authority.sign_body(&cert);
+        let hex_identity: String =
+            include_str!("../../../testdata/vectors/age_identity.txt").lines().skip(1).collect();
+        let identity = String::from_utf8(unhex(&hex_identity).unwrap()).unwrap();
+        let file = WriterFile {
+            authority: authority.public(),
+            recipient: identity.parse::<Identity>().unwrap().recipient(),
+            secrets: VaultSecrets::new(1, [0x55; 32], [0x66; 32]),
+            signing,
+            cert: record::plain(Kind::Cert, dormouse_format::WriterId::ZERO, &body),
+            trust_group: 1,
+        };
+        assert_eq!(*file.text().unwrap(), text);
+        let back = WriterFile::parse(text).unwrap();
+        assert_eq!((back.authority, back.trust_group), (file.authority, 1));
+        assert_eq!(back.recipient.to_string(), file.recipient.to_string());
+        assert_eq!((back.secrets.epoch, back.secrets.to_bytes()), (1, file.secrets.to_bytes()));
+        assert_eq!((back.signing.seed(), &back.cert), (&[0x22; 32], &file.cert));
+        assert!(WriterFile::parse(&text.replace("version = 1", "version = 2")).is_none());
+    }
 
     #[test]
     fn round_trip_and_damage() {

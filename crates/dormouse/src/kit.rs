@@ -115,7 +115,7 @@ impl Kit {
              \x20   dormouse join --kit FILE\n\n",
         );
         for ((name, value), (_, width)) in self.fields().iter().zip(FIELDS) {
-            for (index, part) in parts(&value, width).into_iter().enumerate() {
+            for (index, part) in parts(value, width).into_iter().enumerate() {
                 let index = index + 1;
                 let shown = if paper && is_code(name) { grouped(&part) } else { part.clone() };
                 let label = format!("{name}-{index}");

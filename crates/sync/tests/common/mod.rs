@@ -219,11 +219,13 @@ impl Wire {
     }
 }
 
+pub type Lie = Box<dyn FnMut(&mut Message)>;
+
 /// What a lying server does: it answers another question, or alters an answer.
 #[derive(Default)]
 pub struct Liar {
-    pub ask: Option<Box<dyn FnMut(&mut Message)>>,
-    pub answer: Option<Box<dyn FnMut(&mut Message)>>,
+    pub ask: Option<Lie>,
+    pub answer: Option<Lie>,
 }
 
 pub struct World {

@@ -143,6 +143,8 @@ pub struct Fetch {
     walked: bool,
     want: VecDeque<Want>,
     under_way: u64,
+    /// Chunks asked for and not yet written.
+    chunks: usize,
     /// By key and writer: another writer can put a copy of a wrapped key under its own name.
     keys: HashMap<Maker, Arc<DataKey>>,
     key_error: Option<Error>,
@@ -176,6 +178,7 @@ impl Fetch {
             walked: false,
             want: VecDeque::new(),
             under_way: 0,
+            chunks: 0,
             keys: HashMap::new(),
             key_error: None,
             key_records: 0,
@@ -219,7 +222,7 @@ impl Fetch {
         match event {
             Event::Message(message) => self.message(message, actions)?,
             Event::Opened { blocks } => {
-                self.under_way -= blocks;
+                self.settled(blocks);
                 self.progress.written += blocks;
             }
             Event::Broken { job, error } => self.broken(job, error, actions)?,
@@ -230,6 +233,12 @@ impl Fetch {
             }
         }
         self.advance(actions)
+    }
+
+    /// A chunk is no longer under way, nor are the blocks that it was for.
+    const fn settled(&mut self, blocks: u64) {
+        self.under_way -= blocks;
+        self.chunks -= 1;
     }
 
     fn advance(&mut self, actions: &mut Vec<Action>) -> Result<()> {
@@ -271,7 +280,7 @@ impl Fetch {
                 self.chunk(want, record, actions)
             }
             (Some(Question::Chunk(want)), Message::Absent { .. }) => {
-                self.under_way -= want.blocks;
+                self.settled(want.blocks);
                 self.fault(want.fault("the server does not have it, or only damaged"))
             }
             (Some(Question::Key(maker)), Message::Record { record }) => {

@@ -3,6 +3,9 @@
 
 mod common;
 
+use std::cell::Cell;
+use std::rc::Rc;
+
 use common::{Disk, Lcg, Liar, Machine, World, noise, same};
 use dormouse_crypt::record;
 use dormouse_crypt::seal::{DataKey, SealFor, Sealer};
@@ -482,6 +485,35 @@ fn points_of_two_histories_make_no_chain() {
     }
 }
 
+/// However few blocks are wanted of each, the chunks that a server may send are bounded.
+#[test]
+fn chunks_under_way_are_bounded() {
+    let mut world = World::new(32);
+    let machine = world.machine();
+    let volume = world.volume(&machine, "disk");
+    let mut random = Lcg(32);
+    let mut model = Disk::new(PAGE_BLOCKS * BLOCK_SIZE as u64);
+    (0..6000).for_each(|b| model.write(b * 2, noise(&mut random)));
+    world.copy(&machine, volume, &model).unwrap();
+    let open = Rc::new(Cell::new((0, 0)));
+    let (asked, answered) = (open.clone(), open.clone());
+    world.liar.ask = Some(Box::new(move |message| {
+        if let Message::GetChunks { ids, .. } = message {
+            let now = asked.get().0 + ids.len();
+            asked.set((now, asked.get().1.max(now)));
+        }
+    }));
+    world.liar.answer = Some(Box::new(move |message| match message {
+        Message::Record { record } if split(record).unwrap().0.kind == Kind::Chunk => {
+            answered.set((answered.get().0 - 1, answered.get().1));
+        }
+        _ => {}
+    }));
+    let (back, _) = world.restore(&machine, volume, 1, None).unwrap();
+    assert!(same(&back, &model));
+    assert_eq!(open.get(), (0, 4096));
+}
+
 /// Deltas are proved at their end only: before that they are bounded.
 #[test]
 fn deltas_without_end_are_refused() {
@@ -553,7 +585,7 @@ fn points_that_are_left_out_are_missed() {
 /// A certificate that does not hold takes nothing away from those that do.
 #[test]
 fn bad_certificates_are_left_out() {
-    let mut past = Past::new(30);
+    let past = Past::new(30);
     let good = past.world.cert(&past.machine, 0);
     let stranger = World::new(99).machine();
     let foreign = past.world.cert(&stranger, 0);

@@ -19,6 +19,9 @@ use crate::history::Trust;
 
 /// Blocks asked for and not yet written, at most (96 MiB).
 const WINDOW: u64 = 24_576;
+/// Chunks asked for and not yet written, at most. A chunk that one block is wanted of may
+/// have 64, and the server says how long its record is: up to 257 KiB each, 1 GiB together.
+const CHUNKS: usize = 4096;
 
 /// Blocks of a chunk that go to consecutive addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,7 +128,7 @@ impl Fetch {
 
     fn again(&mut self, want: Want, actions: &mut Vec<Action>) -> Result<()> {
         if want.skip > CHUNK_TRIES_MAX {
-            self.under_way -= want.blocks;
+            self.settled(want.blocks);
             return self.fault(want.fault("no record of it holds"));
         }
         let (writer, skip, ids) = (self.plan.point.point().writer, want.skip, vec![want.id]);
@@ -147,9 +150,10 @@ impl Fetch {
 
     pub(super) fn ask_chunks(&mut self, actions: &mut Vec<Action>) {
         let mut ids = Vec::new();
-        while ids.len() < GET_MAX && (self.under_way < WINDOW || self.under_way == 0) {
+        while ids.len() < GET_MAX && self.under_way < WINDOW && self.chunks < CHUNKS {
             let Some(want) = self.want.pop_front() else { break };
             ids.push(want.id);
+            self.chunks += 1;
             self.under_way += want.blocks;
             self.questions.push_back(Question::Chunk(want));
         }

@@ -317,6 +317,43 @@ fn delta_body() -> Bytes {
     delta::encode(&prefix, &runs())
 }
 
+/// A map page's body by hand: blocks 300 and 301 of page 0.
+fn page_body() -> Bytes {
+    let mut w = ExtentsWriter::new();
+    w.data(300, RecordId([0xc1; 16]), 2, &[Tag([0xd1; 16]), Tag([0xd2; 16])]);
+    page_on(RecordId::ZERO, 0, &w.take())
+}
+
+/// A patch of that page by hand: block 300 is zero, 301 and 302 are from another chunk.
+fn patch_body() -> Bytes {
+    let mut w = ExtentsWriter::new();
+    w.zero(300, 1);
+    w.data(301, RecordId([0xc2; 16]), 0, &[Tag([0xd4; 16]), Tag([0xd5; 16])]);
+    page_on(hash::plain_id(Kind::Page as u8, &page_body()), 1, &w.take())
+}
+
+fn page_on(base: RecordId, depth: u8, runs: &[u8]) -> Bytes {
+    let mut w = Writer::default();
+    w.u64(0).bytes(&base.0).u8(depth).reserved(7).bytes(runs);
+    w.done()
+}
+
+fn page_again(bytes: &[u8]) -> Bytes {
+    let mut r = Reader::new(bytes, "page");
+    assert_eq!(r.u64().unwrap(), 0);
+    let (base, depth) = (RecordId(r.array().unwrap()), r.u8().unwrap());
+    r.reserved(7).unwrap();
+    page_on(base, depth, &extents_again(r.rest()))
+}
+
+/// A map node's body by hand: node 3 of level 2 with children 0 and 5.
+fn node_body() -> Bytes {
+    let mut w = Writer::default();
+    w.u8(2).reserved(7).u64(3).u64(1 | 1 << 5);
+    w.bytes(&[0xe1; 32]).bytes(&[0xf1; 16]).bytes(&[0xe2; 32]).bytes(&[0xf2; 16]);
+    w.done()
+}
+
 fn vault_value(authority: &SigningKey) -> vault::Vault {
     let recipient = world().identity.recipient().to_string();
     vault::Vault { authority: authority.public(), recipient, created: TIME }
@@ -495,6 +532,13 @@ fn good() -> Vec<Good> {
     add("delta", "the body of a delta", delta_body(), |b| {
         let (prefix, runs) = delta::decode(b).unwrap();
         delta::encode(&prefix, runs)
+    });
+    add("page", "the body of a map page: blocks 300 and 301", page_body(), page_again);
+    let what = "the body of a patch of that page: block 300 zero, 301 and 302 of another chunk";
+    add("page_patch", what, patch_body(), page_again);
+    add("node", "the body of a map node: level 2, node 3, children 0 and 5", node_body(), |b| {
+        assert_eq!(b, node_body());
+        b.to_vec()
     });
     let signed = stored(true).signed.encode().to_vec();
     add("point_checkpoint", "a checkpoint, signed", signed, signed_point_again);

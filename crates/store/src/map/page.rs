@@ -218,3 +218,76 @@ impl Page {
 pub(crate) fn page_hash(index: u64, leaves: &[Hash; FANOUT as usize]) -> Hash {
     hash::node(Place { level: 1, index }, leaves)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::map::{decode_node, encode_node};
+    use dormouse_format::record::Kind;
+
+    /// The bytes of a committed vector.
+    fn vector(text: &str) -> Vec<u8> {
+        let digits: Vec<u32> = text
+            .lines()
+            .filter(|l| !l.starts_with('#'))
+            .flat_map(|l| l.chars().map(|c| c.to_digit(16).unwrap()))
+            .collect();
+        digits.chunks_exact(2).map(|d| (d[0] << 4 | d[1]) as u8).collect()
+    }
+
+    #[test]
+    fn the_committed_page_and_its_patch_are_read_and_written() {
+        let full = vector(include_str!("../../../../testdata/vectors/page.txt"));
+        let patch = vector(include_str!("../../../../testdata/vectors/page_patch.txt"));
+        let body = Body::decode(&full).unwrap();
+        assert_eq!((body.index, body.base, body.depth), (0, RecordId::ZERO, 0));
+        let mut page = Page::zero();
+        page.apply_record(0, body.runs).unwrap();
+        let runs = page.diff(0, None);
+        assert_eq!(Body { runs: &runs, ..body }.encode(), full);
+        assert_eq!(
+            (page.tags[300], page.chunks[301], page.at[301]),
+            (Tag([0xd1; 16]), RecordId([0xc1; 16]), 3)
+        );
+
+        let base = page.clone();
+        let body = Body::decode(&patch).unwrap();
+        let id = hash::plain_id(Kind::Page as u8, &full);
+        assert_eq!((body.index, body.base, body.depth), (0, id, 1));
+        page.apply_record(0, body.runs).unwrap();
+        let runs = page.diff(0, Some(&base));
+        assert_eq!(Body { runs: &runs, ..body }.encode(), patch);
+        assert_eq!((page.tags[300], page.tags[302]), (Tag::ZERO, Tag([0xd5; 16])));
+
+        for bad in [&full[..31], &[&full[..24], &[1], &full[25..]].concat()] {
+            assert!(Body::decode(bad).is_err());
+        }
+        let reserved = [&full[..31], &[1], &full[32..]].concat();
+        assert!(Body::decode(&reserved).is_err());
+        let deep = [&patch[..24], &[9], &patch[25..]].concat();
+        assert!(Body::decode(&deep).is_err());
+        assert!(Page::zero().apply_record(1, body.runs).is_err());
+    }
+
+    #[test]
+    fn the_committed_node_is_read_and_written() {
+        let bytes = vector(include_str!("../../../../testdata/vectors/node.txt"));
+        let (place, children) = decode_node(&bytes).unwrap();
+        assert_eq!((place.level, place.index), (2, 3));
+        assert_eq!(
+            (children[0].hash, children[0].record),
+            (Hash([0xe1; 32]), RecordId([0xf1; 16]))
+        );
+        assert_eq!(
+            (children[5].hash, children[5].record),
+            (Hash([0xe2; 32]), RecordId([0xf2; 16]))
+        );
+        assert_eq!(children.iter().filter(|c| !c.is_zero()).count(), 2);
+        assert_eq!(encode_node(place, &children), bytes);
+        let zero = [&bytes[..24], &[0; 32], &bytes[56..]].concat();
+        let long = [&bytes[..], &[0]].concat();
+        for bad in [&bytes[..bytes.len() - 1], &zero, &long] {
+            assert!(decode_node(bad).is_err());
+        }
+    }
+}

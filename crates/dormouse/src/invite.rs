@@ -146,7 +146,7 @@ impl FromStr for Invite {
                 .hint("update dormouse on this machine"));
         }
         if bytes.len() != LEN {
-            return Err(typed("the part after '#' is too short or too long"));
+            return Err(typed("the part after '#' is mistyped: too short or too long"));
         }
         let (body, sum) = bytes.split_at(LEN - CHECK_LEN);
         if body[0] != VERSION || check(client, body) != sum {

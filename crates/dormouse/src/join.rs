@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use anyhow::Result;
 use dormouse_crypt::{
-    Identity, OsRandom, SigningKey, VaultSecrets, hash, invite as secret, keys, record,
+    Identity, OsRandom, SigningKey, VaultSecrets, hash, invite as secret, record,
 };
-use dormouse_format::limits::SMALL_ANSWER_MAX;
 use dormouse_format::message::Message;
 use dormouse_format::record::Kind;
 use dormouse_format::vault::{Cert, Vault, VaultKeys};
 use dormouse_format::{VaultId, WriterId};
+use dormouse_sync::history::NewestKeys;
 
 use crate::access;
 use crate::connect::{Dialed, Target, ask, dial, introduce, receive, unexpected};
@@ -267,7 +267,7 @@ pub fn recover(home: &Home, kit: &Kit, target: Option<&str>, name: Option<&str>)
     if welcome.vault != vault {
         return unexpected("the recovery");
     }
-    let secrets = vault_secrets(&link, &authority, &vault, &kit.identity)?;
+    let secrets = vault_secrets(&link, &authority, &kit.identity)?;
     let file = ClientFile {
         target: target.to_string(),
         server: hex(&kit.server),
@@ -297,36 +297,19 @@ pub fn recover(home: &Home, kit: &Kit, target: Option<&str>, name: Option<&str>)
 fn vault_secrets(
     link: &crate::link::Link,
     authority: &SigningKey,
-    vault: &VaultId,
     identity: &Identity,
 ) -> Result<VaultSecrets> {
-    let mut newest: Option<VaultKeys> = None;
-    let mut refused = None;
-    let mut records = 0;
+    let mut newest = NewestKeys::new(authority.public());
     let mut next = ask(link, Message::GetSmall { kind: Kind::VaultKeys, ids: Vec::new() })?;
-    while let Message::Record { record: bytes } = next {
-        records += 1;
-        if records > SMALL_ANSWER_MAX {
-            return unexpected("a question for the vault's keys");
-        }
-        let value = record::check(&bytes).and_then(|(header, body)| {
-            let value = keys::verify_body::<VaultKeys>(&authority.public(), body)?;
-            Ok((header.kind == Kind::VaultKeys && value.vault == *vault).then_some(value))
-        });
-        match value {
-            Ok(Some(value)) if newest.as_ref().is_none_or(|n| n.epoch < value.epoch) => {
-                newest = Some(value);
-            }
-            Ok(_) => {}
-            Err(e) => refused = Some(e),
-        }
+    while let Message::Record { record } = next {
+        newest.offer(&record)?;
         next = receive(link, None)?;
     }
     if next != Message::Done {
         return unexpected("a question for the vault's keys");
     }
-    let newest = newest.ok_or_else(|| {
-        let why = refused.map_or_else(String::new, |e| format!(" that hold: {e}"));
+    let newest = newest.done().map_err(|left_out| {
+        let why = left_out.map_or_else(String::new, |e| format!(" that hold: {e}"));
         Failure::new(Class::Damaged, format!("the server has no keys of this vault{why}"))
             .hint("run `dormouse scrub STORE` on the server")
     })?;

@@ -8,7 +8,7 @@ use dormouse_format::limits::{POINTS_MAX, SMALL_ANSWER_MAX};
 use dormouse_format::message::Message;
 use dormouse_format::point::{SignedPoint, StoredPoint};
 use dormouse_format::record::Kind;
-use dormouse_format::vault::{Cert, Volume};
+use dormouse_format::vault::{Cert, VaultKeys, Volume};
 use dormouse_format::{Hash, PublicKey, Seq, VaultId, VolumeId, WriterId};
 
 use crate::error::{Error, Result};
@@ -126,6 +126,56 @@ impl Trust {
             return Err(Error::Point { seq: 1, why: "it does not begin the history" });
         }
         Ok(())
+    }
+}
+
+/// The newest vault keys that the authority signed, of those that a server gives.
+#[derive(Debug)]
+pub struct NewestKeys {
+    authority: PublicKey,
+    offered: u32,
+    newest: Option<VaultKeys>,
+    left_out: Option<Error>,
+}
+
+impl NewestKeys {
+    /// None yet.
+    pub const fn new(authority: PublicKey) -> Self {
+        Self { authority, offered: 0, newest: None, left_out: None }
+    }
+
+    /// Takes what a server gives as vault keys. What does not hold is left out. An answer
+    /// without end is an error.
+    pub fn offer(&mut self, bytes: &[u8]) -> Result<()> {
+        self.offered += 1;
+        if self.offered > SMALL_ANSWER_MAX {
+            return Err(Error::Protocol { what: "an answer of vault keys without end" });
+        }
+        match self.held(bytes) {
+            Ok(keys) if self.newest.as_ref().is_none_or(|n| n.epoch < keys.epoch) => {
+                self.newest = Some(keys);
+            }
+            Ok(_) => {}
+            Err(e) => self.left_out = Some(e),
+        }
+        Ok(())
+    }
+
+    fn held(&self, bytes: &[u8]) -> Result<VaultKeys> {
+        let (header, body) = record::check(bytes)?;
+        if header.kind != Kind::VaultKeys {
+            return Err(Error::Protocol { what: "a record that is no vault keys" });
+        }
+        let keys: VaultKeys = keys::verify_body(&self.authority, body)?;
+        if keys.vault != hash::vault_id(&self.authority) {
+            return Err(CryptError::Key { what: "vault keys of another vault" }.into());
+        }
+        Ok(keys)
+    }
+
+    /// The newest; if there is none, why the last that came does not hold.
+    pub fn done(self) -> core::result::Result<VaultKeys, Option<Error>> {
+        self.newest.ok_or(self.left_out)
     }
 }
 

@@ -19,7 +19,7 @@ use dormouse_format::{ChunkId, Hash, RecordId, Tag, VolumeId, WriterId, delta};
 use dormouse_sync::Error;
 use dormouse_sync::error::Result;
 use dormouse_sync::fetch;
-use dormouse_sync::history::{Points, Trust, check_anchor, hash_of};
+use dormouse_sync::history::{NewestKeys, Points, Trust, check_anchor, hash_of};
 use dormouse_sync::overlay::Deltas;
 
 fn disk(seed: u64, blocks: u64) -> Disk {
@@ -612,6 +612,39 @@ fn bad_certificates_are_left_out() {
     let why = "its writer is not certified";
     let empty = Trust::new(authority);
     assert_eq!(empty.point(&volume, &point), Err(Error::Point { seq: 1, why }));
+}
+
+/// So with vault keys: the newest that holds counts.
+#[test]
+fn bad_vault_keys_are_left_out() {
+    let mut world = World::new(33);
+    let machine = world.machine();
+    let stranger = World::new(98).machine();
+    let keys = |epoch| vault::VaultKeys { vault: machine.vault, epoch, wrapped: vec![1; 100] };
+    let put = |kind, body: Vec<u8>| record::plain(kind, WriterId::ZERO, &body);
+    let good = |epoch| put(Kind::VaultKeys, machine.authority.sign_body(&keys(epoch)));
+    let other = vault::VaultKeys { vault: stranger.vault, ..keys(7) };
+    let mut damaged = good(8);
+    damaged[130] ^= 1;
+    let bad = [
+        Vec::new(),
+        damaged,
+        put(Kind::VaultKeys, stranger.authority.sign_body(&keys(9))),
+        put(Kind::VaultKeys, machine.authority.sign_body(&other)),
+        put(Kind::Cert, machine.authority.sign_body(&keys(9))),
+    ];
+    let newest = || NewestKeys::new(machine.authority.public());
+    assert_eq!(newest().done(), Err(None));
+    for record in &bad {
+        let mut only = newest();
+        only.offer(record).unwrap();
+        assert!(matches!(only.done(), Err(Some(_))));
+    }
+    let mut all = newest();
+    for record in [&good(1), &bad[0], &good(3), &bad[1], &bad[2], &bad[3], &bad[4], &good(2)] {
+        all.offer(record).unwrap();
+    }
+    assert_eq!(all.done(), Ok(keys(3)));
 }
 
 /// A data key's record that does not hold leaves the chunk unread, and says which.

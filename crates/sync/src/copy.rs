@@ -206,6 +206,8 @@ pub struct Copy {
     ahead: HashMap<ChunkId, Option<Vec<u8>>>,
     /// Those of them that are still being sealed, and that nobody wants.
     unwanted: HashSet<ChunkId>,
+    /// Chunks that are being sealed.
+    sealing: u64,
     extents: ExtentsWriter,
     deltas: Hash,
     parts: u64,
@@ -289,6 +291,7 @@ impl Copy {
             asked: VecDeque::new(),
             ahead: HashMap::new(),
             unwanted: HashSet::new(),
+            sealing: 0,
             extents: ExtentsWriter::new(),
             deltas,
             parts: 0,

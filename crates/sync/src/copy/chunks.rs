@@ -256,7 +256,10 @@ impl Copy {
                     self.ready(id);
                 }
                 (false, Some(cut)) => match self.ahead.remove(&id) {
-                    None => actions.push(Action::Seal { id, cut }),
+                    None => {
+                        self.sealing += 1;
+                        actions.push(Action::Seal { id, cut });
+                    }
                     Some(None) => {}
                     Some(Some(record)) => self.put(id, record, actions),
                 },
@@ -288,10 +291,12 @@ impl Copy {
         }
     }
 
-    /// A first copy seals while it waits for its opening: its chunks are most likely new,
-    /// and there is nothing else to do. Then a slow link costs it a round trip less.
+    /// A first copy seals while it waits for answers, at its opening and when there is
+    /// nothing else to seal: its chunks are most likely new, unless the answers so far say
+    /// otherwise. Then a slow link costs it less.
     pub(super) fn seal_ahead(&mut self, actions: &mut Vec<Action>) {
-        if self.generation.is_some() || self.plan.head.is_some() {
+        let idle = self.sealing == 0 && self.progress.known <= self.progress.sent / 8;
+        if self.plan.head.is_some() || !(idle || self.generation.is_none()) {
             return;
         }
         for id in self.asked.iter().flatten() {
@@ -301,6 +306,7 @@ impl Copy {
             let cut = self.waiting.get(id).and_then(|waiting| waiting.cut.clone());
             if let (Some(cut), Entry::Vacant(ahead)) = (cut, self.ahead.entry(*id)) {
                 ahead.insert(None);
+                self.sealing += 1;
                 actions.push(Action::Seal { id: *id, cut });
             }
         }
@@ -312,6 +318,7 @@ impl Copy {
         record: Vec<u8>,
         actions: &mut Vec<Action>,
     ) -> Result<()> {
+        self.sealing = self.sealing.saturating_sub(1);
         if self.unwanted.remove(&id) {
             return Ok(());
         }

@@ -7,10 +7,11 @@ mod common;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use common::loops::Loop;
 use common::program::{
     Numbers, Place, Running, Serving, Tmpfs, chunks, is_root, log_of, same, same_store, text,
 };
@@ -27,6 +28,14 @@ fn put(place: &Place, name: &str, bytes: &[u8]) {
 
 /// Each command fails so, and neither the store nor 'd' is touched.
 #[track_caller]
+/// A server, a home joined to it, and one point of volume 'v', whose source stays.
+fn with_point(content: &[u8]) -> (Place, Serving) {
+    let (place, server) = Place::served();
+    put(&place, "v", content);
+    place.mirror("v");
+    (place, server)
+}
+
 fn fail_without_trace(place: &Place, commands: &[&[&str]], code: i32, words: &[&str]) {
     let dest = || std::fs::read(place.path("d")).ok();
     let (store, there) = (place.store(), dest());
@@ -44,9 +53,7 @@ fn fail_without_trace(place: &Place, commands: &[&[&str]], code: i32, words: &[&
 
 #[test]
 fn a_volume_that_is_not_there() {
-    let (place, _server) = Place::served();
-    put(&place, "v", b"content");
-    place.mirror("v");
+    let (place, _server) = with_point(b"content");
     let d = place.name("d");
     let commands = [
         &["restore", "nope", &d][..],
@@ -62,9 +69,7 @@ fn a_volume_that_is_not_there() {
 
 #[test]
 fn a_point_that_is_not_there() {
-    let (place, _server) = Place::served();
-    put(&place, "v", b"content");
-    place.mirror("v");
+    let (place, _server) = with_point(b"content");
     put(&place, "d", b"old");
     let d = place.name("d");
     let seven = [&["restore", "v@7", &d, "--force"][..], &["verify", "v@7"], &["verify", "v@0"]];
@@ -133,9 +138,7 @@ fn a_volume_with_fuzzy_points_only() {
 
 #[test]
 fn a_restore_without_the_identity() {
-    let (place, _server) = Place::served();
-    put(&place, "v", b"content");
-    place.mirror("v");
+    let (place, _server) = with_point(b"content");
     place.run(&["recovery-kit", &place.name("kit2"), "--offline"]).ok();
     put(&place, "d", b"old");
     let (d, kit3) = (place.name("d"), place.name("kit3"));
@@ -169,10 +172,8 @@ fn a_source_that_is_none() {
 
 #[test]
 fn a_source_that_shrinks() {
-    let (place, server) = Place::served();
     let content = Numbers(1).noise(3 * MIB);
-    put(&place, "v", &content);
-    place.mirror("v");
+    let (place, server) = with_point(&content);
     for (size, at) in [(MIB + 5, "byte 1048581"), (0, "byte 0")] {
         put(&place, "v", &content);
         let mut shrinking = mirror_while(&place, &server, |v| {
@@ -191,10 +192,8 @@ fn a_source_that_shrinks() {
 
 #[test]
 fn a_source_that_vanishes() {
-    let (place, server) = Place::served();
     let content = Numbers(1).noise(MIB);
-    put(&place, "v", &content);
-    place.mirror("v");
+    let (place, server) = with_point(&content);
     let gone = "replaced or removed while it was read";
     let mut vanishing = mirror_while(&place, &server, |v| std::fs::remove_file(v).unwrap());
     vanishing.wait().fails(3, &["point 2 of 'v' is only fuzzy", gone]);
@@ -209,9 +208,7 @@ fn a_source_that_vanishes() {
 
 #[test]
 fn a_destination_that_cannot_be() {
-    let (place, _server) = Place::served();
-    put(&place, "v", &Numbers(3).noise(MIB + 5));
-    place.mirror("v");
+    let (place, _server) = with_point(&Numbers(3).noise(MIB + 5));
     put(&place, "d", b"precious");
     let d = place.name("d");
     let there = [&["restore", "v", &d][..]];
@@ -238,9 +235,7 @@ fn a_destination_that_cannot_be() {
 
 #[test]
 fn a_destination_that_is_made_meanwhile() {
-    let (place, server) = Place::served();
-    put(&place, "v", &Numbers(3).noise(32 * MIB));
-    place.mirror("v");
+    let (place, server) = with_point(&Numbers(3).noise(32 * MIB));
     let (v, d) = (place.name("v"), place.name("d"));
     let mut restore = place.start(&["restore", "v", &d]);
     let began = Instant::now();
@@ -262,43 +257,18 @@ fn a_destination_that_is_made_meanwhile() {
     same(Path::new(&d), b"theirs");
 }
 
-struct Loop(PathBuf);
-
-impl Loop {
-    fn attach(file: &Path) -> Option<Self> {
-        if !is_root("a loop device") {
-            return None;
-        }
-        let out = match Command::new("losetup").args(["--show", "-f"]).arg(file).output() {
-            Ok(out) => out,
-            Err(e) => {
-                eprintln!("SKIPPED: no losetup here: {e}");
-                return None;
-            }
-        };
-        if !out.status.success() {
-            eprintln!("SKIPPED: no loop devices here: {}", String::from_utf8_lossy(&out.stderr));
-            return None;
-        }
-        Some(Self(String::from_utf8(out.stdout).unwrap().trim().into()))
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").arg("-d").arg(&self.0).status();
-    }
+/// A loop device, where the test may have one.
+fn attach(file: &Path) -> Option<Loop> {
+    if is_root("a loop device") { Loop::attach(file, &[]) } else { None }
 }
 
 #[test]
 fn a_device_that_is_too_small() {
-    let (place, _server) = Place::served();
     let content = Numbers(3).noise(2 * MIB);
-    put(&place, "v", &content);
-    place.mirror("v");
+    let (place, _server) = with_point(&content);
     let old = Numbers(4).noise(MIB);
     put(&place, "d", &old);
-    let Some(device) = Loop::attach(&place.path("d")) else { return };
+    let Some(device) = attach(&place.path("d")) else { return };
     let dev = text(&device.0);
     let commands = [
         &["restore", "v", dev][..],
@@ -315,7 +285,7 @@ fn a_device_that_is_too_small() {
     same(&place.path("d"), &old);
     // One that is large enough takes it, whatever lies behind stays.
     put(&place, "d", &[old.clone(), old.clone(), old.clone()].concat());
-    let Some(device) = Loop::attach(&place.path("d")) else { return };
+    let Some(device) = attach(&place.path("d")) else { return };
     place.run(&["restore", "v", text(&device.0)]).ok();
     drop(device);
     same(&place.path("d"), &[content, old].concat());
@@ -349,9 +319,7 @@ fn no_room_for_the_restored() {
 
 #[test]
 fn no_room_for_the_programs_own_files() {
-    let (place, _server) = Place::served();
-    put(&place, "v", b"content");
-    place.mirror("v");
+    let (place, _server) = with_point(b"content");
     let what = "a home without room";
     let Some(_small) = Tmpfs::mount(&place.path("small"), 512, what) else { return };
     let (home, small) = (place.path("home"), place.path("small/home"));
@@ -567,11 +535,9 @@ fn a_damage_before_the_server_starts() {
 
 #[test]
 fn a_damaged_header_before_the_server_starts() {
-    let (place, server) = Place::served();
-    let address = server.address.clone();
     let content = Numbers(1).noise(MIB);
-    put(&place, "v", &content);
-    place.mirror("v");
+    let (place, server) = with_point(&content);
+    let address = server.address.clone();
     server.stop();
     // Nothing tells for sure where the next record begins: the last segment has no table.
     let segment = place.segments()[0].clone();
@@ -593,11 +559,9 @@ fn a_damaged_header_before_the_server_starts() {
 
 #[test]
 fn a_segment_of_a_newer_version() {
-    let (place, server) = Place::served();
-    let address = server.address.clone();
     let content = Numbers(1).noise(MIB);
-    put(&place, "v", &content);
-    place.mirror("v");
+    let (place, server) = with_point(&content);
+    let address = server.address.clone();
     server.stop();
     let segment = place.segments()[0].clone();
     // The version stands before all that a newer one may arrange in another way.
@@ -642,11 +606,9 @@ fn a_segment_of_a_newer_version() {
 
 #[test]
 fn a_last_segment_that_was_cut() {
-    let (place, server) = Place::served();
-    let address = server.address.clone();
     let first = Numbers(1).noise(MIB);
-    put(&place, "v", &first);
-    place.mirror("v");
+    let (place, server) = with_point(&first);
+    let address = server.address.clone();
     let segment = place.segments()[0].clone();
     let with_one = std::fs::metadata(&segment).unwrap().len();
     put(&place, "v", &Numbers(2).noise(MIB));
@@ -697,11 +659,9 @@ fn a_last_segment_that_was_cut() {
 
 #[test]
 fn a_sealed_segment_that_was_cut_or_lost() {
-    let (place, server) = Place::served();
-    let address = server.address.clone();
     let content = Numbers(1).noise(66 * MIB);
-    put(&place, "v", &content);
-    place.mirror("v");
+    let (place, server) = with_point(&content);
+    let address = server.address.clone();
     server.stop();
     let segments = place.segments();
     assert!(segments.len() > 1, "{segments:?}");
@@ -732,11 +692,9 @@ fn a_sealed_segment_that_was_cut_or_lost() {
 
 #[test]
 fn a_server_that_stops_in_the_middle() {
-    let (place, server) = Place::served();
-    let address = server.address.clone();
     let small = Numbers(7).noise(MIB);
-    put(&place, "v", &small);
-    place.mirror("v");
+    let (place, server) = with_point(&small);
+    let address = server.address.clone();
     let content = Numbers(8).noise(96 * MIB);
     put(&place, "v", &content);
     let stored =

@@ -8,37 +8,12 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use common::loops::{Loop, make_ext4};
 use common::program::Place;
 use dormouse::dest::{Dest, DestOptions};
 use dormouse::exit::{Class, class_of};
 use dormouse::source::{AlignedBuf, Proof, Source};
 use dormouse_format::limits::BLOCK_SIZE;
-
-struct Loop(PathBuf);
-
-impl Loop {
-    fn attach(file: &Path, more: &[&str]) -> Option<Self> {
-        let mut losetup = Command::new("losetup");
-        let out = match losetup.args(["--show", "-f"]).args(more).arg(file).output() {
-            Ok(out) => out,
-            Err(e) => {
-                eprintln!("SKIPPED: no losetup here: {e}");
-                return None;
-            }
-        };
-        if !out.status.success() {
-            eprintln!("SKIPPED: no loop devices here: {}", String::from_utf8_lossy(&out.stderr));
-            return None;
-        }
-        Some(Self(String::from_utf8(out.stdout).unwrap().trim().into()))
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").arg("-d").arg(&self.0).status();
-    }
-}
 
 /// A file of 3 MiB and a half block with a mark at each MiB.
 fn image(dir: &Path) -> PathBuf {
@@ -100,10 +75,7 @@ fn a_device_is_written_zeroed_and_never_exceeded() {
 fn a_mounted_device_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("fs");
-    std::fs::File::create(&path).unwrap().set_len(16 << 20).unwrap();
-    let made = Command::new("mke2fs").args(["-q", "-F", "-t", "ext4"]).arg(&path).status();
-    if !made.is_ok_and(|s| s.success()) {
-        eprintln!("SKIPPED: mke2fs is not here");
+    if !make_ext4(&path) {
         return;
     }
     let Some(device) = Loop::attach(&path, &[]) else { return };
@@ -129,10 +101,7 @@ fn a_mounted_device_is_refused() {
 fn the_program_copies_and_restores_devices() {
     let place = Place::joined();
     let fs = place.path("fs");
-    std::fs::File::create(&fs).unwrap().set_len(16 << 20).unwrap();
-    let made = Command::new("mke2fs").args(["-q", "-F", "-t", "ext4"]).arg(&fs).status();
-    if !made.is_ok_and(|s| s.success()) {
-        eprintln!("SKIPPED: mke2fs is not here");
+    if !make_ext4(&fs) {
         return;
     }
     let target = place.path("target");

@@ -1,6 +1,7 @@
 //! A store, a server on loopback, and homes, for the integration tests.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub mod loops;
 pub mod program;
 
 use std::path::{Path, PathBuf};

@@ -144,8 +144,14 @@ fn make_filler(scratch: &Path) -> Result<File> {
 }
 
 fn free_memory() -> Result<u64> {
-    let text = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemFree:")).context("no MemFree")?;
+    bytes_in("/proc/meminfo", "MemFree:")
+}
+
+/// What a line of a file in `/proc` says in kB.
+fn bytes_in(path: &str, name: &str) -> Result<u64> {
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    let line = line.with_context(|| format!("no {name} in {path}"))?;
     let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
     Ok(kilobytes * 1024)
 }
@@ -156,11 +162,7 @@ fn reset_peak(process: u32) -> Result<()> {
 }
 
 fn peak(process: u32) -> Result<u64> {
-    let status =
-        fs::read_to_string(format!("/proc/{process}/status")).context("the server is gone")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-    let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
-    Ok(kilobytes * 1024)
+    bytes_in(&format!("/proc/{process}/status"), "VmHWM:").context("the server is gone")
 }
 
 fn cpu_seconds(process: u32) -> Result<f64> {

@@ -199,15 +199,11 @@ pub fn receive(link: &Link, wait: Option<Duration>) -> Result<Message> {
 
 /// Sends; if the link has ended, says why: a refusal that came before counts most.
 pub fn send(link: &Link, message: Message) -> Result<()> {
-    let Err(error) = link.tx.send(message) else { return Ok(()) };
-    Err(ended(link, &error))
+    send_all(link, [message])
 }
 
-/// Sends several messages.
-pub fn send_all(link: &Link, messages: Vec<Message>) -> Result<()> {
-    if messages.is_empty() {
-        return Ok(());
-    }
+/// Sends several messages together.
+pub fn send_all(link: &Link, messages: impl IntoIterator<Item = Message>) -> Result<()> {
     link.tx.send_all(messages).map_err(|error| ended(link, &error))
 }
 
@@ -272,10 +268,8 @@ pub fn connect(account: &Account) -> Result<Link> {
 /// handshake.
 pub fn connect_asking(account: &Account, questions: Vec<Message>) -> Result<Link> {
     let Dialed { link, .. } = dial(&account.target, &account.server, &account.transport)?;
-    send(&link, Message::Hello { instance: account.instance })?;
-    for question in questions {
-        send(&link, question)?;
-    }
+    let hello = Message::Hello { instance: account.instance };
+    send_all(&link, std::iter::once(hello).chain(questions))?;
     let welcome = welcome(&link)?;
     if welcome.vault != account.vault {
         return fail(

@@ -19,7 +19,7 @@ use anyhow::Result;
 use rustix::fs::{Advice, FallocateFlags, OFlags, SeekFrom};
 
 use crate::exit::{Class, Failure, fail};
-use crate::text;
+use crate::{files, text};
 use unnamed::Unnamed;
 
 /// Zeros that are written where a device cannot make them itself.
@@ -255,8 +255,7 @@ impl Dest {
         if let Kind::New { how, replace } = &self.kind {
             how.name(&self.file, &self.path, *replace).map_err(|e| self.name_failure(&e))?;
             self.finished = true;
-            let parent = self.path.parent().filter(|p| !p.as_os_str().is_empty());
-            crate::files::sync_dir(parent.unwrap_or(Path::new(".")))?;
+            files::sync_dir(files::parent(&self.path))?;
         }
         self.finished = true;
         Ok(())

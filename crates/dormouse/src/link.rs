@@ -66,7 +66,9 @@ impl LinkTx {
 
     /// Queues messages, and wakes the writer once for all of them.
     pub fn send_all(&self, messages: impl IntoIterator<Item = Message>) -> Result<(), LinkError> {
-        self.queue.push_all(messages.into_iter().map(|m| m.encode()))
+        // Before the queue is locked: the writer needs it too.
+        let frames: Vec<_> = messages.into_iter().map(|m| m.encode()).collect();
+        self.queue.push_all(frames)
     }
 
     /// Lets what is queued go out, then says goodbye. Does not wait.

@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, OFlags};
 
+use crate::files::parent;
+
 /// How the file is kept until it has its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Unnamed {
@@ -78,10 +80,6 @@ impl Unnamed {
             let _ = std::fs::remove_file(temporary);
         }
     }
-}
-
-fn parent(path: &Path) -> &Path {
-    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn beside(path: &Path) -> PathBuf {

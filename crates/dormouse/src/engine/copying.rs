@@ -139,24 +139,23 @@ fn copy_worker(
     // What is done is told together: waking the engine for each chunk costs more than
     // the chunk. But nothing waits while there is nothing to do.
     loop {
-        let job = match first.try_recv().or_else(|_| then.try_recv()) {
-            Ok(job) => job,
-            Err(_) if !done.is_empty() => {
-                bytes = 0;
-                if events.send(Ok(std::mem::take(&mut done))).is_err() {
-                    return;
-                }
-                continue;
+        let ready = first.try_recv().or_else(|_| then.try_recv()).ok();
+        if !done.is_empty() && (ready.is_none() || bytes >= TOGETHER) {
+            bytes = 0;
+            if events.send(Ok(std::mem::take(&mut done))).is_err() {
+                return;
             }
-            Err(_) => {
-                let job = select! {
+        }
+        let job = ready.map_or_else(
+            || {
+                select! {
                     recv(first) -> job => job,
                     recv(then) -> job => job,
-                };
-                let Ok(job) = job else { return };
-                job
-            }
-        };
+                }
+            },
+            Ok,
+        );
+        let Ok(job) = job else { return };
         match copy_job(job, &mut sealer, &mut scratch, sealing, source) {
             Ok(event) => {
                 bytes += match &event {
@@ -167,12 +166,6 @@ fn copy_worker(
             }
             Err(e) => {
                 events.send(Err(e)).ok();
-                return;
-            }
-        }
-        if bytes >= TOGETHER {
-            bytes = 0;
-            if events.send(Ok(std::mem::take(&mut done))).is_err() {
                 return;
             }
         }

@@ -55,14 +55,7 @@ impl Inbox {
 
     /// Waits for the next message. An error if the link has ended and said so before.
     pub fn recv(&self) -> Result<Received, RecvError> {
-        loop {
-            if let Some(received) = self.taken() {
-                return Ok(received);
-            }
-            if let Some(received) = self.add(self.batches.recv()?) {
-                return Ok(received);
-            }
-        }
+        self.next(|batches| batches.recv())
     }
 
     /// The same, for so long at most.
@@ -72,12 +65,15 @@ impl Inbox {
 
     /// The same, until then at most.
     pub fn recv_deadline(&self, until: Instant) -> Result<Received, RecvTimeoutError> {
+        self.next(|batches| batches.recv_deadline(until))
+    }
+
+    fn next<E>(&self, more: impl Fn(&Receiver<Batch>) -> Result<Batch, E>) -> Result<Received, E> {
+        let mut next = self.taken();
         loop {
-            if let Some(received) = self.taken() {
-                return Ok(received);
-            }
-            if let Some(received) = self.add(self.batches.recv_deadline(until)?) {
-                return Ok(received);
+            match next {
+                Some(received) => return Ok(received),
+                None => next = self.add(more(&self.batches)?),
             }
         }
     }

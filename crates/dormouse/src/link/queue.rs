@@ -64,7 +64,9 @@ impl Queue<Vec<u8>> {
             let len = frame.len();
             state.add(frame, len);
         }
-        self.work.notify_one();
+        if !state.items.is_empty() {
+            self.work.notify_one();
+        }
         Ok(())
     }
 }

@@ -159,7 +159,7 @@ impl Copy {
         }
     }
 
-    fn chunk(&mut self, mut cut: Cut) {
+    fn chunk(&mut self, cut: Cut) {
         let id = self.secrets.chunk_id(&cut.digests);
         self.progress.chunks += 1;
         match self.kept.take().map(|kept| kept.first) {
@@ -169,12 +169,15 @@ impl Copy {
                 self.want(hint.chunk, 1, None);
                 self.out.push_back(Out::Part { of: hint.chunk, cut });
             }
-            _ => {
-                let (start, tags) = (cut.start, core::mem::take(&mut cut.tags));
-                self.out.push_back(Out::Chunk { id, start, tags });
-                self.want(id, 1, Some(cut));
-            }
+            _ => self.name(id, cut),
         }
+    }
+
+    /// Blocks whose place in the map will be this chunk.
+    fn name(&mut self, id: ChunkId, mut cut: Cut) {
+        let (start, tags) = (cut.start, core::mem::take(&mut cut.tags));
+        self.out.push_back(Out::Chunk { id, start, tags });
+        self.want(id, 1, Some(cut));
     }
 
     /// Asks for a chunk, unless it is known or asked for; without its blocks it cannot be
@@ -207,11 +210,8 @@ impl Copy {
         self.waiting.retain(|id, _| !lost.contains(id));
         for item in core::mem::take(&mut self.out) {
             match item {
-                Out::Part { of, mut cut } if lost.contains(&of) => {
-                    let id = self.secrets.chunk_id(&cut.digests);
-                    let (start, tags) = (cut.start, core::mem::take(&mut cut.tags));
-                    self.out.push_back(Out::Chunk { id, start, tags });
-                    self.want(id, 1, Some(cut));
+                Out::Part { of, cut } if lost.contains(&of) => {
+                    self.name(self.secrets.chunk_id(&cut.digests), cut);
                 }
                 item => self.out.push_back(item),
             }

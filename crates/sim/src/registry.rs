@@ -1,0 +1,129 @@
+//! Clients, invites and vaults of a simulated server, in memory.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use dormouse_format::message::Refusal;
+use dormouse_format::{PublicKey, TimeNs, VaultId};
+use dormouse_store::memory::MemDir;
+use dormouse_store::{Dir, Options, Recovery, VaultStore};
+use dormouse_sync::server::{Client, Refused, Registry};
+
+/// Where the one vault of a simulated server lies.
+pub trait Place: Send + Sync {
+    /// The directory of its segments.
+    fn segments(&self) -> Box<dyn Dir>;
+    /// The directory of its index.
+    fn index(&self) -> Box<dyn Dir>;
+}
+
+/// In memory, without faults.
+#[derive(Debug, Clone, Default)]
+pub struct Memory {
+    /// Segments.
+    pub segments: MemDir,
+    /// Index.
+    pub index: MemDir,
+}
+
+impl Place for Memory {
+    fn segments(&self) -> Box<dyn Dir> {
+        Box::new(self.segments.clone())
+    }
+    fn index(&self) -> Box<dyn Dir> {
+        Box::new(self.index.clone())
+    }
+}
+
+/// What a server knows. Clients and invites are kept as if their files never failed.
+pub struct Registered {
+    /// Clients by transport key.
+    pub clients: Mutex<HashMap<PublicKey, Client>>,
+    /// Invites by verifier, and who used them.
+    pub invites: Mutex<HashMap<[u8; 32], Option<PublicKey>>>,
+    /// Open vaults.
+    pub vaults: Mutex<HashMap<VaultId, Arc<VaultStore>>>,
+    place: Box<dyn Place>,
+    options: Options,
+}
+
+impl Registered {
+    /// A server without clients.
+    pub fn new(place: Box<dyn Place>, options: Options) -> Self {
+        let (clients, invites, vaults) = Default::default();
+        Self { clients, invites, vaults, place, options }
+    }
+
+    /// Makes an invite.
+    pub fn invite(&self, verifier: [u8; 32]) {
+        self.invites.lock().unwrap().insert(verifier, None);
+    }
+
+    /// Forgets the open vaults, as a process does that dies.
+    pub fn forget(&self) {
+        self.vaults.lock().unwrap().clear();
+    }
+
+    /// Opens a vault anew.
+    pub fn reopen(&self, vault: VaultId) -> dormouse_store::Result<Recovery> {
+        let (segments, index) = (self.place.segments(), self.place.index());
+        let (store, recovery) = VaultStore::open(segments, index, vault, self.options)?;
+        self.vaults.lock().unwrap().insert(vault, Arc::new(store));
+        Ok(recovery)
+    }
+}
+
+impl Registry for Registered {
+    fn client(&self, key: &PublicKey) -> std::result::Result<Option<Client>, Refused> {
+        Ok(self.clients.lock().unwrap().get(key).cloned())
+    }
+    fn check_invite(
+        &self,
+        verifier: &[u8; 32],
+        _: &str,
+        key: &PublicKey,
+        _: TimeNs,
+    ) -> std::result::Result<(), Refused> {
+        match self.invites.lock().unwrap().get(verifier) {
+            None => Err(Refused::new(Refusal::InviteUnknown, "unknown")),
+            Some(Some(used)) if used != key => Err(Refused::new(Refusal::InviteUsed, "used")),
+            _ => Ok(()),
+        }
+    }
+    fn use_invite(
+        &self,
+        verifier: &[u8; 32],
+        key: &PublicKey,
+        client: &Client,
+        now: TimeNs,
+    ) -> std::result::Result<(), Refused> {
+        self.check_invite(verifier, &client.name, key, now)?;
+        self.invites.lock().unwrap().insert(*verifier, Some(*key));
+        self.clients.lock().unwrap().insert(*key, client.clone());
+        Ok(())
+    }
+    fn add_recovered(
+        &self,
+        key: &PublicKey,
+        client: &Client,
+        _: TimeNs,
+    ) -> std::result::Result<String, Refused> {
+        self.clients.lock().unwrap().insert(*key, client.clone());
+        Ok(client.name.clone())
+    }
+    fn vault(&self, id: &VaultId) -> std::result::Result<Option<Arc<VaultStore>>, Refused> {
+        Ok(self.vaults.lock().unwrap().get(id).cloned())
+    }
+    fn create_vault(
+        &self,
+        id: &VaultId,
+        now: TimeNs,
+    ) -> std::result::Result<Arc<VaultStore>, Refused> {
+        let (segments, index) = (self.place.segments(), self.place.index());
+        let failed = |e: dormouse_store::Error| Refused::new(Refusal::Internal, e.to_string());
+        let store = VaultStore::create(segments, index, *id, now, self.options).map_err(failed)?;
+        let store = Arc::new(store);
+        self.vaults.lock().unwrap().insert(*id, Arc::clone(&store));
+        Ok(store)
+    }
+}

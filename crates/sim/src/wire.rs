@@ -57,11 +57,11 @@ impl Wire {
     /// Sends a question and takes the next answer.
     pub fn ask(&mut self, message: &Message) -> Result<Message> {
         self.send(message);
-        self.next()
+        self.answer()
     }
 
     /// The next answer. Nothing waits here: an answer that is not there never comes.
-    pub fn next(&mut self) -> Result<Message> {
+    pub fn answer(&mut self) -> Result<Message> {
         match self.inbox.pop_front() {
             Some(Message::Error { refusal, text }) => Err(Error::Refused { refusal, text }),
             Some(message) => Ok(message),
@@ -99,7 +99,7 @@ impl Ends for Lied<'_> {
     }
 
     fn receive(&mut self) -> Option<Result<Message>> {
-        Some(self.wire.next().map(|mut message| {
+        Some(self.wire.answer().map(|mut message| {
             if let Some(answer) = &mut self.liar.answer {
                 answer(&mut message);
             }

@@ -226,7 +226,7 @@ impl World {
         let mut answer = wire.ask(&Message::GetSmall { kind: Kind::Cert, ids: vec![] })?;
         while let Message::Record { record } = answer {
             trust.add_cert(&record)?;
-            answer = wire.next()?;
+            answer = wire.answer()?;
         }
         Ok(trust)
     }

@@ -194,7 +194,7 @@ fn an_older_connection_is_fenced() {
     world.copy(&newer, volume, &disk).unwrap();
     old.send(&Message::Begin { base: dormouse_format::message::Base::Checkpoint, size: 1 << 20 });
     old.send(&Message::Extents { runs: vec![0, 0, 1] });
-    let refused = old.next();
+    let refused = old.answer();
     assert!(matches!(refused, Err(Error::Refused { refusal: Refusal::Fenced, .. })), "{refused:?}");
 }
 

@@ -17,6 +17,7 @@ pub mod machine;
 pub mod random;
 pub mod registry;
 pub mod source;
+pub mod storage;
 pub mod wire;
 pub mod world;
 

@@ -235,7 +235,8 @@ impl Replay {
             Vec::new()
         } else {
             let before = history.running();
-            self.committed(segments, &waiting, &before, &p.deltas).unwrap_or_else(|| vec![LOST])
+            let parts = self.committed(segments, &waiting, &before, &p.deltas)?;
+            parts.unwrap_or_else(|| vec![LOST])
         };
         history.add(point, at, &parts);
         Ok(())
@@ -248,18 +249,30 @@ impl Replay {
         waiting: &[(Prefix, RecordRef)],
         before: &Hash,
         after: &Hash,
-    ) -> Option<Vec<RecordRef>> {
-        let (last, _) = waiting.iter().rev().find(|(p, _)| p.after == delta::short(after))?;
+    ) -> Result<Option<Vec<RecordRef>>> {
+        let fits = |(p, _): &&(Prefix, RecordRef)| p.after == delta::short(after);
+        let Some((last, _)) = waiting.iter().rev().find(fits) else { return Ok(None) };
         let of = waiting.iter().filter(|(p, _)| p.attempt == last.attempt);
         let parts: Vec<_> = of.map(|(_, at)| *at).collect();
         // Only where a record was lost can a part be missing in the middle.
-        let whole = !self.damaged_deltas
-            || parts.iter().try_fold(*before, |h, at| {
-                let record = segments.record(at).ok()?.1;
-                let (prefix, runs) = delta::decode(&record[HEADER_LEN..]).ok()?;
-                Some(hash::delta(&h, prefix.size, runs))
-            }) == Some(*after);
-        whole.then_some(parts)
+        if self.damaged_deltas {
+            let mut running = *before;
+            for at in &parts {
+                let record = match segments.record(at) {
+                    Ok((_, record)) => record,
+                    Err(e @ Error::Io { .. }) => return Err(e),
+                    Err(_) => return Ok(None),
+                };
+                let Ok((prefix, runs)) = delta::decode(&record[HEADER_LEN..]) else {
+                    return Ok(None);
+                };
+                running = hash::delta(&running, prefix.size, runs);
+            }
+            if running != *after {
+                return Ok(None);
+            }
+        }
+        Ok(Some(parts))
     }
 }
 

@@ -169,11 +169,18 @@ impl<'a> Opening<'a> {
                 Ok(())
             }
             Kind::Delta => {
-                let why = self.damaged.remove(&at);
-                if let Some(why) = why.or_else(|| self.delta(&at).err().map(|e| e.to_string())) {
-                    self.replay.damaged_deltas = true;
-                    self.fault(&at, why);
-                }
+                let known = self.damaged.remove(&at);
+                let why = match known
+                    .map_or_else(|| self.delta(&at).map(|()| None), |why| Ok(Some(why)))
+                {
+                    Ok(None) => return Ok(()),
+                    Ok(Some(why)) => why,
+                    // A disk that does not answer now may do so later: nothing is damaged.
+                    Err(e @ Error::Io { .. }) => return Err(e),
+                    Err(e) => e.to_string(),
+                };
+                self.replay.damaged_deltas = true;
+                self.fault(&at, why);
                 Ok(())
             }
             kind => match self.segments.record(&at) {

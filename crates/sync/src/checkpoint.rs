@@ -16,7 +16,7 @@ use dormouse_format::point::{Grade, Point, SignedPoint, StoredPoint};
 use dormouse_format::{Hash, Tag, TimeNs};
 
 use crate::error::{Error, Result, unexpected};
-use crate::history::hash_of;
+use crate::history::{builds_on, hash_of};
 use crate::map::{Entry, Front, LeafEntries, Root, TreeHasher, Walker, open_leaves};
 use crate::overlay::{Deltas, Overlay};
 
@@ -94,6 +94,7 @@ impl core::fmt::Debug for Checkpoint {
 impl Checkpoint {
     /// A checkpoint by this plan.
     pub fn new(plan: Plan, signer: Arc<SigningKey>) -> Result<Self> {
+        builds_on(&plan.head, &plan.checkpoint)?;
         let root = Root::of(&plan.checkpoint)?;
         let deltas = Some(Deltas::after(&plan.checkpoint));
         let overlay = Arc::new(Overlay::new(geometry::blocks(root.size)));

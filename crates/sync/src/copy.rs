@@ -34,7 +34,7 @@ use dormouse_format::{ChunkId, Hash, TimeNs, VaultId, VolumeId};
 
 use crate::cut::{Cut, Cutter};
 use crate::error::{Error, Result, unexpected};
-use crate::history::hash_of;
+use crate::history::{builds_on, hash_of};
 use crate::leaf::{Budget, Claim, LeafData, LeafSet};
 use crate::map::{Root, TreeHasher, Walker};
 use chunks::{Kept, Out, Waiting};
@@ -248,6 +248,9 @@ impl core::fmt::Debug for Copy {
 impl Copy {
     /// A copy by this plan. `plan.head` and `plan.checkpoint` were verified by the caller.
     pub fn new(plan: Plan, secrets: Arc<VaultSecrets>, signer: Arc<SigningKey>) -> Result<Self> {
+        if let (Some(head), Some(checkpoint)) = (&plan.head, &plan.checkpoint) {
+            builds_on(head, checkpoint)?;
+        }
         let walker = match (&plan.checkpoint, plan.mode) {
             (Some(stored), Mode::Scan | Mode::Check) => Some(Walker::new(Root::of(stored)?)),
             _ => None,

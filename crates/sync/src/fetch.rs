@@ -21,7 +21,7 @@ use dormouse_format::point::StoredPoint;
 use dormouse_format::{Block, Tag};
 
 use crate::error::{Error, Result, unexpected};
-use crate::history::Trust;
+use crate::history::{Trust, builds_on};
 use crate::leaf::LeafSet;
 use crate::map::{Root, Walker, open_leaves};
 use crate::overlay::{Deltas, Overlay};
@@ -165,6 +165,7 @@ impl core::fmt::Debug for Fetch {
 impl Fetch {
     /// A restore by this plan.
     pub fn new(plan: Plan, trust: Arc<Trust>, identity: Arc<Identity>) -> Result<Self> {
+        builds_on(&plan.point, &plan.checkpoint)?;
         let root = Root::of(&plan.checkpoint)?;
         Ok(Self {
             walker: None,
@@ -207,9 +208,6 @@ impl Fetch {
         if p.is_checkpoint() {
             self.walker = Some(Walker::new(self.root));
             return self.advance(actions);
-        }
-        if p.checkpoint != self.root.seq || p.root != self.plan.checkpoint.point().root {
-            return Err(Error::Point { seq: p.seq, why: "it builds on another checkpoint" });
         }
         self.deltas = Some(Deltas::after(&self.plan.checkpoint));
         self.questions.push_back(Question::Deltas);

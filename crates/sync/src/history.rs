@@ -244,6 +244,18 @@ pub fn hash_of(signed: &SignedPoint) -> Hash {
     hash::point(&signed.point.encode())
 }
 
+/// That a point builds on this checkpoint, or is it.
+pub(crate) fn builds_on(point: &StoredPoint, checkpoint: &StoredPoint) -> Result<()> {
+    let (p, c) = (point.point(), checkpoint.point());
+    let same = if p.is_checkpoint() {
+        p == c
+    } else {
+        c.is_checkpoint() && (p.volume, p.checkpoint, p.root) == (c.volume, c.seq, c.root)
+    };
+    let why = "it builds on another checkpoint";
+    if same { Ok(()) } else { Err(Error::Point { seq: p.seq, why }) }
+}
+
 /// Compares what the server shows with the last head that this machine saw.
 /// `shown` is the server's point with the sequence number of `seen`, if it has one.
 pub fn check_anchor(

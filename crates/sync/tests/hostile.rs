@@ -461,6 +461,28 @@ fn no_point_is_made_of_a_lie() {
     past.world.assert_restores(&past.machine, past.volume, &past.models);
 }
 
+/// A checkpoint is restored from its own map, whatever it is given with it.
+#[test]
+fn a_point_with_anothers_checkpoint_is_refused() {
+    let mut world = World::new(31);
+    let machine = world.machine();
+    let volume = world.volume(&machine, "disk");
+    let mut disk = disk(5, 10);
+    world.copy(&machine, volume, &disk).unwrap();
+    disk.write(1, noise(&mut Lcg(1)));
+    world.copy(&machine, volume, &disk).unwrap();
+    disk.write(2, noise(&mut Lcg(2)));
+    world.copy_changes(&machine, volume, &disk, &[2]).unwrap();
+    let points = world.points(&machine, volume).unwrap();
+    for (point, checkpoint) in [(0, 1), (1, 0), (2, 0), (2, 2), (0, 2)] {
+        let mut to = Disk::default();
+        let both = [points[point], points[checkpoint]];
+        let done = world.restore_to(&machine, volume, both, fetch::Mode::Fresh, &mut to);
+        assert!(matches!(done, Err(Error::Point { .. })), "{point} on {checkpoint}: {done:?}");
+        assert!(to.blocks.is_empty());
+    }
+}
+
 /// Points that the writer did sign, in an order that it did not make.
 #[test]
 fn points_of_two_histories_make_no_chain() {

@@ -7,6 +7,7 @@ mod ci;
 mod measure;
 mod proof;
 mod random;
+mod sim;
 mod tidy;
 mod world;
 
@@ -20,6 +21,12 @@ const USAGE: &str = "usage: cargo xtask COMMAND
 commands:
   ci      format, lints, tests, tidy and the demo: what continuous integration runs
   tidy    rules of the source that no compiler checks
+  sim     the simulator: real store and protocol on a faulty disk, network and clock
+            SEED              one run, or the first; from the clock without it
+            --runs N          so many seeds, one after the other; 200 without a SEED
+            --family F        'sound' or 'rot': what the disk may do; by the seed without it
+            --jobs N          at the same time; one for each processor without it
+            --trace           every event to standard error
   bench   the published benchmark, against the peers that are installed
             --quick           a 1 GiB image and one round
             --rounds N        rounds, 3 without it
@@ -58,6 +65,7 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
         "tidy" if rest.is_empty() => tidy::run(),
         "bench" => bench::run(rest),
         "proof" => proof::run(rest),
+        "sim" => sim::run(rest),
         measure::MEASURE => measure::measure_one(rest),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");

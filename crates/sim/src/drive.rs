@@ -81,6 +81,11 @@ impl Copying {
         })
     }
 
+    /// Whether it has more to do without an answer.
+    pub fn is_busy(&self) -> bool {
+        !self.actions.is_empty() || !self.todo.is_empty()
+    }
+
     /// Does at most `steps` things; the outcome, once there is one.
     pub fn turn(
         &mut self,
@@ -225,7 +230,7 @@ impl Restoring {
                 Some(fetch::Action::Open(job)) => {
                     let mut write = |at: u64, bytes: &[u8]| {
                         for (i, b) in bytes.chunks(BLOCK_SIZE).enumerate() {
-                            disk.write(at / BLOCK_SIZE as u64 + i as u64, b.to_vec());
+                            disk.write(at / BLOCK_SIZE as u64 + i as u64, b);
                         }
                         Ok::<(), ()>(())
                     };

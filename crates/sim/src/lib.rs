@@ -16,6 +16,7 @@ pub mod drive;
 pub mod machine;
 pub mod random;
 pub mod registry;
+pub mod run;
 pub mod source;
 pub mod storage;
 pub mod wire;

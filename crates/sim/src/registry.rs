@@ -35,12 +35,17 @@ impl Place for Memory {
     }
 }
 
+/// Clients by transport key.
+pub type Clients = HashMap<PublicKey, Client>;
+/// Invites by verifier, and who used them.
+pub type Invites = HashMap<[u8; 32], Option<PublicKey>>;
+
 /// What a server knows. Clients and invites are kept as if their files never failed.
 pub struct Registered {
     /// Clients by transport key.
-    pub clients: Mutex<HashMap<PublicKey, Client>>,
+    pub clients: Mutex<Clients>,
     /// Invites by verifier, and who used them.
-    pub invites: Mutex<HashMap<[u8; 32], Option<PublicKey>>>,
+    pub invites: Mutex<Invites>,
     /// Open vaults.
     pub vaults: Mutex<HashMap<VaultId, Arc<VaultStore>>>,
     place: Box<dyn Place>,
@@ -57,6 +62,17 @@ impl Registered {
     /// Makes an invite.
     pub fn invite(&self, verifier: [u8; 32]) {
         self.invites.lock().unwrap().insert(verifier, None);
+    }
+
+    /// Clients and invites.
+    pub fn state(&self) -> (Clients, Invites) {
+        (self.clients.lock().unwrap().clone(), self.invites.lock().unwrap().clone())
+    }
+
+    /// Sets clients and invites.
+    pub fn set_state(&self, clients: Clients, invites: Invites) {
+        *self.clients.lock().unwrap() = clients;
+        *self.invites.lock().unwrap() = invites;
     }
 
     /// Forgets the open vaults, as a process does that dies.

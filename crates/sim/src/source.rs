@@ -17,7 +17,7 @@ pub struct Disk {
     /// Bytes.
     pub size: u64,
     /// The blocks that are not zero.
-    pub blocks: BTreeMap<Block, Vec<u8>>,
+    pub blocks: BTreeMap<Block, Arc<[u8]>>,
 }
 
 impl Disk {
@@ -27,7 +27,8 @@ impl Disk {
     }
 
     /// Writes one block.
-    pub fn write(&mut self, block: Block, content: Vec<u8>) {
+    pub fn write(&mut self, block: Block, content: impl Into<Arc<[u8]>>) {
+        let content = content.into();
         assert_eq!(content.len(), BLOCK_SIZE);
         if content.iter().all(|b| *b == 0) {
             self.blocks.remove(&block);

@@ -341,13 +341,23 @@ impl Storage {
         change(&mut self.0.lock().unwrap().image);
     }
 
-    /// The machine goes down, and comes back with what the medium holds. Files that are
-    /// open stay those of before.
+    /// The machine goes down, and comes back with what the medium holds. Who has files
+    /// open can use them no more.
     pub fn restart(&self) -> Self {
+        self.again(|image, random| image.crashed(random))
+    }
+
+    /// A process ends, and another comes: nothing is lost, but who has files open can use
+    /// them no more.
+    pub fn reopened(&self) -> Self {
+        self.again(|image, _| image.clone())
+    }
+
+    fn again(&self, left: impl FnOnce(&Image, &mut Lcg) -> Image) -> Self {
         let mut inner = self.0.lock().unwrap();
         inner.down = true;
         let seed = inner.random.below(u64::MAX);
-        let image = inner.image.crashed(&mut Lcg(seed));
+        let image = left(&inner.image, &mut Lcg(seed));
         let watch = std::mem::replace(&mut inner.watch, Box::new(()));
         let (random, ops, down) = (Lcg(seed ^ 0x5eed), inner.ops, false);
         Self(Arc::new(Mutex::new(Inner { image, watch, random, ops, down })))

@@ -15,7 +15,7 @@ use dormouse_sync::checkpoint;
 use dormouse_sync::copy::{self, Outcome};
 use dormouse_sync::error::{Error, Result};
 use dormouse_sync::fetch;
-use dormouse_sync::history::Trust;
+use dormouse_sync::history::{Points, Trust};
 use dormouse_sync::server::Session;
 
 use crate::drive::{Checkpointing, Copying, Restoring};
@@ -231,15 +231,19 @@ impl World {
         Ok(trust)
     }
 
-    /// All points of a volume; they are one chain.
+    /// All points of a volume, from the first on; they are one chain.
     pub fn points(&mut self, machine: &Machine, volume: VolumeId) -> Result<Vec<StoredPoint>> {
+        let trust = self.trust(machine)?;
         let mut wire = self.hello(machine)?;
-        let points = match wire.ask(&Message::ListPoints { volume, from: 1, limit: 2000 })? {
-            Message::Points { points } => points,
-            _ => return Err(Error::Protocol { what: "no points" }),
-        };
-        self.trust(machine)?.chain(&volume, &points)?;
-        Ok(points)
+        let mut all = Points::from(&trust, volume, 1);
+        loop {
+            let Message::Points { points } = wire.ask(&all.next())? else {
+                return Err(Error::Protocol { what: "no points" });
+            };
+            if all.add(&points)? {
+                return all.done(None);
+            }
+        }
     }
 
     /// Restores a point; `old` is what the destination holds before (in-place).

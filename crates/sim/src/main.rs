@@ -1,0 +1,114 @@
+//! The simulator as a program: `cargo xtask sim`.
+//!
+//! Owns the command line and the threads; a run is one thread's.
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program for the terminal")]
+
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use dormouse_sim::run::{Family, Report, Run};
+
+const USAGE: &str =
+    "usage: cargo xtask sim [SEED] [--runs N] [--jobs N] [--family sound|rot] [--trace]
+
+Runs N seeds (1 with a SEED, else 200), from SEED or from the clock on. Odd seeds have a
+sound disk, even ones a disk that rots, unless --family says so. A failure prints its seed.";
+
+struct Asked {
+    seed: u64,
+    runs: u64,
+    jobs: usize,
+    family: Option<Family>,
+    trace: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match asked(&arguments) {
+        Some(asked) => run(&asked),
+        None => {
+            eprintln!("{USAGE}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn asked(arguments: &[String]) -> Option<Asked> {
+    let jobs = std::thread::available_parallelism().map_or(1, usize::from);
+    let (mut seed, mut runs) = (None, None);
+    let mut asked = Asked { seed: 0, runs: 0, jobs, family: None, trace: false };
+    let mut rest = arguments.iter();
+    while let Some(argument) = rest.next() {
+        match argument.as_str() {
+            "--runs" => runs = Some(rest.next()?.parse().ok()?),
+            "--jobs" => asked.jobs = rest.next()?.parse().ok()?,
+            "--trace" => asked.trace = true,
+            "--family" => {
+                asked.family = Some(match rest.next()?.as_str() {
+                    "sound" => Family::Sound,
+                    "rot" => Family::Rot,
+                    _ => return None,
+                });
+            }
+            text => seed = Some(text.parse().ok()?),
+        }
+    }
+    asked.runs = runs.unwrap_or(if seed.is_some() { 1 } else { 200 });
+    let clock = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |d| d.as_secs());
+    asked.seed = seed.unwrap_or_else(clock);
+    Some(asked)
+}
+
+fn run(asked: &Asked) -> ExitCode {
+    let (next, failed) = (AtomicU64::new(0), AtomicBool::new(false));
+    let sum = Mutex::new(Report::default());
+    let began = Instant::now();
+    println!("seeds {} to {}", asked.seed, asked.seed + asked.runs - 1);
+    std::thread::scope(|scope| {
+        for _ in 0..asked.jobs.clamp(1, 64) {
+            scope.spawn(|| {
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    if at >= asked.runs {
+                        return;
+                    }
+                    one(asked, asked.seed + at, &sum, &failed);
+                }
+            });
+        }
+    });
+    let seconds = began.elapsed().as_secs_f64();
+    if let Ok(sum) = sum.into_inner() {
+        print(&sum, asked, seconds);
+    }
+    if failed.into_inner() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+fn one(asked: &Asked, seed: u64, sum: &Mutex<Report>, failed: &AtomicBool) {
+    let usual = if seed % 2 == 1 { Family::Sound } else { Family::Rot };
+    let family = asked.family.unwrap_or(usual);
+    let (report, outcome) = Run::seed(seed, family, asked.trace);
+    if let Err(violation) = outcome {
+        failed.store(true, Ordering::Relaxed);
+        let name = if family == Family::Sound { "sound" } else { "rot" };
+        let commit = std::env::var("DORMOUSE_COMMIT").unwrap_or_else(|_| "unknown".into());
+        println!("seed {seed} FAILED: {}", violation.0);
+        println!("  again: cargo xtask sim {seed} --family {name} --trace   (commit {commit})");
+    }
+    if let Ok(mut sum) = sum.lock() {
+        sum.add(&report);
+    }
+}
+
+fn print(sum: &Report, asked: &Asked, seconds: f64) {
+    let row = |name: &str, n: u64| println!("{name:>28}  {n}");
+    row("runs", asked.runs);
+    for (name, n) in sum.rows() {
+        row(name, n);
+    }
+    println!("{:>28}  {:016x}", "trace", sum.trace);
+    println!("{:>28}  {seconds:.1}", "seconds");
+}

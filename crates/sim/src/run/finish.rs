@@ -1,0 +1,140 @@
+//! The end of a run: faults stop, all comes to rest, and everything is looked at.
+
+use dormouse_format::VolumeId;
+use dormouse_store::scrub;
+use dormouse_sync::fetch;
+
+use super::model::Violation;
+use super::net::To;
+use super::{CALM, Event, Family, Run, Stepped};
+use crate::machine::Machine;
+use crate::registry::Place;
+use crate::source::Disk;
+use crate::wire::Liar;
+use crate::world::World;
+
+impl Run {
+    /// Stops the faults, brings every copy up to date, and checks everything.
+    pub(super) fn finish(&mut self) -> Stepped {
+        if self.report.given_up > 0 {
+            return Ok(());
+        }
+        self.note(format_args!("the faults stop"));
+        self.calm = true;
+        (_, self.net.weather) = CALM;
+        self.faults.set(CALM.0);
+        for link in self.net.all() {
+            self.net.leave(link, To::Server);
+            self.net.leave(link, To::Client);
+            self.server.hang_up(link);
+        }
+        for at in 0..self.clients.len() {
+            self.clients[at].let_go();
+            self.clients[at].job = None;
+        }
+        self.server_dies(false);
+        // One after the other: two that share a volume would go on for ever.
+        for at in 0..self.clients.len() {
+            self.at(0, Event::Idle(at));
+            self.go()?;
+            if self.report.given_up > 0 {
+                return Ok(());
+            }
+            if self.settings.family == Family::Sound {
+                self.at_rest(at)?;
+            }
+        }
+        self.check(1)?;
+        // Once more from the files alone, without an index.
+        self.server.die(false);
+        self.server.storage.alter(|image| image.clear(crate::storage::INDEX));
+        self.start_server()?;
+        if self.report.given_up > 0 {
+            return Ok(());
+        }
+        self.check(5)?;
+        self.scrub()
+    }
+
+    /// The mirror has converged.
+    fn at_rest(&self, at: usize) -> Stepped {
+        for volume in &self.clients[at].volumes {
+            let head = self.model.points(&volume.id).last();
+            let state = volume.anchor.and_then(|a| self.model.state(&a));
+            if volume.is_behind() || state.is_none_or(|s| **s != volume.disk) {
+                let head = head.map_or(0, |h| h.point().seq);
+                return Err(Violation(format!(
+                    "client {at} does not come to rest: its newest point is {head}"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Lists all points, and restores each `nth` of them.
+    fn check(&mut self, nth: usize) -> Stepped {
+        self.look_at_all()?;
+        let machine = self.clients[0].machine.clone();
+        let ids: Vec<VolumeId> = match self.server.store() {
+            Some(store) => store.volumes().into_iter().map(|(v, ..)| v.id).collect(),
+            None => return Err(Violation("the server does not run".into())),
+        };
+        let mut world = World {
+            registry: self.server.registry.clone(),
+            random: self.random.clone(),
+            now: self.now,
+            cut_after: None,
+            liar: Liar::default(),
+            traffic: (0, 0),
+            pool: None,
+        };
+        for id in ids {
+            self.restore_all(&mut world, &machine, id, nth)?;
+        }
+        Ok(())
+    }
+
+    fn restore_all(
+        &mut self,
+        world: &mut World,
+        machine: &Machine,
+        id: VolumeId,
+        nth: usize,
+    ) -> Stepped {
+        let rot = self.settings.family == Family::Rot;
+        let failed = |what: &str, e| Violation(format!("{what}: {e}"));
+        let points = match world.points(machine, id) {
+            Ok(points) => points,
+            Err(_) if rot => return Ok(()),
+            Err(e) => return Err(failed("points", e)),
+        };
+        for point in points.iter().step_by(nth) {
+            self.report.points += 1;
+            let checkpoint = points[point.point().checkpoint as usize - 1];
+            let (both, mut disk) = ([*point, checkpoint], Disk::default());
+            match world.restore_to(machine, id, both, fetch::Mode::Fresh, &mut disk) {
+                Ok(_) => self.model.restored(point, &disk)?,
+                Err(_) if rot => {}
+                Err(e) => return Err(failed(&format!("restore of {}", point.point().seq), e)),
+            }
+        }
+        Ok(())
+    }
+
+    /// A sound disk has no fault that a scrub finds.
+    fn scrub(&mut self) -> Stepped {
+        let vault = self.clients[0].machine.vault;
+        let mut found = None;
+        let segments = self.server.storage.segments();
+        scrub::scrub(&*segments, vault, false, &mut |f| {
+            found.get_or_insert(format!("{} byte {}: {}", f.segment, f.offset, f.why));
+        })
+        .map_err(|e| Violation(format!("scrub: {e}")))?;
+        match found {
+            Some(found) if self.settings.family == Family::Sound => {
+                Err(Violation(format!("a scrub finds {found}")))
+            }
+            _ => Ok(()),
+        }
+    }
+}

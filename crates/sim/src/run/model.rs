@@ -1,0 +1,177 @@
+//! What must be, and who judges.
+//!
+//! Owns: which states were signed, what was acknowledged, what was seen. Knows
+//! nothing of how the store or the protocol work: it sees what leaves them.
+//!
+//! The rules:
+//! - P1: a point that was acknowledged is in every list from then on.
+//! - P2: every visible point was signed by a client for a whole state.
+//! - P4: what a restore returns as good equals that state bit for bit.
+//! - History never changes: what was visible once stays, byte for byte.
+//! - A generation is given once, and they ascend.
+//! - No key seals two messages under one nonce.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use dormouse_crypt::hash;
+use dormouse_format::point::{SignedPoint, StoredPoint};
+use dormouse_format::record::split;
+use dormouse_format::{Hash, KeyId, Seq, VolumeId};
+use dormouse_sync::history::hash_of;
+
+use crate::source::Disk;
+
+/// A rule that was broken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation(pub String);
+
+/// What comes of a judgement.
+pub type Judged = Result<(), Violation>;
+
+fn broken(text: String) -> Judged {
+    Err(Violation(text))
+}
+
+#[derive(Debug, Default)]
+struct Volume {
+    /// All points that were ever visible.
+    visible: Vec<StoredPoint>,
+    /// The newest that a client was told of as durable.
+    acknowledged: Seq,
+    generation: u64,
+}
+
+/// The model.
+#[derive(Debug, Default)]
+pub struct Model {
+    signed: HashMap<Hash, (VolumeId, Arc<Disk>)>,
+    volumes: BTreeMap<VolumeId, Volume>,
+    nonces: HashMap<(KeyId, [u8; 12]), [u8; 16]>,
+    rot: bool,
+}
+
+impl Model {
+    /// Nothing was signed yet. With `rot` points may be lost, if it is said.
+    pub fn new(rot: bool) -> Self {
+        Self { rot, ..Self::default() }
+    }
+
+    /// A client has signed a point that stands for this state.
+    pub fn signs(&mut self, point: &SignedPoint, state: Arc<Disk>) {
+        self.signed.insert(hash_of(point), (point.point.volume, state));
+    }
+
+    /// A client was told that a point is durable.
+    pub fn acknowledged(&mut self, point: &SignedPoint) -> Judged {
+        let volume = self.volumes.entry(point.point.volume).or_default();
+        let seq = point.point.seq;
+        if let Some(there) = volume.visible.get(seq as usize - 1)
+            && there.signed != *point
+        {
+            return broken(format!("point {seq} was acknowledged, and is another one"));
+        }
+        volume.acknowledged = volume.acknowledged.max(seq);
+        Ok(())
+    }
+
+    /// A client was given the right to write.
+    pub fn generation(&mut self, volume: VolumeId, generation: u64) -> Judged {
+        let volume = self.volumes.entry(volume).or_default();
+        // A generation that nothing later proves durable may be lost to rot.
+        if generation <= volume.generation && !self.rot {
+            return broken(format!(
+                "generation {generation} was given after {}",
+                volume.generation
+            ));
+        }
+        volume.generation = generation;
+        Ok(())
+    }
+
+    /// These are all points of a volume, as the store has them now.
+    pub fn visible(&mut self, id: VolumeId, points: &[StoredPoint]) -> Judged {
+        let volume = self.volumes.entry(id).or_default();
+        if (points.len() as u64) < volume.acknowledged {
+            let seq = volume.acknowledged;
+            return broken(format!("point {seq} was acknowledged; the newest is {}", points.len()));
+        }
+        if points.len() < volume.visible.len() {
+            let (was, is) = (volume.visible.len(), points.len());
+            return broken(format!("point {was} was visible; now the newest is {is}"));
+        }
+        self.shown(id, points)
+    }
+
+    /// These were all points of a volume a while ago.
+    pub fn shown(&mut self, id: VolumeId, points: &[StoredPoint]) -> Judged {
+        let volume = self.volumes.entry(id).or_default();
+        let mut prev = Hash::ZERO;
+        let mut receipt = 0;
+        for (i, point) in points.iter().enumerate() {
+            let p = point.point();
+            if p.seq != i as u64 + 1 || p.prev != prev {
+                if self.rot {
+                    // A damaged point leaves a gap, which no client takes for a history.
+                    return Ok(());
+                }
+                return broken(format!("point {} does not follow the one before", p.seq));
+            }
+            if point.receipt < receipt {
+                return broken(format!("point {} was received before the one before it", p.seq));
+            }
+            (prev, receipt) = (hash::point(&p.encode()), point.receipt);
+            match volume.visible.get(i) {
+                Some(there) if there != point => {
+                    return broken(format!("point {} has changed", p.seq));
+                }
+                Some(_) => {}
+                None if !self.signed.contains_key(&prev) => {
+                    return broken(format!("point {} was signed by nobody", p.seq));
+                }
+                None => volume.visible.push(*point),
+            }
+        }
+        Ok(())
+    }
+
+    /// The points of a volume that were visible last.
+    pub fn points(&self, volume: &VolumeId) -> &[StoredPoint] {
+        self.volumes.get(volume).map_or(&[], |v| &v.visible)
+    }
+
+    /// A restore has returned this as good.
+    pub fn restored(&self, point: &StoredPoint, disk: &Disk) -> Judged {
+        match self.state(&point.signed) {
+            Some(state) if **state == *disk => Ok(()),
+            Some(state) => {
+                let seq = point.point().seq;
+                let sizes = format!("{} bytes for {}", disk.size, state.size);
+                let all = disk.blocks.keys().chain(state.blocks.keys());
+                let wrong = all.filter(|b| disk.blocks.get(b) != state.blocks.get(b));
+                let blocks: std::collections::BTreeSet<_> = wrong.collect();
+                broken(format!("point {seq} came back wrong: {sizes}, wrong blocks {blocks:?}"))
+            }
+            None => broken(format!("point {} was signed by nobody", point.point().seq)),
+        }
+    }
+
+    /// The state that a point stands for.
+    pub fn state(&self, point: &SignedPoint) -> Option<&Arc<Disk>> {
+        self.signed.get(&hash_of(point)).map(|(_, disk)| disk)
+    }
+
+    /// A client has sealed this record.
+    pub fn sealed(&mut self, record: &[u8]) -> Judged {
+        let Ok((header, _)) = split(record) else {
+            return broken("what was sealed is no record".into());
+        };
+        let before = self.nonces.insert((header.key, header.nonce), header.check);
+        match before {
+            Some(check) if check != header.check => {
+                broken(format!("key {} has sealed two messages under one nonce", header.key))
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! What a run came to, as numbers.
+
+/// The numbers of one run, or of several.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is named after what it counts")]
+pub struct Report {
+    /// The hash of the trace; of several runs all of them together.
+    pub trace: u64,
+    pub events: u64,
+    pub messages: u64,
+    pub copies: u64,
+    pub checkpoints: u64,
+    pub restores: u64,
+    pub points: u64,
+    pub failed_jobs: u64,
+    pub disk_operations: u64,
+    pub disk_failures: u64,
+    pub misdirected: u64,
+    pub crashes: u64,
+    pub kills: u64,
+    pub client_kills: u64,
+    pub cuts: u64,
+    pub rotten: u64,
+    pub clock_jumps: u64,
+    pub torn_tails: u64,
+    /// The store was too damaged to go on, and said so.
+    pub given_up: u64,
+    /// A damaged store kept a copy from coming to rest, and said so.
+    pub unrest: u64,
+}
+
+impl Report {
+    /// The numbers with their names.
+    pub fn rows(&self) -> [(&'static str, u64); 19] {
+        [
+            ("events", self.events),
+            ("messages", self.messages),
+            ("copies", self.copies),
+            ("checkpoints", self.checkpoints),
+            ("restores", self.restores),
+            ("points checked at the end", self.points),
+            ("jobs that failed", self.failed_jobs),
+            ("operations of the disk", self.disk_operations),
+            ("failed operations", self.disk_failures),
+            ("misdirected writes", self.misdirected),
+            ("crashes of the server", self.crashes),
+            ("kills of its process", self.kills),
+            ("kills of clients", self.client_kills),
+            ("links cut", self.cuts),
+            ("bytes rotten", self.rotten),
+            ("jumps of the clock", self.clock_jumps),
+            ("torn ends set aside", self.torn_tails),
+            ("stores given up, with words", self.given_up),
+            ("copies given up, with words", self.unrest),
+        ]
+    }
+
+    /// Adds another run. The order of runs does not matter.
+    pub fn add(&mut self, other: &Self) {
+        self.trace = self.trace.wrapping_add(other.trace);
+        self.events += other.events;
+        self.messages += other.messages;
+        self.copies += other.copies;
+        self.checkpoints += other.checkpoints;
+        self.restores += other.restores;
+        self.points += other.points;
+        self.failed_jobs += other.failed_jobs;
+        self.disk_operations += other.disk_operations;
+        self.disk_failures += other.disk_failures;
+        self.misdirected += other.misdirected;
+        self.crashes += other.crashes;
+        self.kills += other.kills;
+        self.client_kills += other.client_kills;
+        self.cuts += other.cuts;
+        self.rotten += other.rotten;
+        self.clock_jumps += other.clock_jumps;
+        self.torn_tails += other.torn_tails;
+        self.given_up += other.given_up;
+        self.unrest += other.unrest;
+    }
+}

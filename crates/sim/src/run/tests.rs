@@ -1,0 +1,34 @@
+//! A few seeds of each family hold, and a seed is always the same.
+
+use super::*;
+
+fn runs(family: Family, seeds: core::ops::Range<u64>) -> Report {
+    let mut sum = Report::default();
+    for seed in seeds {
+        let (report, outcome) = Run::seed(seed, family, false);
+        if let Err(Violation(why)) = outcome {
+            panic!("{family:?} seed {seed}: {why}");
+        }
+        sum.add(&report);
+    }
+    sum
+}
+
+#[test]
+fn a_sound_disk_loses_nothing() {
+    let sum = runs(Family::Sound, 1..30);
+    assert!(sum.copies > 100 && sum.restores > 20 && sum.crashes > 10, "{sum:?}");
+}
+
+#[test]
+fn a_rotten_disk_returns_nothing_wrong() {
+    runs(Family::Rot, 1..20);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace() {
+    for seed in [3, 4, 5] {
+        let once = Run::seed(seed, Family::Sound, false);
+        assert_eq!(once, Run::seed(seed, Family::Sound, false));
+    }
+}

@@ -4,9 +4,10 @@
 //! X says that more than X was durable, it is damage and nothing is changed; else
 //! it is the torn end of writes that nobody was told about, its bytes are copied
 //! to `NAME.torn-X` and cut off. But a record that was durable, and of which the body
-//! alone is damaged, is kept, as one in a sealed segment is. Bytes not known to be durable are written again
-//! and synced, for an earlier program may have died of a failed sync, after which
-//! the system shows what the disk does not have.
+//! alone is damaged, is kept, as one in a sealed segment is. Bytes not known to be durable,
+//! the header and the name of the file among them, are written again and synced, for an
+//! earlier program may have died of a failed sync, after which the system shows what the
+//! disk does not have.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -248,7 +249,10 @@ fn last_segment(
             Ok(None)
         })
         .and_then(|cut| {
-            rewrite(&*file, number, whole, walked.durable, tail.as_ref()).map(|()| cut)
+            rewrite(&*file, number, whole, walked.durable, tail.as_ref())?;
+            // Nor is it known that the file's name is durable.
+            let failed = |e| Error::io(format!("making the name of {} durable", name(number)), e);
+            segments.dir.sync().map_err(failed).map(|()| cut)
         });
         match mended {
             Ok(cut) => torn = cut,
@@ -304,7 +308,9 @@ fn rewrite(
     tail: Option<&[u8; segment::TAIL_LEN]>,
 ) -> Result<()> {
     let failed = |e| Error::io(format!("making {} durable", name(number)), e);
-    let from = (durable as usize).min(bytes.len());
+    // That much every segment says from the start: it proves nothing, not even the header.
+    let proved = if durable > segment::HEADER_LEN as u64 { durable } else { 0 };
+    let from = (proved as usize).min(bytes.len());
     file.write_at(&bytes[from..], from as u64).map_err(failed)?;
     if let Some(tail) = tail {
         file.write_at(tail, bytes.len() as u64).map_err(failed)?;

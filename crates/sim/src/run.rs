@@ -96,6 +96,7 @@ impl Run {
         run.report.trace = run.trace.hash();
         let disk = run.faults.counts();
         run.report.disk_operations = run.server.storage.ops();
+        (run.report.half_open, run.report.stalls) = (run.net.blacked, run.net.stalled);
         (run.report.disk_failures, run.report.misdirected) = (disk.failures, disk.misdirected);
         (run.report, outcome)
     }
@@ -202,6 +203,7 @@ impl Run {
             }
             self.server.accept(link, self.clients[client].machine.transport);
         }
+        self.report.late += u64::from(self.clients.iter().all(|c| c.link != Some(link)));
         let wall = self.wall();
         let question = Message::decode(&frame[4..]);
         let (answers, close) = self.server.handle(link, wall, &frame);
@@ -226,6 +228,10 @@ impl Run {
         match (question, answer) {
             (Some(Message::Commit { point }), Message::Committed { .. }) => {
                 self.model.acknowledged(point)
+            }
+            (_, Message::Error { refusal: Refusal::Fenced, .. }) => {
+                self.report.fenced += 1;
+                Ok(())
             }
             (Some(Message::OpenWrite { volume, .. }), Message::Opened { generation, .. }) => {
                 self.model.generation(*volume, *generation)
@@ -364,7 +370,8 @@ impl Run {
     fn with<T>(&mut self, at: usize, run: impl FnOnce(&mut Client, &mut Around<'_>) -> T) -> T {
         let mut outbox = Vec::new();
         let takeover = self.settings.shared;
-        let now = self.now;
+        // A client's clock is a label: it may say anything.
+        let now = self.now.saturating_add_signed(self.clients[at].skew);
         let mut around = Around { now, model: &mut self.model, outbox: &mut outbox, takeover };
         let done = run(&mut self.clients[at], &mut around);
         if let Some(link) = self.clients[at].link {
@@ -556,9 +563,12 @@ impl Run {
             3 | 4 => {
                 let scale = [S, 3600 * S, 400 * 86_400 * S][self.below(3) as usize];
                 let jump = self.below(2 * scale) as i64 - scale as i64;
-                self.skew = (self.skew + jump).max(-(self.now as i64) + 1);
+                let whose = self.below(self.clients.len() as u64 + 1) as usize;
+                let past = -(self.now as i64) + 1;
+                let clock = self.clients.get_mut(whose).map_or(&mut self.skew, |c| &mut c.skew);
+                *clock = (*clock + jump).max(past);
                 self.report.clock_jumps += 1;
-                self.note(format_args!("the server's clock jumps by {jump} ns"));
+                self.note(format_args!("clock {whose} jumps by {jump} ns"));
             }
             5 | 6 if self.settings.family == Family::Rot => self.rot(),
             7 if self.server.up => return self.look_at_all(),

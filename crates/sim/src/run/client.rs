@@ -129,6 +129,8 @@ pub struct Client {
     pub epoch: u64,
     /// What it does.
     pub job: Option<Job>,
+    /// How far its clock is off, in nanoseconds.
+    pub skew: i64,
     /// Whether the link is cut, as far as it knows.
     pub closed: bool,
     greeted: bool,
@@ -181,8 +183,8 @@ impl Client {
     /// A client that has joined.
     pub fn new(machine: Machine, volumes: Vec<Volume>, random: Lcg) -> Self {
         let (inbox, step, job, link) = (VecDeque::new(), None, None, None);
-        let (epoch, closed, greeted) = (0, false, false);
-        Self { machine, volumes, link, epoch, job, closed, greeted, step, inbox, random }
+        let (epoch, skew, closed, greeted) = (0, 0, false, false);
+        Self { machine, volumes, link, epoch, job, skew, closed, greeted, step, inbox, random }
     }
 
     /// Whether it has more to do without an answer.

@@ -75,6 +75,10 @@ pub struct Net {
     random: Lcg,
     /// How bad it is now.
     pub weather: Weather,
+    /// Directions that went black.
+    pub blacked: u64,
+    /// Messages that were late.
+    pub stalled: u64,
 }
 
 const MS: u64 = 1_000_000;
@@ -82,7 +86,7 @@ const MS: u64 = 1_000_000;
 impl Net {
     /// A network without links.
     pub const fn new(random: Lcg, weather: Weather) -> Self {
-        Self { links: BTreeMap::new(), next: 1, random, weather }
+        Self { links: BTreeMap::new(), next: 1, random, weather, blacked: 0, stalled: 0 }
     }
 
     /// A new link of this client.
@@ -110,13 +114,17 @@ impl Net {
             return Sent::Cut;
         }
         let pipe = link.pipe(to);
-        pipe.black |= dice < weather.cut + weather.black;
+        if !pipe.black && dice < weather.cut + weather.black {
+            pipe.black = true;
+            self.blacked += 1;
+        }
         if pipe.black || pipe.deaf {
             return Sent::Lost;
         }
         let mut delay = (1 + random.below(20)) * MS;
         if dice < weather.cut + weather.black + weather.stall {
             delay += random.below(90_000) * MS;
+            self.stalled += 1;
         }
         pipe.last = pipe.last.max(now + delay);
         pipe.queue.push_back((pipe.last, frame));

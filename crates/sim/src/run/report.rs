@@ -20,6 +20,11 @@ pub struct Report {
     pub kills: u64,
     pub client_kills: u64,
     pub cuts: u64,
+    pub half_open: u64,
+    pub stalls: u64,
+    /// Messages that the server handled after their client had left the link.
+    pub late: u64,
+    pub fenced: u64,
     pub rotten: u64,
     pub clock_jumps: u64,
     pub torn_tails: u64,
@@ -31,7 +36,7 @@ pub struct Report {
 
 impl Report {
     /// The numbers with their names.
-    pub fn rows(&self) -> [(&'static str, u64); 19] {
+    pub fn rows(&self) -> [(&'static str, u64); 23] {
         [
             ("events", self.events),
             ("messages", self.messages),
@@ -47,6 +52,10 @@ impl Report {
             ("kills of its process", self.kills),
             ("kills of clients", self.client_kills),
             ("links cut", self.cuts),
+            ("links half open", self.half_open),
+            ("messages that stall", self.stalls),
+            ("messages of links left", self.late),
+            ("refusals to older links", self.fenced),
             ("bytes rotten", self.rotten),
             ("jumps of the clock", self.clock_jumps),
             ("torn ends set aside", self.torn_tails),
@@ -72,6 +81,10 @@ impl Report {
         self.kills += other.kills;
         self.client_kills += other.client_kills;
         self.cuts += other.cuts;
+        self.half_open += other.half_open;
+        self.stalls += other.stalls;
+        self.late += other.late;
+        self.fenced += other.fenced;
         self.rotten += other.rotten;
         self.clock_jumps += other.clock_jumps;
         self.torn_tails += other.torn_tails;

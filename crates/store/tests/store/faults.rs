@@ -109,6 +109,21 @@ fn no_room_is_said_and_poisons() {
 }
 
 #[test]
+fn an_opening_makes_the_last_segment_and_its_name_durable() {
+    let (kit, store, fuse) = world();
+    store.put(&kit.chunk(0, 1), 1).unwrap();
+    drop(store);
+    let open = |nth| {
+        fuse.syncs.store(nth, Ordering::SeqCst);
+        let dir = Box::new(Failing(kit.segments.clone(), Arc::clone(&fuse)));
+        VaultStore::open(dir, Box::new(kit.index.clone()), kit.vault, kit.options)
+    };
+    assert!(matches!(open(1), Err(Error::Io { .. })), "the file");
+    assert!(matches!(open(2), Err(Error::Io { .. })), "the directory");
+    open(3).unwrap();
+}
+
+#[test]
 fn a_failed_sync_poisons_and_is_not_tried_again() {
     let (kit, store, fuse) = world();
     store.put(&kit.chunk(0, 1), 1).unwrap();

@@ -119,7 +119,7 @@ fn order(raw: &Raw) -> (&[u8], u32, u32) {
 impl Index {
     /// An index in this directory; runs are taken in by [`Self::load`].
     pub(crate) fn new(dir: Box<dyn Dir>, vault: VaultId, limit: usize) -> Self {
-        let limit = limit.max(16);
+        let limit = limit.max(1);
         let (inner, writers) = (RwLock::default(), RwLock::default());
         Self { dir, vault, limit, inner, writers, upkeep: Mutex::default() }
     }

@@ -136,6 +136,11 @@ impl Inode {
         }
     }
 
+    /// Whether a crash leaves just what memory shows.
+    fn is_settled(&self) -> bool {
+        self.pending.is_empty() && self.memory == self.medium
+    }
+
     /// What the medium may hold after a crash now.
     fn torn(&self, random: &mut Lcg) -> Vec<u8> {
         let mut out = self.medium.clone();
@@ -243,16 +248,41 @@ impl Image {
             let kept = random.below(names.pending.len() as u64 + 1) as usize;
             names.pending[..kept].iter().for_each(|n| n.apply(&mut medium));
             for inode in medium.values_mut() {
-                let content = self.inodes[*inode].torn(random);
-                out.inodes.push(Arc::new(Inode {
-                    memory: content.clone(),
-                    medium: content,
-                    pending: Vec::new(),
-                }));
+                let before = &self.inodes[*inode];
+                out.inodes.push(if before.is_settled() {
+                    Arc::clone(before)
+                } else {
+                    let content = before.torn(random);
+                    let (memory, medium) = (content.clone(), content);
+                    Arc::new(Inode { memory, medium, pending: Vec::new() })
+                });
                 *inode = out.inodes.len() - 1;
             }
             let names = Names { memory: medium.clone(), medium, pending: Vec::new() };
             out.dirs.insert(name.clone(), names);
+        }
+        out
+    }
+
+    /// What a crash now leaves if nothing of what waits for a sync is kept, or all of it.
+    pub fn settled(&self, kept: bool) -> Self {
+        let mut out = self.clone();
+        for names in out.dirs.values_mut() {
+            names.pending.clear();
+            let (from, to) = if kept {
+                (&names.memory, &mut names.medium)
+            } else {
+                (&names.medium, &mut names.memory)
+            };
+            to.clone_from(from);
+        }
+        for inode in out.inodes.iter_mut().filter(|i| !i.is_settled()) {
+            let inode = Arc::make_mut(inode);
+            if kept {
+                inode.sync();
+            }
+            inode.pending.clear();
+            inode.memory.clone_from(&inode.medium);
         }
         out
     }

@@ -1,6 +1,7 @@
 //! A connection without a network, and lies on it.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use dormouse_format::TimeNs;
 use dormouse_format::message::Message;
@@ -9,9 +10,23 @@ use dormouse_sync::server::{After, Session};
 
 use crate::drive::Ends;
 
+/// What is said on a link, as it is said.
+#[derive(Debug, Clone, Copy)]
+pub enum Said<'a> {
+    /// By the client; the server has not looked at it yet.
+    Asked(&'a Message),
+    /// By the server, which may go on working after it.
+    Answered(&'a Message),
+}
+
+/// Hears what is said on links.
+pub type Ear = Arc<dyn Fn(Said<'_>) + Send + Sync>;
+
 /// A connection without a wire; messages still go through their codec.
 pub struct Wire {
     session: Session,
+    /// Hears everything.
+    pub ear: Option<Ear>,
     inbox: VecDeque<Message>,
     /// The time that the server is told.
     pub now: TimeNs,
@@ -30,7 +45,8 @@ impl Wire {
     /// A link to this session.
     pub fn new(session: Session, now: TimeNs) -> Self {
         let (inbox, cut_after, closed) = (VecDeque::new(), None, false);
-        Self { session, inbox, now, sent: 0, received: 0, messages: 0, cut_after, closed }
+        let (sent, received, messages) = (0, 0, 0);
+        Self { session, ear: None, inbox, now, sent, received, messages, cut_after, closed }
     }
 
     /// Sends a message, unless the link is cut.
@@ -46,12 +62,21 @@ impl Wire {
         self.sent += frame.len() as u64;
         let message = Message::decode(&frame[4..]).unwrap();
         let (inbox, received) = (&mut self.inbox, &mut self.received);
+        let ear = self.ear.as_deref();
+        ear.inspect(|ear| ear(Said::Asked(&message)));
         let after = self.session.handle(self.now, message, &mut |answer| {
+            ear.inspect(|ear| ear(Said::Answered(&answer)));
             let frame = answer.encode();
             *received += frame.len() as u64;
             inbox.push_back(Message::decode(&frame[4..]).unwrap());
         });
         self.closed = after == After::Close;
+    }
+
+    /// The connection ends, and the server sees it.
+    pub fn end(&mut self) {
+        self.closed = true;
+        self.session.end();
     }
 
     /// Sends a question and takes the next answer.

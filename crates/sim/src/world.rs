@@ -23,7 +23,7 @@ use crate::machine::{Machine, Pool};
 use crate::random::Lcg;
 use crate::registry::{Memory, Place, Registered};
 use crate::source::Disk;
-use crate::wire::{Liar, Lied, Wire};
+use crate::wire::{Ear, Liar, Lied, Wire};
 
 /// A server and its clients.
 pub struct World {
@@ -39,6 +39,12 @@ pub struct World {
     pub liar: Liar,
     /// Bytes of the last copy: sent, received.
     pub traffic: (u64, u64),
+    /// Hears what is said on all links.
+    pub ear: Option<Ear>,
+    /// Whether volumes are opened for writing though another holds them.
+    pub takeover: bool,
+    /// Whether the server sees the end of a copy's or a checkpoint's link.
+    pub ends: bool,
     /// Where machines have their keys from; fresh ones without it.
     pub pool: Option<Arc<Pool>>,
 }
@@ -71,6 +77,9 @@ impl World {
             cut_after: None,
             liar: Liar::default(),
             traffic: (0, 0),
+            ear: None,
+            takeover: false,
+            ends: false,
             pool,
         }
     }
@@ -83,7 +92,9 @@ impl World {
     /// A link of this client, on which nothing was said yet.
     pub fn wire(&self, client: PublicKey) -> Wire {
         let session = Session::new(self.registry.clone(), self.binding(client));
-        Wire::new(session, self.now)
+        let mut wire = Wire::new(session, self.now);
+        wire.ear = self.ear.clone();
+        wire
     }
 
     /// A new machine with a new vault.
@@ -131,7 +142,7 @@ impl World {
 
     /// Opens a volume for writing.
     pub fn open(&mut self, wire: &mut Wire, volume: VolumeId) -> Result<Opened> {
-        opened(wire.ask(&Message::OpenWrite { volume, takeover: false })?)
+        opened(wire.ask(&Message::OpenWrite { volume, takeover: self.takeover })?)
     }
 
     /// Copies by a scan.
@@ -167,8 +178,15 @@ impl World {
         let opened = self.open(&mut wire, volume)?;
         let plan = disk.plan(machine, volume, opened, mode, changed);
         let result = self.run_copy(machine, &mut wire, plan, disk, changed);
-        self.traffic = (wire.sent, wire.received);
+        self.done_with(&mut wire);
         result
+    }
+
+    fn done_with(&mut self, wire: &mut Wire) {
+        self.traffic = (wire.sent, wire.received);
+        if self.ends {
+            wire.end();
+        }
     }
 
     /// Copies by a scan that begins before the volume's opening is answered, in the
@@ -215,7 +233,7 @@ impl World {
         };
         let mut ends = Lied { wire: &mut wire, liar: &mut self.liar };
         let done = Checkpointing::start(machine, plan)?.turn(&mut ends)?.unwrap();
-        self.traffic = (wire.sent, wire.received);
+        self.done_with(&mut wire);
         Ok(self.points(machine, volume)?[done.seq as usize - 1])
     }
 

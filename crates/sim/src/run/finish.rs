@@ -86,6 +86,9 @@ impl Run {
             cut_after: None,
             liar: Liar::default(),
             traffic: (0, 0),
+            ear: None,
+            takeover: false,
+            ends: false,
             pool: None,
         };
         for id in ids {

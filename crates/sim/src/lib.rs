@@ -12,6 +12,7 @@
 )]
 #![allow(missing_debug_implementations)]
 
+pub mod crash;
 pub mod drive;
 pub mod machine;
 pub mod random;

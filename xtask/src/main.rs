@@ -1,4 +1,4 @@
-//! The project's own chores: `cargo xtask ci`, `tidy`, `bench`, `proof`.
+//! The project's own chores: `cargo xtask ci`, `tidy`, `crash`, `bench`, `proof`.
 //!
 //! Owns the command line only; each chore has its own file. Nothing here is shipped.
 
@@ -27,6 +27,12 @@ commands:
             --family F        'sound' or 'rot': what the disk may do; by the seed without it
             --jobs N          at the same time; one for each processor without it
             --trace           every event to standard error
+  crash   crashes at every I/O of every sequence of up to three operations; nothing that was
+          acknowledged may be lost
+            --points N        crash points at least, 20000 without it
+            --seed N          1 without it
+            --jobs N          threads, as many as there are cores without it
+            --one S:IO:PASS   one crash point alone, as a failure names it
   bench   the published benchmark, against the peers that are installed
             --quick           a 1 GiB image and one round
             --rounds N        rounds, 3 without it
@@ -63,6 +69,7 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
     match command.as_str() {
         "ci" if rest.is_empty() => ci::run(),
         "tidy" if rest.is_empty() => tidy::run(),
+        "crash" => sim::simulator("crash", rest),
         "bench" => bench::run(rest),
         "proof" => proof::run(rest),
         "sim" => sim::run(rest),

@@ -1,6 +1,6 @@
 //! Who may: clients and invites, one small file each, and the vaults of a store.
 //!
-//! Owns: `clients/NAME.toml`, `invites/ID.toml` and the open vaults. Invariant:
+//! Owns: `clients/NAME.toml`, `invites/ID.toml`, which are state files, and the open vaults. Invariant:
 //! nothing is cached but open vaults, so that `invite` and `revoke` work while the
 //! server runs; an invite is used durably before the client is told, by one key
 //! only. Leaves to others: proofs (`dormouse_sync::server`).
@@ -15,7 +15,6 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::exit::{Class, Failure, fail};
-use crate::files;
 use crate::invite::{Address, Invite};
 use crate::store_dir::StoreDir;
 use crate::text::{hex, parse_time, time_utc};
@@ -112,42 +111,68 @@ impl Known {
     }
 }
 
-/// All clients of a store, by name.
-pub fn clients(store: &StoreDir) -> Result<Vec<Known>> {
-    let mut all = Vec::new();
-    for (name, text) in toml_files(store, "clients")? {
-        let known = Known::read(&name, &text).ok_or_else(|| {
-            let path = store.path().join("clients").join(format!("{name}.toml"));
-            Failure::new(Class::Damaged, format!("{} cannot be understood", path.display()))
-                .hint("repair the file, or remove it to forget the client")
-        })?;
-        all.push(known);
-    }
-    all.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(all)
+/// What the files of one directory say, and what is wrong with those that do not hold.
+#[derive(Debug)]
+pub struct Listed<T> {
+    /// Those that hold, by name.
+    pub good: Vec<T>,
+    /// One error for each other.
+    pub faults: Vec<anyhow::Error>,
+}
+
+/// All clients of a store.
+pub fn clients(store: &StoreDir) -> Result<Listed<Known>> {
+    listed(store, "clients", Known::read)
 }
 
 /// All invites of a store, with their ids.
-pub fn invites(store: &StoreDir) -> Result<Vec<(String, InviteFile)>> {
-    let files = toml_files(store, "invites")?;
-    Ok(files.into_iter().filter_map(|(id, text)| Some((id, toml::from_str(&text).ok()?))).collect())
+pub fn invites(store: &StoreDir) -> Result<Listed<(String, InviteFile)>> {
+    listed(store, "invites", |id, text| Some((id.to_owned(), toml::from_str(text).ok()?)))
 }
 
-/// Stems and texts of a directory's TOML files.
-fn toml_files(store: &StoreDir, dir: &str) -> Result<Vec<(String, String)>> {
-    let path = store.path().join(dir);
-    let mut out = Vec::new();
-    for entry in std::fs::read_dir(&path)? {
-        let file = entry?.file_name();
-        let Some(stem) = file.to_str().and_then(|n| n.strip_suffix(".toml")) else { continue };
-        if let Some(text) = files::read_text(&path.join(&file))? {
-            out.push((stem.to_owned(), text));
+fn listed<T>(
+    store: &StoreDir,
+    dir: &str,
+    parse: impl Fn(&str, &str) -> Option<T>,
+) -> Result<Listed<T>> {
+    let state = store.state();
+    let view = state.view()?;
+    let mut out = Listed { good: Vec::new(), faults: Vec::new() };
+    for file in view.names(dir)? {
+        match view.read(&file) {
+            Ok(None) => {}
+            Ok(Some(text)) => {
+                let stem = file.strip_prefix(dir).and_then(|f| f[1..].strip_suffix(".toml"));
+                match stem.and_then(|stem| parse(stem, &text)) {
+                    Some(value) => out.good.push(value),
+                    None => out.faults.push(not_understood(store, &file)),
+                }
+            }
+            Err(fault) => out.faults.push(fault),
         }
     }
     Ok(out)
 }
 
-/// Makes an invite. Needs no lock: it is one new file.
+fn not_understood(store: &StoreDir, file: &str) -> anyhow::Error {
+    let path = store.path().join(file);
+    Failure::new(Class::Damaged, format!("{} cannot be understood", path.display()))
+        .hint("was it written by another version of dormouse?")
+        .into()
+}
+
+/// The client of this name; an error if its file does not hold.
+fn client(store: &StoreDir, name: &str) -> Result<Option<Known>> {
+    let file = client_file(name);
+    let Some(text) = store.state().read(&file)? else { return Ok(None) };
+    Known::read(name, &text).map(Some).ok_or_else(|| not_understood(store, &file))
+}
+
+fn client_file(name: &str) -> String {
+    format!("clients/{name}.toml")
+}
+
+/// Makes an invite, one new file; works while the server runs.
 pub fn invite(
     store: &StoreDir,
     client: &str,
@@ -156,7 +181,7 @@ pub fn invite(
     lasts_ns: u64,
 ) -> Result<Invite> {
     check_name(client)?;
-    if let Some(known) = clients(store)?.into_iter().find(|c| c.name == client) {
+    if let Some(known) = self::client(store, client)? {
         let state = if known.revoked.is_some() { "was revoked" } else { "has joined already" };
         return fail(
             Class::Place,
@@ -174,15 +199,15 @@ pub fn invite(
         used_by: None,
         used: None,
     };
-    let path = invite_path(store, &verifier);
-    if !files::create_new(&path, toml::to_string(&file)?.as_bytes(), 0o600)? {
-        return fail(Class::Other, format!("{} is there already", path.display()), "try again");
+    let name = invite_file(&verifier);
+    if !store.state().create_new(&name, &toml::to_string(&file)?, 0o600)? {
+        return fail(Class::Other, format!("{name} is there already"), "try again");
     }
     Ok(Invite { address, client: client.to_owned(), fingerprint: store.fingerprint()?, secret })
 }
 
-fn invite_path(store: &StoreDir, verifier: &[u8; 32]) -> std::path::PathBuf {
-    store.path().join("invites").join(format!("{}.toml", hex(&verifier[..8])))
+fn invite_file(verifier: &[u8; 32]) -> String {
+    format!("invites/{}.toml", hex(&verifier[..8]))
 }
 
 /// Checks the name of a client.
@@ -199,8 +224,8 @@ pub fn check_name(name: &str) -> Result<()> {
 
 /// Revokes a client's key; the next connection is refused. Idempotent.
 pub fn revoke(store: &StoreDir, client: &str, now: TimeNs) -> Result<Known> {
-    let known = clients(store)?.into_iter().find(|c| c.name == client);
-    let Some(mut known) = known else {
+    check_name(client)?;
+    let Some(mut known) = self::client(store, client)? else {
         return fail(
             Class::NotFound,
             format!("there is no client '{client}' in {}", store.path().display()),
@@ -209,8 +234,7 @@ pub fn revoke(store: &StoreDir, client: &str, now: TimeNs) -> Result<Known> {
     };
     if known.revoked.is_none() {
         known.revoked = Some(now);
-        let path = store.path().join("clients").join(format!("{client}.toml"));
-        files::replace(&path, known.text()?.as_bytes(), 0o600)?;
+        store.state().write(&client_file(client), &known.text()?, 0o600)?;
     }
     Ok(known)
 }

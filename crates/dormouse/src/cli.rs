@@ -112,16 +112,28 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Check every record of a store, on the server, without keys
+    /// Check every record of a store, and its state, on the server, without keys
     Scrub {
         /// The store's directory
         store: PathBuf,
+        /// Go on with the state files that hold; what does not hold is set aside
+        ///
+        /// For when files of clients or invites are damaged, missing or old, and there is no
+        /// backup of them. Nothing is deleted. A client whose file is set aside must join again.
+        #[arg(long)]
+        accept_state: bool,
         /// Findings as JSON lines
         #[arg(long)]
         json: bool,
     },
     /// Show what this machine has joined, and whether the server answers
     Status {
+        /// First go on with the home's files that hold; what does not hold is set aside
+        ///
+        /// For when the last head of a volume is damaged, missing or old: until the next copy,
+        /// a server that goes back in time is then not found out.
+        #[arg(long)]
+        accept_state: bool,
         /// As JSON
         #[arg(long)]
         json: bool,

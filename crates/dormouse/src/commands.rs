@@ -43,8 +43,8 @@ pub fn run(cli: Cli) -> Result<()> {
         }
         Command::Restore(args) => restore(&home()?, args),
         Command::Verify { what, fuzzy, json } => verify(&home()?, &what, fuzzy, json),
-        Command::Scrub { store, json } => scrub::run(&store, json),
-        Command::Status { json } => list::status(&home()?, json),
+        Command::Scrub { store, accept_state, json } => scrub::run(&store, accept_state, json),
+        Command::Status { accept_state, json } => list::status(&home()?, json, accept_state),
         Command::Demo { keep, size } => run_demo(keep.as_deref(), size),
         Command::Completions { shell } => {
             let mut text = Vec::new();

@@ -81,6 +81,11 @@ pub fn create_new(path: &Path, bytes: &[u8], mode: u32) -> Result<bool> {
 
 /// Reads a small file; `None` if it is not there.
 pub fn read_opt(path: &Path) -> Result<Option<Vec<u8>>> {
+    read_within(path, FILE_MAX)
+}
+
+/// Reads a file of at most `max` bytes; `None` if it is not there.
+pub fn read_within(path: &Path, max: u64) -> Result<Option<Vec<u8>>> {
     let what = || format!("cannot read {}", path.display());
     let file = match File::open(path) {
         Ok(file) => file,
@@ -88,8 +93,8 @@ pub fn read_opt(path: &Path) -> Result<Option<Vec<u8>>> {
         Err(e) => return Err(e).with_context(what),
     };
     let mut out = Vec::new();
-    file.take(FILE_MAX + 1).read_to_end(&mut out).with_context(what)?;
-    if out.len() as u64 > FILE_MAX {
+    file.take(max + 1).read_to_end(&mut out).with_context(what)?;
+    if out.len() as u64 > max {
         return Err(Failure::new(
             Class::Damaged,
             format!("{} is larger than any such file can be", path.display()),

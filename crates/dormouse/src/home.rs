@@ -1,16 +1,19 @@
 //! What a client keeps: `DORMOUSE_HOME`.
 //!
 //! Owns: the files in it and how they change. Invariant: directory 0700, files
-//! 0600, every change whole and durable; `client.toml` is written last, so that it
-//! stands for a home that is joined. Identity and authority may be absent.
+//! 0600, every change whole and durable, every file a state file that is checked
+//! before use ([`crate::state_files`]); `client.toml` comes last, so that it stands for
+//! a home that is joined. Identity and authority may be absent.
 
 mod join_files;
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use dormouse_crypt::{Identity, Recipient, SigningKey, VaultSecrets, hash};
 use dormouse_format::point::{POINT_LEN, SignedPoint};
+use dormouse_format::vault::Volume;
 use dormouse_format::{InstanceId, PublicKey, Reader, VaultId, VolumeId, WriterId};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -18,11 +21,22 @@ use zeroize::Zeroizing;
 use crate::connect::Target;
 use crate::exit::{Class, Failure, fail};
 use crate::files::{self, Lock};
+use crate::state_files::{Kind, StateFiles};
 use crate::text::{hex, unhex, unhex_array};
 
 pub use join_files::{NewHome, Pending};
 
 const CLIENT: &str = "client.toml";
+const CERT: &str = "cert";
+const INSTANCE: &str = "instance";
+
+const STATE: Kind = Kind {
+    files: &[CLIENT, CERT, INSTANCE],
+    dirs: &["keys", "heads", "volumes"],
+    spare: &["heads", "volumes"],
+    way_out: "bring the home back from a backup, all of it; or let `dormouse status --accept-state` go on with\n\
+              what holds; or start anew in another home with `dormouse join --kit FILE`",
+};
 
 /// What is not secret, in `client.toml`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,13 +132,28 @@ impl Home {
         &self.dir
     }
 
+    /// Its state files.
+    pub fn state(&self) -> StateFiles {
+        StateFiles::new(self.dir.clone(), &STATE)
+    }
+
+    /// Goes on with the files that hold; what does not is set aside.
+    pub fn accept_state(&self) -> Result<Vec<String>> {
+        self.finish_pending()?;
+        if !self.joined() {
+            self.client_file()?;
+        }
+        let _lock = self.lock()?;
+        self.state().accept()
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
 
     /// Whether a vault was joined from here.
     pub fn joined(&self) -> bool {
-        self.path(CLIENT).exists()
+        self.path(CLIENT).exists() || self.state().exists()
     }
 
     /// Makes the directory and takes the home for a change.
@@ -148,8 +177,9 @@ impl Home {
     /// What `client.toml` says.
     pub fn client_file(&self) -> Result<ClientFile> {
         self.finish_pending()?;
-        let path = self.path(CLIENT);
-        let Some(text) = files::read_text(&path)? else {
+        let state = self.state();
+        state.must_hold()?;
+        let Some(text) = state.read(CLIENT)? else {
             return fail(
                 Class::NotFound,
                 format!("nothing is joined yet in {}", self.dir.display()),
@@ -160,7 +190,7 @@ impl Home {
     }
 
     fn save_client_file(&self, file: &ClientFile) -> Result<()> {
-        files::replace(&self.path(CLIENT), toml::to_string(file)?.as_bytes(), 0o600)
+        self.state().write(CLIENT, &toml::to_string(file)?, 0o600)
     }
 
     /// Changes `client.toml`; the caller holds the lock.
@@ -173,12 +203,11 @@ impl Home {
     fn damaged(&self, name: &str, why: &str) -> Failure {
         let path = self.path(name);
         Failure::new(Class::Damaged, format!("{} cannot be understood: {why}", path.display()))
-            .hint("bring the home back from a backup, or start anew in another home with\n`dormouse join --kit FILE`")
+            .hint(STATE.way_out)
     }
 
     fn secret(&self, name: &str) -> Result<Option<Zeroizing<String>>> {
-        let text = files::read_text(&self.path("keys").join(name))?;
-        Ok(text.map(|t| Zeroizing::new(t.trim().to_owned())))
+        self.state().read(&format!("keys/{name}"))
     }
 
     fn seed(&self, name: &str) -> Result<Option<SigningKey>> {
@@ -201,9 +230,9 @@ impl Home {
             unhex_array::<64>(&vault_text)
                 .ok_or_else(|| self.damaged("keys/vault", "not 128 hexadecimal digits"))?,
         );
-        let cert = files::read_text(&self.path("cert"))?.and_then(|t| unhex(t.trim()));
-        let instance =
-            files::read_text(&self.path("instance"))?.and_then(|t| InstanceId::from_hex(t.trim()));
+        let state = self.state();
+        let cert = state.read(CERT)?.and_then(|t| unhex(&t));
+        let instance = state.read(INSTANCE)?.and_then(|t| InstanceId::from_hex(&t));
         let vault = VaultId::from_hex(&file.vault).ok_or_else(|| bad("vault"))?;
         let authority = PublicKey::from_hex(&file.authority).ok_or_else(|| bad("authority"))?;
         if hash::vault_id(&authority) != vault {
@@ -220,8 +249,8 @@ impl Home {
             secrets: VaultSecrets::from_bytes(file.epoch, &vault_bytes),
             transport: self.needed("keys/transport", self.seed("transport")?)?,
             signing: self.needed("keys/signing", self.seed("signing")?)?,
-            cert: self.needed("cert", cert)?,
-            instance: self.needed("instance", instance)?,
+            cert: self.needed(CERT, cert)?,
+            instance: self.needed(INSTANCE, instance)?,
             kit_exported: file.kit_exported.is_some(),
         })
     }
@@ -257,28 +286,22 @@ impl Home {
     /// Takes identity and authority off this machine.
     pub fn remove_offline_keys(&self) -> Result<()> {
         for name in ["keys/identity", "keys/authority"] {
-            let path = self.path(name);
-            if let Ok(meta) = std::fs::metadata(&path) {
-                // Overwritten first; on most disks of today that is no more than a gesture.
-                let _ = std::fs::write(&path, vec![b'0'; meta.len() as usize]);
-                let _ = std::fs::File::open(&path).and_then(|f| f.sync_all());
-            }
-            files::remove(&path)?;
+            self.state().remove(name, wipe)?;
         }
         Ok(())
     }
 
     /// Replaces the certificate and the trust group.
     pub fn save_cert(&self, cert: &[u8], trust_group: u32) -> Result<()> {
-        files::replace(&self.path("cert"), hex(cert).as_bytes(), 0o600)?;
+        self.state().write(CERT, &hex(cert), 0o600)?;
         self.change_client_file(|file| file.trust_group = trust_group)
     }
 
     /// The last head of a volume that this machine signed or saw.
     pub fn last_head(&self, volume: &VolumeId) -> Result<Option<SignedPoint>> {
         let name = format!("heads/{volume}");
-        let Some(text) = files::read_text(&self.path(&name))? else { return Ok(None) };
-        let bytes = unhex(text.trim()).filter(|b| b.len() == POINT_LEN);
+        let Some(text) = self.state().read(&name)? else { return Ok(None) };
+        let bytes = unhex(&text).filter(|b| b.len() == POINT_LEN);
         let point = bytes.and_then(|b| SignedPoint::read(&mut Reader::new(&b, "head")).ok());
         match point {
             Some(point) if point.point.volume == *volume => Ok(Some(point)),
@@ -286,10 +309,36 @@ impl Home {
         }
     }
 
-    /// Remembers a head.
-    pub fn save_head(&self, volume: &VolumeId, head: &SignedPoint) -> Result<()> {
-        files::make_dir(&self.path("heads"))?;
-        let path = self.path("heads").join(volume.to_string());
-        files::replace(&path, hex(&head.encode()).as_bytes(), 0o600)
+    /// Remembers a volume and its head, so that a server that goes back is found out.
+    pub fn remember(&self, volume: &Volume, head: &SignedPoint) -> Result<()> {
+        let (state, name) = (self.state(), format!("volumes/{}", volume.name));
+        if self.known_volume(&volume.name)? != Some(volume.id) {
+            state.write(&name, &volume.id.to_string(), 0o600)?;
+        }
+        state.write(&format!("heads/{}", volume.id), &hex(&head.encode()), 0o600)
+    }
+
+    /// The volume that this machine has seen under a name.
+    pub fn known_volume(&self, name: &str) -> Result<Option<VolumeId>> {
+        let file = format!("volumes/{name}");
+        let Some(text) = self.state().read(&file)? else { return Ok(None) };
+        VolumeId::from_hex(&text)
+            .map(Some)
+            .ok_or_else(|| self.damaged(&file, "it is not the id of a volume").into())
+    }
+
+    /// Names of the volumes that this machine has seen.
+    pub fn known_volumes(&self) -> Result<Vec<String>> {
+        let files = self.state().view()?.names("volumes")?;
+        Ok(files.into_iter().filter_map(|f| Some(f.split_once('/')?.1.to_owned())).collect())
+    }
+}
+
+/// Overwrites a key before it is removed; on most disks of today that is no more than
+/// a gesture.
+fn wipe(path: &Path) {
+    if let Ok(meta) = std::fs::metadata(path) {
+        let _ = std::fs::write(path, vec![b'0'; meta.len() as usize]);
+        let _ = File::open(path).and_then(|f| f.sync_all());
     }
 }

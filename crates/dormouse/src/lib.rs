@@ -32,6 +32,7 @@ pub mod restore;
 pub mod scrub;
 pub mod serve;
 pub mod source;
+pub mod state_files;
 pub mod store_dir;
 pub mod text;
 pub mod tls;

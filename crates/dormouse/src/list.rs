@@ -9,7 +9,7 @@ use dormouse_format::point::StoredPoint;
 use dormouse_sync::history::{Trust, hash_of};
 use serde_json::{Value, json};
 
-use crate::access;
+use crate::access::{self, Listed};
 use crate::connect::connect;
 use crate::exit::class_of;
 use crate::home::Home;
@@ -145,8 +145,12 @@ fn point_row(volume: &str, trust: &Trust, stored: &StoredPoint) -> Vec<String> {
 /// `dormouse clients STORE`: who has joined, and which invites are open.
 pub fn clients(store: &StoreDir, as_json: bool) -> Result<()> {
     let now = now_ns();
-    let known = access::clients(store)?;
-    let open: Vec<_> = access::invites(store)?
+    let Listed { good: mut known, faults } = access::clients(store)?;
+    known.sort_by(|a, b| a.name.cmp(&b.name));
+    let invites = access::invites(store)?;
+    let fault = faults.into_iter().chain(invites.faults).next();
+    let open: Vec<_> = invites
+        .good
         .into_iter()
         .filter(|(_, i)| i.used_by.is_none() && !i.expired(now))
         .collect();
@@ -168,7 +172,8 @@ pub fn clients(store: &StoreDir, as_json: bool) -> Result<()> {
             .iter()
             .map(|(id, i)| json!({ "invite": id, "client": i.name, "expires": i.expires }))
             .collect();
-        return show_json(&json!({ "clients": clients, "invites": invites }));
+        show_json(&json!({ "clients": clients, "invites": invites }))?;
+        return fault.map_or(Ok(()), Err);
     }
     let rows: Vec<Vec<String>> = known
         .iter()
@@ -188,11 +193,17 @@ pub fn clients(store: &StoreDir, as_json: bool) -> Result<()> {
     for (id, invite) in open {
         say!("open invite {id} for '{}', until {}", invite.name, invite.expires)?;
     }
-    Ok(())
+    // What holds was shown first.
+    fault.map_or(Ok(()), Err)
 }
 
 /// `dormouse status`: what this home is, and whether the server answers.
-pub fn status(home: &Home, as_json: bool) -> Result<()> {
+pub fn status(home: &Home, as_json: bool, accept_state: bool) -> Result<()> {
+    if accept_state {
+        for line in home.accept_state()? {
+            out::note!("{line}");
+        }
+    }
     let account = home.account()?;
     let (identity, authority) = home.has_offline_keys();
     let reached = connect(&account).map(drop);

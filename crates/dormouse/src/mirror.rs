@@ -24,7 +24,7 @@ use crate::engine::{self, Sealing};
 use crate::exit::{Class, Failure};
 use crate::home::{Account, Home};
 use crate::link::Link;
-use crate::remote::{self, Listed, Session, Span};
+use crate::remote::{Listed, Session, Span};
 use crate::report::Report;
 use crate::source::Source;
 use crate::{kit, text, volume_name};
@@ -83,7 +83,7 @@ pub fn run(home: &Home, options: &Options) -> Result<()> {
             done => break done?,
         }
     };
-    remote::remember(home, &volume, &outcome.point).with_context(|| {
+    home.remember(&volume, &outcome.point).with_context(|| {
         let seq = outcome.point.point.seq;
         format!("point {seq} of '{name}' is whole on the server, and cannot be remembered here")
     })?;

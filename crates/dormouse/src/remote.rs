@@ -16,7 +16,6 @@ use dormouse_sync::history::{self, Points, Trust};
 
 use crate::connect::{ask, connect_asking, receive, unexpected};
 use crate::exit::{Class, Failure};
-use crate::files;
 use crate::home::{Account, Home};
 use crate::link::Link;
 
@@ -86,7 +85,8 @@ impl<'a> Session<'a> {
                 )
                 .hint(
                     "it may have been put back to an older state, or replaced: look at the \
-                     server; to give the old volume up, remove the file 'volumes/NAME' in the home",
+                     server; to give the old volume up, remove the file 'volumes/NAME' in the home, then \
+                     `dormouse status --accept-state`",
                 )
                 .into());
             }
@@ -214,33 +214,15 @@ fn volumes(link: &Link, trust: &Trust) -> Result<Vec<Listed>> {
 fn known_volumes(home: &Home, name: Option<&str>) -> Result<Vec<(String, VolumeId)>> {
     let names = match name {
         Some(name) => vec![name.to_owned()],
-        None => match std::fs::read_dir(home.dir().join("volumes")) {
-            Ok(dir) => dir.filter_map(|e| e.ok()?.file_name().into_string().ok()).collect(),
-            Err(_) => Vec::new(),
-        },
+        None => home.known_volumes()?,
     };
     let mut known = Vec::with_capacity(names.len());
     for name in names {
-        if let Some(id) = known_volume(home, &name)? {
+        if let Some(id) = home.known_volume(&name)? {
             known.push((name, id));
         }
     }
     Ok(known)
-}
-
-fn known_volume(home: &Home, name: &str) -> Result<Option<VolumeId>> {
-    let text = files::read_text(&home.dir().join("volumes").join(name))?;
-    Ok(text.and_then(|t| VolumeId::from_hex(t.trim())))
-}
-
-/// Remembers the head of a volume, so that a server that goes back is found out.
-pub fn remember(home: &Home, volume: &Volume, head: &SignedPoint) -> Result<()> {
-    let dir = home.dir().join("volumes");
-    files::make_dir(&dir)?;
-    if known_volume(home, &volume.name)? != Some(volume.id) {
-        files::replace(&dir.join(&volume.name), volume.id.to_string().as_bytes(), 0o600)?;
-    }
-    home.save_head(&volume.id, head)
 }
 
 /// Whether a head is as new as what this machine has seen.

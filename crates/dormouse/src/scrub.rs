@@ -1,6 +1,8 @@
-//! `dormouse scrub STORE`: every record of every vault, checked without keys.
+//! `dormouse scrub STORE`: every record of every vault, and the server's own state,
+//! checked without keys.
 //!
-//! Works beside a running server. Invariant: nothing is written.
+//! Works beside a running server. Invariant: nothing is written, unless the state
+//! that is there is to be accepted.
 
 use std::path::Path;
 
@@ -12,17 +14,28 @@ use dormouse_store::scrub::{Finding, Summary, Touch, scrub};
 use serde_json::json;
 
 use crate::exit::{Class, fail};
-use crate::out::say;
+use crate::out::{note, say};
+use crate::state_files::Fault;
 use crate::store_dir::StoreDir;
 use crate::text::size;
 
 /// Runs the command.
-pub fn run(store: &Path, as_json: bool) -> Result<()> {
+pub fn run(store: &Path, accept_state: bool, as_json: bool) -> Result<()> {
+    if accept_state {
+        for line in StoreDir::accept_state(store)? {
+            note!("{line}");
+        }
+    }
+    // The state first: what is wrong with the header is told like the rest.
+    let faults = StoreDir::state_faults(store)?;
+    for fault in &faults {
+        tell_state(fault, as_json)?;
+    }
     let store = StoreDir::open(store)?;
     // Held while scrubbing, so that no server starts in the middle.
     let lock = store.lock().ok();
     let live = lock.is_none();
-    let mut total = Summary::default();
+    let mut total = Summary { findings: faults.len() as u64, ..Summary::default() };
     let mut vaults = 0;
     for vault in vaults_of(&store)? {
         vaults += 1;
@@ -70,7 +83,8 @@ pub fn run(store: &Path, as_json: bool) -> Result<()> {
         format!("{} faults in {}", total.findings, store.path().display()),
         "check the disk. On the client `dormouse mirror SOURCE --once --all` sends damaged chunks\n\
          again, where the source still has them; what else is damaged, bring back from a copy of \
-         the store.\n`dormouse verify VOLUME@WHEN` tells which points are whole",
+         the store. State files (clients, invites, keys): `--accept-state` goes on with what holds.\n\
+         `dormouse verify VOLUME@WHEN` tells which points are whole",
     )
 }
 
@@ -117,6 +131,14 @@ fn tell(vault: &VaultId, finding: &Finding, as_json: bool) -> Result<()> {
         say!("    touches volume '{}', {}", touch.volume, points(touch))?;
     }
     Ok(())
+}
+
+fn tell_state(fault: &Fault, as_json: bool) -> Result<()> {
+    let path = fault.path.display().to_string();
+    if as_json {
+        return say!("{}", json!({ "event": "state", "file": path, "why": fault.why.to_string() }));
+    }
+    say!("state {path}: {}", fault.why)
 }
 
 fn points(touch: &Touch) -> String {

@@ -2,21 +2,35 @@
 //!
 //! Owns: header file, server key, configuration, lock. Invariant: nothing is
 //! written into a directory that is not a store, nor into one of a newer version.
+//! Header, key, clients and invites are state files ([`crate::state_files`]);
+//! `server.toml` is the administrator's, and is not.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use dormouse_crypt::{OsRandom, Random, SigningKey, hash};
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use crate::exit::{Class, Failure, fail};
 use crate::files::{self, Lock};
+use crate::state_files::{Fault, Kind, StateFiles};
 use crate::text::{hex, unhex_array};
 
 const HEADER: &str = "dormouse-store";
 const FORMAT: &str = "dormouse store";
 /// The version of the store's layout that this program writes.
 pub const VERSION: u32 = 1;
+const KEY: &str = "server.key";
+
+const STATE: Kind = Kind {
+    files: &[HEADER, KEY],
+    dirs: &["clients", "invites"],
+    spare: &["clients", "invites"],
+    way_out: "`dormouse scrub STORE` lists all that is wrong; bring the newest version of the file back from a backup,\n\
+              or let `dormouse scrub STORE --accept-state` go on with what holds: a client whose file\n\
+              is set aside must join again",
+};
 
 #[derive(Serialize, Deserialize)]
 struct Header {
@@ -60,7 +74,7 @@ impl StoreDir {
         };
         check_header(path, &text)?;
         let store = Self { path: std::path::absolute(path)? };
-        for sub in ["clients", "invites", "vaults"] {
+        for sub in STATE.dirs.iter().chain(&["vaults"]) {
             files::make_dir(&store.path.join(sub))?;
         }
         Ok(store)
@@ -88,7 +102,8 @@ impl StoreDir {
             // What a start that was cut short may have left.
             let ours = |n: &std::ffi::OsStr| {
                 let n = n.to_string_lossy();
-                n == "server.key" || n == "lost+found" || n.contains(".tmp-")
+                [KEY, "manifest.toml", "manifest.lock", "lost+found"].contains(&&*n)
+                    || n.contains(".tmp-")
             };
             if names.any(|e| e.is_ok_and(|e| !ours(&e.file_name()))) {
                 return fail(
@@ -99,14 +114,27 @@ impl StoreDir {
             }
         }
         files::make_dir(path)?;
-        let key = path.join("server.key");
-        if !key.exists() {
-            let seed: [u8; 32] = OsRandom.array();
-            files::replace(&key, format!("{}\n", hex(&seed)).as_bytes(), 0o600)?;
+        let state = state_of(path);
+        if state.read(KEY)?.is_none() {
+            let seed = Zeroizing::new(OsRandom.array::<32>());
+            state.write(KEY, &Zeroizing::new(hex(&*seed)), 0o600)?;
         }
         // Last, because it is what makes the directory a store.
         let header = toml::to_string(&Header { format: FORMAT.into(), version: VERSION })?;
-        files::replace(&path.join(HEADER), header.as_bytes(), 0o644)
+        state.write(HEADER, &header, 0o644)
+    }
+
+    /// Goes on with the state files that hold, also where the store cannot be opened.
+    pub fn accept_state(path: &Path) -> Result<Vec<String>> {
+        if !state_of(path).exists() && header(path)?.is_none() {
+            Self::open(path)?;
+        }
+        state_of(path).accept()
+    }
+
+    /// What is wrong with the state files of a store.
+    pub fn state_faults(path: &Path) -> Result<Vec<Fault>> {
+        state_of(path).check()
     }
 
     /// Where it is.
@@ -114,13 +142,18 @@ impl StoreDir {
         &self.path
     }
 
+    /// Its state files.
+    pub fn state(&self) -> StateFiles {
+        state_of(&self.path)
+    }
+
     /// The server's transport key.
     pub fn key(&self) -> Result<SigningKey> {
-        let path = self.path.join("server.key");
-        let text = files::read_text(&path)?;
-        let seed = text.as_deref().and_then(|t| unhex_array(t.trim()));
+        let path = self.path.join(KEY);
+        let text = self.state().read(KEY)?;
+        let seed = text.as_deref().and_then(|t| unhex_array(t));
         let seed = seed.ok_or_else(|| {
-            Failure::new(Class::Damaged, format!("{} is missing or damaged", path.display()))
+            Failure::new(Class::Damaged, format!("{} is missing, or no key", path.display()))
                 .hint("bring it back from a backup; with a new key every client must join again")
         })?;
         Ok(SigningKey::from_seed(seed)?)
@@ -167,11 +200,15 @@ impl StoreDir {
     }
 }
 
-fn header(path: &Path) -> Result<Option<String>> {
+fn state_of(path: &Path) -> StateFiles {
+    StateFiles::new(path.to_owned(), &STATE)
+}
+
+fn header(path: &Path) -> Result<Option<Zeroizing<String>>> {
     if path.exists() && !path.is_dir() {
         return Ok(None);
     }
-    files::read_text(&path.join(HEADER))
+    state_of(path).read(HEADER)
 }
 
 fn check_header(path: &Path, text: &str) -> Result<()> {
@@ -235,7 +272,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         StoreDir::open_or_create(&path).unwrap();
-        let set = |text: &str| std::fs::write(path.join(HEADER), text).unwrap();
+        let set = |text: &str| state_of(&path).write(HEADER, text, 0o644).unwrap();
         set("format = \"dormouse store\"\nversion = 2\n");
         assert_eq!(class_of(&StoreDir::open(&path).unwrap_err()), Class::Version);
         assert_eq!(class_of(&StoreDir::open_or_create(&path).unwrap_err()), Class::Version);
@@ -244,7 +281,7 @@ mod tests {
         set("???");
         assert_eq!(class_of(&StoreDir::open(&path).unwrap_err()), Class::Damaged);
         set("format = \"dormouse store\"\nversion = 1\n");
-        std::fs::write(path.join("server.key"), "zz").unwrap();
+        state_of(&path).write(KEY, "zz", 0o600).unwrap();
         assert_eq!(class_of(&StoreDir::open(&path).unwrap().key().unwrap_err()), Class::Damaged);
         std::fs::write(path.join("server.toml"), "port = 1").unwrap();
         let store = StoreDir::open(&path).unwrap();

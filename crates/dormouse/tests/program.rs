@@ -84,15 +84,16 @@ fn each_bad_input_has_its_code_and_its_words() {
 fn a_newer_store_is_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     let store = dir.path().join("s");
-    std::fs::create_dir(&store).unwrap();
     let header = "format = \"dormouse store\"\nversion = 99\n";
-    std::fs::write(store.join("dormouse-store"), header).unwrap();
+    let made = StoreDir::open_or_create(&store).unwrap();
+    made.state().write("dormouse-store", header, 0o644).unwrap();
+    let before = common::snapshot(&store);
     let s = store.to_str().unwrap();
     for args in [&["serve", s][..], &["invite", s, "c", "--url", "h"], &["scrub", s], &["join", s]]
     {
         fails(&dir.path().join("home"), args, 7, "version 99");
     }
-    assert_eq!(std::fs::read_dir(&store).unwrap().count(), 1);
+    assert_eq!(common::snapshot(&store), before);
 }
 
 /// A store in a directory, joined by a home, with a volume 'v' of one point.

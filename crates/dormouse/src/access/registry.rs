@@ -10,9 +10,8 @@ use dormouse_store::disk::DiskDir;
 use dormouse_store::{Error as StoreError, Options, VaultStore};
 use dormouse_sync::server::{Client, Refused, Registry};
 
-use super::{InviteFile, Known, clients, invite_path};
-use crate::exit::text_of;
-use crate::files;
+use super::{InviteFile, Known, client_file, clients, invite_file};
+use crate::exit::{Class, class_of, text_of};
 use crate::log::Log;
 use crate::store_dir::StoreDir;
 use crate::text::{hex, time_utc};
@@ -59,11 +58,14 @@ impl Access {
     /// An error whose details stay in the server's log.
     fn internal(&self, error: &anyhow::Error) -> Refused {
         self.log.line(&text_of(error));
-        let full = crate::exit::class_of(error) == crate::exit::Class::NoSpace;
-        if full {
-            return Refused::new(Refusal::Full, "the server's disk is full");
+        match class_of(error) {
+            Class::NoSpace => Refused::new(Refusal::Full, "the server's disk is full"),
+            Class::Damaged => Refused::new(
+                Refusal::Damaged,
+                "a file of the server's state does not hold; its log says which",
+            ),
+            _ => Refused::new(Refusal::Internal, "the server failed; its log says why"),
         }
-        Refused::new(Refusal::Internal, "the server failed; its log says why")
     }
 
     fn store_error(&self, vault: &VaultId, error: &StoreError) -> Refused {
@@ -88,8 +90,8 @@ impl Access {
     }
 
     fn load_invite(&self, verifier: &[u8; 32]) -> Result<InviteFile, Refused> {
-        let path = invite_path(&self.store, verifier);
-        let text = files::read_text(&path).map_err(|e| self.internal(&e))?;
+        let text =
+            self.store.state().read(&invite_file(verifier)).map_err(|e| self.internal(&e))?;
         let invite: Option<InviteFile> = text.and_then(|t| toml::from_str(&t).ok());
         invite.filter(|i| i.verifier == hex(verifier)).ok_or_else(|| {
             Refused::new(Refusal::InviteUnknown, "this invite is not known to the server")
@@ -134,11 +136,11 @@ impl Access {
 
     /// Writes a client's file; `false` if the name is taken by another key.
     fn add(&self, known: &Known) -> anyhow::Result<bool> {
-        let path = self.store.path().join("clients").join(format!("{}.toml", known.name));
-        if files::create_new(&path, known.text()?.as_bytes(), 0o600)? {
+        let file = client_file(&known.name);
+        if self.store.state().create_new(&file, &known.text()?, 0o600)? {
             return Ok(true);
         }
-        let there = clients(&self.store)?.into_iter().find(|c| c.name == known.name);
+        let there = super::client(&self.store, &known.name)?;
         Ok(there.is_some_and(|c| c.key == known.key && c.vault == known.vault))
     }
 
@@ -209,12 +211,15 @@ impl Access {
 impl Registry for Access {
     fn client(&self, key: &PublicKey) -> Result<Option<Client>, Refused> {
         let all = clients(&self.store).map_err(|e| self.internal(&e))?;
-        Ok(all.into_iter().find(|c| c.key == *key).map(|c| Client {
-            name: c.name,
-            vault: c.vault,
-            writer: c.writer,
-            revoked: c.revoked.is_some(),
-        }))
+        if let Some(c) = all.good.into_iter().find(|c| c.key == *key) {
+            let revoked = c.revoked.is_some();
+            return Ok(Some(Client { name: c.name, vault: c.vault, writer: c.writer, revoked }));
+        }
+        // It may be the one whose file does not hold.
+        for fault in all.faults.iter().skip(1) {
+            self.log.line(&text_of(fault));
+        }
+        all.faults.first().map_or(Ok(None), |fault| Err(self.internal(fault)))
     }
 
     fn check_invite(
@@ -245,10 +250,8 @@ impl Registry for Access {
                 return Ok(());
             }
         }
-        let taken = clients(&self.store)
-            .map_err(|e| self.internal(&e))?
-            .into_iter()
-            .any(|c| c.name == client.name && c.key != *key);
+        let there = super::client(&self.store, &client.name).map_err(|e| self.internal(&e))?;
+        let taken = there.is_some_and(|c| c.key != *key);
         let exists = || {
             Refused::new(Refusal::Exists, format!("there is already a client '{}'", client.name))
         };
@@ -262,7 +265,7 @@ impl Registry for Access {
             invite.used = Some(time_utc(now));
             let write = || {
                 let text = toml::to_string(&invite)?;
-                files::replace(&invite_path(&self.store, verifier), text.as_bytes(), 0o600)
+                self.store.state().write(&invite_file(verifier), &text, 0o600)
             };
             write().map_err(|e| self.internal(&e))?;
         }

@@ -5,13 +5,22 @@ use dormouse_crypt::{Identity, OsRandom, Random, SigningKey, VaultSecrets};
 use dormouse_format::InstanceId;
 use zeroize::Zeroizing;
 
-use super::{CLIENT, ClientFile, Home};
+use super::{CERT, CLIENT, ClientFile, Home, INSTANCE};
 use crate::exit::{Class, fail};
 use crate::files;
+use crate::state_files::{Kind, MANIFEST, StateFiles};
 use crate::text::{hex, unhex, unhex_array};
 
 const PENDING: &str = "pending";
 const READY: &str = "ready";
+const LABEL: &str = "label";
+
+const STATE: Kind = Kind {
+    files: &[CLIENT, CERT, INSTANCE, LABEL],
+    dirs: &["keys"],
+    spare: &[],
+    way_out: "an earlier try to join left it: remove the directory `pending` there, and join with a new invite",
+};
 
 /// The keys and the certificate of a home that is being made.
 #[derive(Debug)]
@@ -59,15 +68,19 @@ impl Home {
         )
     }
 
+    /// The state files of a home that is being made.
+    pub fn pending_state(&self) -> StateFiles {
+        StateFiles::new(self.path(PENDING), &STATE)
+    }
+
     /// Keeps a new home aside, durably, under a label such as the invite's hash.
     pub fn save_pending(&self, label: &str, pending: &Pending) -> Result<()> {
         let dir = self.path(PENDING);
         if dir.exists() {
             std::fs::remove_dir_all(&dir)?;
         }
-        files::make_dir(&dir.join("keys"))?;
-        let write =
-            |name: &str, text: &str| files::replace(&dir.join(name), text.as_bytes(), 0o600);
+        let state = self.pending_state();
+        let write = |name: &str, text: &str| state.write(name, text, 0o600);
         let keys = &pending.keys;
         write("keys/transport", &Zeroizing::new(hex(keys.transport.seed())))?;
         write("keys/signing", &Zeroizing::new(hex(keys.signing.seed())))?;
@@ -78,11 +91,11 @@ impl Home {
         if let Some(identity) = &keys.identity {
             write("keys/identity", &identity.to_secret())?;
         }
-        write("cert", &hex(&keys.cert))?;
-        write("instance", &InstanceId(OsRandom.array()).to_string())?;
+        write(CERT, &hex(&keys.cert))?;
+        write(INSTANCE, &InstanceId(OsRandom.array()).to_string())?;
         write(CLIENT, &toml::to_string(&pending.file)?)?;
         // Last: without it, what lies there is not whole.
-        write("label", label)?;
+        write(LABEL, label)?;
         files::sync_dir(&self.dir)?;
         Ok(())
     }
@@ -90,15 +103,17 @@ impl Home {
     /// What an earlier try under this label kept; what another label kept is not touched.
     pub fn load_pending(&self, label: &str) -> Result<Option<Pending>> {
         let dir = self.path(PENDING);
-        let there = files::read_text(&dir.join("label"))?;
-        if there.as_deref() != Some(label) {
+        let state = self.pending_state();
+        let there = state.read(LABEL)?;
+        if there.as_deref().map(String::as_str) != Some(label) {
             return Ok(None);
         }
-        let aside = Self { dir: dir.clone() };
-        let Some(text) = files::read_text(&dir.join(CLIENT))? else { return Ok(None) };
+        state.must_hold()?;
+        let aside = Self { dir };
+        let Some(text) = state.read(CLIENT)? else { return Ok(None) };
         let Ok(file) = toml::from_str::<ClientFile>(&text) else { return Ok(None) };
         let vault = aside.secret("vault")?.and_then(|t| unhex_array::<64>(&t).map(Zeroizing::new));
-        let cert = files::read_text(&dir.join("cert"))?.and_then(|t| unhex(&t));
+        let cert = state.read(CERT)?.and_then(|t| unhex(&t));
         let identity = aside.secret("identity")?.and_then(|t| t.parse().ok());
         let (Some(transport), Some(signing), Some(vault), Some(cert)) =
             (aside.seed("transport")?, aside.seed("signing")?, vault, cert)
@@ -120,14 +135,15 @@ impl Home {
     /// the server calls this client.
     pub fn accept_pending(&self, name: &str) -> Result<()> {
         let pending = self.path(PENDING);
-        if let Some(text) = files::read_text(&pending.join(CLIENT))? {
+        let state = self.pending_state();
+        if let Some(text) = state.read(CLIENT)? {
             let mut file: ClientFile = toml::from_str(&text)?;
             if file.client != name {
                 file.client = name.to_owned();
-                files::replace(&pending.join(CLIENT), toml::to_string(&file)?.as_bytes(), 0o600)?;
+                state.write(CLIENT, &toml::to_string(&file)?, 0o600)?;
             }
         }
-        files::remove(&pending.join("label"))?;
+        state.remove(LABEL, |_| ())?;
         std::fs::rename(&pending, self.path(READY))?;
         files::sync_dir(&self.dir)?;
         self.finish_pending()
@@ -139,7 +155,7 @@ impl Home {
         if !ready.exists() {
             return Ok(());
         }
-        for name in ["keys", "cert", "instance", CLIENT] {
+        for name in [MANIFEST, "keys", CERT, INSTANCE, CLIENT] {
             let from = ready.join(name);
             if from.exists() {
                 std::fs::rename(from, self.path(name))?;

@@ -1,12 +1,15 @@
 //! The program itself: exit codes, output, signals.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails panics")]
 
+mod common;
+
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use dormouse::store_dir::StoreDir;
 use dormouse::text::{now_ns, parse_time};
 
 fn dormouse(home: &Path, args: &[&str]) -> Output {

@@ -161,6 +161,11 @@ pub(crate) fn header(bytes: &[u8], number: u64, vault: &VaultId) -> Result<segme
     let head = bytes
         .first_chunk::<{ segment::HEADER_LEN }>()
         .ok_or_else(|| damaged(0, "the segment's header ends too early"))?;
+    let (checked, check) = head.split_at(segment::CHECKED_LEN);
+    // The check has its place in all versions: without it a version is no version.
+    if hash::header_check(checked) != check {
+        return Err(damaged(0, "the check of the segment's header does not hold"));
+    }
     let header = match segment::Header::decode(head) {
         Ok(header) => header,
         Err(dormouse_format::Error::Version { found, known, .. }) => {
@@ -168,9 +173,6 @@ pub(crate) fn header(bytes: &[u8], number: u64, vault: &VaultId) -> Result<segme
         }
         Err(e) => return Err(damaged(0, &e.to_string())),
     };
-    if hash::header_check(&head[..segment::CHECKED_LEN]) != header.check {
-        return Err(damaged(0, "the check of the segment's header does not hold"));
-    }
     if header.vault != *vault {
         return Err(damaged(0, "the segment belongs to another vault; move it away"));
     }

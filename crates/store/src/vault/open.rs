@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use dormouse_crypt::record;
 use dormouse_format::delta;
-use dormouse_format::record::{HEADER_LEN, Kind};
+use dormouse_format::record::{HEADER_LEN, Header, Kind};
 use dormouse_format::segment::{Item, Seal};
 use dormouse_format::{TimeNs, VaultId};
 
@@ -131,6 +131,21 @@ struct Opening<'a> {
     bytes: u64,
 }
 
+const EXCHANGED: &str = "another record lies here than the segment's table says";
+
+/// Whether a record is the one that the table lists.
+fn listed(item: &Item, header: &Header) -> bool {
+    (item.kind, item.id, item.body_len) == (header.kind, header.id, header.body_len)
+}
+
+/// An error about a record's content, with its place.
+fn placed(at: &RecordRef, error: Error) -> Error {
+    match error {
+        Error::Format(_) | Error::Crypt(_) | Error::NotFound { .. } => at.damaged(error.to_string()),
+        error => error,
+    }
+}
+
 impl<'a> Opening<'a> {
     fn new(segments: &'a Segments, index: &'a Index) -> Self {
         let (state, replay, recovery) = (State::default(), Replay::default(), Recovery::default());
@@ -171,7 +186,7 @@ impl<'a> Opening<'a> {
             Kind::Delta => {
                 let known = self.damaged.remove(&at);
                 let why = match known
-                    .map_or_else(|| self.delta(&at).map(|()| None), |why| Ok(Some(why)))
+                    .map_or_else(|| self.delta(item, &at).map(|()| None), |why| Ok(Some(why)))
                 {
                     Ok(None) => return Ok(()),
                     Ok(Some(why)) => why,
@@ -184,13 +199,16 @@ impl<'a> Opening<'a> {
                 Ok(())
             }
             kind => match self.segments.record(&at) {
-                Ok((header, record)) => {
+                Ok((header, record)) if listed(item, &header) => {
                     let body = &record[HEADER_LEN..];
-                    if kind == Kind::Point {
-                        return self.replay.point(self.segments, &self.state, body, at);
-                    }
-                    self.state.apply(&header, body, at)
+                    let taken = if kind == Kind::Point {
+                        self.replay.point(self.segments, &self.state, body, at)
+                    } else {
+                        self.state.apply(&header, body, at)
+                    };
+                    taken.map_err(|e| placed(&at, e))
                 }
+                Ok(_) => self.tolerate(kind, &at, at.damaged(EXCHANGED)),
                 Err(e @ Error::Damaged { .. }) => self.tolerate(kind, &at, e),
                 Err(e) => Err(e),
             },
@@ -213,12 +231,15 @@ impl<'a> Opening<'a> {
         self.recovery.damaged.push(Fault { segment, offset, why });
     }
 
-    fn delta(&mut self, at: &RecordRef) -> Result<()> {
+    fn delta(&mut self, item: &Item, at: &RecordRef) -> Result<()> {
         let len = HEADER_LEN + delta::PREFIX_LEN.min(at.body_len as usize);
         let file = self.segments.file(at.segment())?;
         let bytes = read_range(&*file, at.segment(), at.offset(), len)?;
         let head = bytes.first_chunk().ok_or_else(|| at.damaged("too short"))?;
-        record::check_header(head).map_err(|e| at.damaged(e.to_string()))?;
+        let header = record::check_header(head).map_err(|e| at.damaged(e.to_string()))?;
+        if !listed(item, &header) {
+            return Err(at.damaged(EXCHANGED));
+        }
         let (prefix, _) = delta::decode(&bytes[HEADER_LEN..])?;
         self.replay.delta(prefix, *at);
         Ok(())

@@ -112,6 +112,55 @@ fn a_newer_version_is_told_from_a_damaged_one() {
     assert!(matches!(kit.try_open(), Err(Error::NewerVersion { found: 2, known: 1 })));
 }
 
+/// Where the entries of a whole segment begin, and what they are.
+fn entries(bytes: &[u8]) -> Vec<(usize, usize, Kind)> {
+    let (mut at, mut all) = (128, Vec::new());
+    while let Some(head) = bytes.get(at..).and_then(|b| b.first_chunk::<HEADER_LEN>()) {
+        let Ok(header) = Header::decode(head) else { break };
+        let len = header.record_len() + TRAILER_LEN;
+        all.push((at, len, header.kind));
+        at += len;
+    }
+    all
+}
+
+/// Records that change places between segments are named, whatever they are.
+#[test]
+fn exchanged_records_are_named() {
+    let (kit, store, _) = small(2000);
+    store.close().unwrap();
+    let names: Vec<_> = kit.segments.list().unwrap();
+    let whole: Vec<_> = names.iter().map(|n| kit.segments.get(n).unwrap()).collect();
+    let mut tried = 0;
+    for (a, b) in (0..names.len() - 1).flat_map(|a| (a + 1..names.len() - 1).map(move |b| (a, b))) {
+        for (x, len, kind) in entries(&whole[a]) {
+            let same = entries(&whole[b]).into_iter().find(|e| e.1 == len && e.2 != Kind::Seal);
+            let Some((y, _, other)) = same.filter(|_| kind != Kind::Seal) else { continue };
+            let bad = kit.segments.snapshot();
+            let mut pair = (whole[a].clone(), whole[b].clone());
+            pair.0[x..x + len].swap_with_slice(&mut pair.1[y..y + len]);
+            bad.set(&names[a], pair.0);
+            bad.set(&names[b], pair.1);
+            let kit = Kit { segments: bad, index: MemDir::new(), ..Kit::new(2000, 50) };
+            let places = [(&names[a], x as u64), (&names[b], y as u64)];
+            tried += 1;
+            match kit.try_open() {
+                Err(Error::Damaged { segment, offset, .. }) => {
+                    assert!(places.contains(&(&segment, offset)), "{segment} {offset}");
+                }
+                Ok((_, recovery)) => {
+                    let read_later = [Kind::Chunk, Kind::Page, Kind::Node, Kind::Mark];
+                    let quiet = recovery.damaged.is_empty() && recovery.torn.is_empty();
+                    let both = read_later.contains(&kind) && read_later.contains(&other);
+                    assert!(!quiet || both, "{kind:?} and {other:?}: {recovery:?}");
+                }
+                Err(e) => panic!("{kind:?} and {other:?}: no place in: {e}"),
+            }
+        }
+    }
+    assert!(tried > 5, "{tried}");
+}
+
 /// Any byte of what is on record as durable: opening refuses, or all points are there, or
 /// the one that is not is told, and a later one is.
 #[test]

@@ -7,7 +7,8 @@
 //! alone is damaged, is kept, as one in a sealed segment is. Bytes not known to be durable,
 //! the header and the name of the file among them, are written again and synced, for an
 //! earlier program may have died of a failed sync, after which the system shows what the
-//! disk does not have.
+//! disk does not have. Finding changes nothing; mending comes after all else was found
+//! fit, so a log that is refused is left as it is.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -48,22 +49,35 @@ pub(crate) struct Found {
     pub(crate) read_only: bool,
     /// Only because there was no room to mend its end.
     pub(crate) no_room: bool,
+    /// A segment of which not even the header is whole.
+    unfinished: Option<u64>,
+    mending: Mending,
 }
 
-/// Reads the ends of all segments, and the last one wholly.
+/// What is to be done with the last segment.
+struct Mending {
+    file: Arc<dyn File>,
+    bytes: Vec<u8>,
+    /// Where its whole entries end.
+    end: usize,
+    durable: u64,
+    tail: Option<[u8; segment::TAIL_LEN]>,
+}
+
+/// Reads the ends of all segments, and the last one wholly. Changes nothing.
 pub(crate) fn recover(segments: &Segments, vault: &VaultId) -> Result<Found> {
     let mut numbers = numbers(&*segments.dir)?;
-    let mut torn = Vec::new();
+    let mut unfinished = None;
     check_numbers(&numbers)?;
     let Some(&newest) = numbers.last() else {
         return Err(Error::NotAStore { why: "it has no segments".into() });
     };
-    if unfinished(segments, newest)? {
+    if is_unfinished(segments, newest)? {
         if newest == 1 {
             let why = "its creation did not finish; remove its only segment and create it again";
             return Err(Error::NotAStore { why: why.into() });
         }
-        torn.push(set_aside_file(segments, newest)?);
+        unfinished = Some(newest);
         numbers.pop();
     }
     let mut before = [0; 16];
@@ -75,10 +89,50 @@ pub(crate) fn recover(segments: &Segments, vault: &VaultId) -> Result<Found> {
         before = found.chain;
         sealed.push(found);
     }
-    let Last { active, torn: end, damaged, access } = last_segment(segments, last, vault, &before)?;
-    torn.extend(end);
-    let (read_only, no_room) = (access != Access::Full, access == Access::NoRoom);
-    Ok(Found { sealed, active, torn, damaged, read_only, no_room })
+    let Last { active, damaged, mending } = last_segment(segments, last, vault, &before)?;
+    let (torn, read_only, no_room) = (Vec::new(), false, false);
+    Ok(Found { sealed, active, torn, damaged, read_only, no_room, unfinished, mending })
+}
+
+impl Found {
+    /// Sets what was not finished aside, ends the last segment, and makes it durable.
+    pub(crate) fn mend(&mut self, segments: &Segments) -> Result<()> {
+        if let Some(number) = self.unfinished.take() {
+            self.torn.push(set_aside_file(segments, number)?);
+        }
+        let access = self.mending.mend(segments, self.active.number, &mut self.torn)?;
+        (self.read_only, self.no_room) = (access != Access::Full, access == Access::NoRoom);
+        Ok(())
+    }
+}
+
+impl Mending {
+    fn mend(&self, segments: &Segments, number: u64, torn: &mut Vec<TornTail>) -> Result<Access> {
+        let Self { file, bytes, end, durable, tail } = self;
+        let probe = file.write_at(&[], 0).map_err(|e| e.kind());
+        if let Err(ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) = probe {
+            return Ok(Access::ReadOnly);
+        }
+        let (whole, rest) = bytes.split_at(*end);
+        let finished = tail.as_ref().is_some_and(|t| *rest == t[..]);
+        let set_aside = if finished || rest.is_empty() {
+            Ok(())
+        } else {
+            cut(segments, &**file, number, bytes, *end).map(|t| torn.push(t))
+        };
+        let mended = set_aside.and_then(|()| {
+            rewrite(&**file, number, whole, *durable, tail.as_ref())?;
+            // Nor is it known that the file's name is durable.
+            let failed = |e| Error::io(format!("making the name of {} durable", name(number)), e);
+            segments.dir.sync().map_err(failed)
+        });
+        match mended {
+            Ok(()) => Ok(Access::Full),
+            // Without room nothing can be mended, but what is there can be read.
+            Err(Error::Full) => Ok(Access::NoRoom),
+            Err(e) => Err(e),
+        }
+    }
 }
 
 fn check_numbers(numbers: &[u64]) -> Result<()> {
@@ -100,7 +154,7 @@ pub(crate) fn linked(number: u64, header: &segment::Header, before: &[u8; 16]) -
 }
 
 /// Whether a segment holds not even a whole header: its creation was cut short.
-fn unfinished(segments: &Segments, number: u64) -> Result<bool> {
+fn is_unfinished(segments: &Segments, number: u64) -> Result<bool> {
     let file = segments.file(number)?;
     let len = file.len().map_err(|e| Error::io(name(number), e))?;
     if len > segment::HEADER_LEN as u64 {
@@ -207,12 +261,11 @@ fn walk_last(bytes: &[u8], number: u64, header: &segment::Header) -> Result<Walk
     Ok(Walked { table, end: walk.at, chain, durable: walk.durable, seal, damaged })
 }
 
-/// The last segment, mended.
+/// The last segment, and what is to be done with it.
 struct Last {
     active: Active,
-    torn: Option<TornTail>,
     damaged: Vec<(RecordRef, Error)>,
-    access: Access,
+    mending: Mending,
 }
 
 fn last_segment(
@@ -234,33 +287,6 @@ fn last_segment(
         let check = hash::tail_check(seal, &walked.chain);
         Tail { seal, check }.encode()
     });
-    let finished = tail.as_ref().is_some_and(|t| bytes[walked.end..] == t[..]);
-    let mut access = match file.write_at(&[], 0).map_err(|e| e.kind()) {
-        Err(ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) => Access::ReadOnly,
-        _ => Access::Full,
-    };
-    let mut torn = None;
-    if access == Access::Full {
-        let torn_end = !finished && walked.end < bytes.len();
-        let whole = &bytes[..walked.end];
-        let mended = (if torn_end {
-            cut(segments, &*file, number, &bytes, walked.end).map(Some)
-        } else {
-            Ok(None)
-        })
-        .and_then(|cut| {
-            rewrite(&*file, number, whole, walked.durable, tail.as_ref())?;
-            // Nor is it known that the file's name is durable.
-            let failed = |e| Error::io(format!("making the name of {} durable", name(number)), e);
-            segments.dir.sync().map_err(failed).map(|()| cut)
-        });
-        match mended {
-            Ok(cut) => torn = cut,
-            // Without room nothing can be mended, but what is there can be read.
-            Err(Error::Full) => access = Access::NoRoom,
-            Err(e) => return Err(e),
-        }
-    }
     let end = (walked.end + tail.map_or(0, |t| t.len())) as u64;
     let active = Active {
         number,
@@ -273,7 +299,8 @@ fn last_segment(
         table: walked.table,
         sealed: walked.seal.is_some(),
     };
-    Ok(Last { active, torn, damaged: walked.damaged, access })
+    let mending = Mending { file, bytes, end: walked.end, durable: walked.durable, tail };
+    Ok(Last { active, damaged: walked.damaged, mending })
 }
 
 /// Copies what lies from `end` on to a file of its own, durably, then cuts it off.

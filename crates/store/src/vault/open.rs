@@ -80,7 +80,7 @@ impl VaultStore {
         options: Options,
     ) -> Result<(Self, Recovery)> {
         let segments = Segments::new(Arc::from(segments));
-        let found = recover(&segments, &vault)?;
+        let mut found = recover(&segments, &vault)?;
         let index = Index::new(index, vault, options.index_entries);
         index.load(&|n| chain_after(&found, n));
         let mut opening = Opening::new(&segments, &index);
@@ -93,6 +93,7 @@ impl VaultStore {
         opening.damaged = found.damaged.iter().map(|(at, e)| (*at, e.to_string())).collect();
         opening.segment(number, found.active.table.seal(), found.active.sealed)?;
         let Opening { state, recovery, records, bytes, .. } = opening.done()?;
+        found.mend(&segments)?;
         let Found { active, torn, read_only, no_room, .. } = found;
         let recovery = Recovery { torn, segments: number, read_only, ..recovery };
         let log = Log::new(vault, options.segment_size, segments, index, active);
@@ -141,7 +142,9 @@ fn listed(item: &Item, header: &Header) -> bool {
 /// An error about a record's content, with its place.
 fn placed(at: &RecordRef, error: Error) -> Error {
     match error {
-        Error::Format(_) | Error::Crypt(_) | Error::NotFound { .. } => at.damaged(error.to_string()),
+        Error::Format(_) | Error::Crypt(_) | Error::NotFound { .. } => {
+            at.damaged(error.to_string())
+        }
         error => error,
     }
 }

@@ -161,6 +161,29 @@ fn exchanged_records_are_named() {
     assert!(tried > 5, "{tried}");
 }
 
+/// What is refused for one fault is not mended for another.
+#[test]
+fn a_store_that_is_refused_is_left_as_it_is() {
+    let (kit, store, _) = small(2000);
+    store.close().unwrap();
+    let (first, last) = (kit.segments.list().unwrap()[0].clone(), last(&kit.segments));
+    let mut bytes = kit.segments.get(&first).unwrap();
+    let (at, ..) = *entries(&bytes).iter().find(|e| e.2 == Kind::Vault).unwrap();
+    bytes[at + HEADER_LEN] ^= 1;
+    kit.segments.set(&first, bytes);
+    let mut torn = kit.segments.get(&last).unwrap();
+    torn.extend([7; 50]);
+    kit.segments.set(&last, torn.clone());
+    match kit.try_open() {
+        Err(Error::Damaged { segment, offset, .. }) => {
+            assert_eq!((segment, offset), (first, at as u64));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(kit.segments.get(&last).unwrap(), torn);
+    assert!(kit.segments.list().unwrap().iter().all(|n| !n.contains("torn")));
+}
+
 /// Any byte of what is on record as durable: opening refuses, or all points are there, or
 /// the one that is not is told, and a later one is.
 #[test]

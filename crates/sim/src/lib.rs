@@ -14,6 +14,7 @@
 
 pub mod crash;
 pub mod drive;
+pub mod flips;
 pub mod machine;
 pub mod random;
 pub mod registry;

@@ -205,7 +205,8 @@ impl World {
         self.run_copy(machine, &mut wire, plan, disk, None)
     }
 
-    fn run_copy(
+    /// Copies on a link on which the volume was opened.
+    pub fn run_copy(
         &mut self,
         machine: &Machine,
         wire: &mut Wire,
@@ -292,6 +293,19 @@ impl World {
     ) -> Result<fetch::Progress> {
         debug_assert_eq!(points[0].point().volume, volume);
         let trust = self.trust(machine)?;
+        self.restore_trusting(machine, trust, points, mode, disk)
+    }
+
+    /// The same for who has the certificates.
+    pub fn restore_trusting(
+        &mut self,
+        machine: &Machine,
+        trust: Trust,
+        points: [StoredPoint; 2],
+        mode: fetch::Mode,
+        disk: &mut Disk,
+    ) -> Result<fetch::Progress> {
+        let volume = points[0].point().volume;
         let mut wire = self.hello(machine)?;
         let mut ends = Lied { wire: &mut wire, liar: &mut self.liar };
         let mut restoring = Restoring::start(machine, volume, trust, points, mode, disk)?;

@@ -146,6 +146,8 @@ impl StateFiles {
     }
 
     fn fault(&self, name: &str, why: Why) -> Fault {
+        // It is not the newer file that is at fault.
+        let name = if matches!(why, Why::ManifestOld { .. }) { manifest::NAME } else { name };
         Fault { path: self.path(name), why, way_out: self.kind.way_out }
     }
 
@@ -171,19 +173,24 @@ impl StateFiles {
             Err(why) => return Ok(vec![self.fault(manifest::NAME, why)]),
         };
         let mut faults = Vec::new();
-        let mut ahead = 0;
+        let (mut ahead, mut behind) = (0, None);
         let known = manifest.files.keys().cloned();
         for name in names.into_iter().chain(known).collect::<BTreeSet<_>>() {
             match judge(&manifest, &name, self.found(&name)?) {
+                Err(Why::ManifestOld { newest, .. }) => behind = behind.max(Some(newest)),
                 Err(why) => faults.push(self.fault(&name, why)),
                 Ok(Some(sheet)) if manifest.is_ahead(&sheet) => {
                     ahead += 1;
                     if ahead > 1 {
-                        faults.push(self.fault(&name, manifest.behind(&sheet)));
+                        behind = behind.max(Some(sheet.change));
                     }
                 }
                 Ok(_) => {}
             }
+        }
+        if let Some(newest) = behind {
+            let why = Why::ManifestOld { newest, found: manifest.change };
+            faults.insert(0, self.fault(manifest::NAME, why));
         }
         Ok(faults)
     }

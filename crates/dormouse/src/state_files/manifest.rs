@@ -61,12 +61,12 @@ pub enum Why {
         /// The change that the manifest names.
         newest: u64,
     },
-    /// More than one change ahead: the manifest is the one that is old.
+    /// A file is more than one change ahead: the manifest is the one that is old.
     ManifestOld {
-        /// The change that wrote the file.
-        found: u64,
-        /// The last that the manifest knows.
+        /// The change that wrote that file.
         newest: u64,
+        /// The last that the manifest knows.
+        found: u64,
     },
     /// Neither what the manifest names, nor older, nor newer.
     Mixed,
@@ -91,10 +91,10 @@ impl fmt::Display for Why {
                 "an old version was put back: it is of change {found}, and the newest of change \
                  {newest}"
             ),
-            Self::ManifestOld { found, newest } => write!(
+            Self::ManifestOld { newest, found } => write!(
                 f,
-                "it is of change {found}, and {NAME} knows only {newest} changes: an old {NAME} \
-                 was put back"
+                "an old version was put back: it knows {found} changes, and another file is of \
+                 change {newest}"
             ),
             Self::Mixed => write!(
                 f,
@@ -164,7 +164,7 @@ impl Manifest {
 
     /// Said of a file that is more than one change ahead, or the second that is ahead.
     pub(super) const fn behind(&self, sheet: &Sheet) -> Why {
-        Why::ManifestOld { found: sheet.change, newest: self.change }
+        Why::ManifestOld { newest: sheet.change, found: self.change }
     }
 
     /// What is at a name: `None` if nothing should be, and nothing is.

@@ -4,6 +4,7 @@
 
 mod bench;
 mod ci;
+mod flips;
 mod measure;
 mod proof;
 mod random;
@@ -33,6 +34,12 @@ commands:
             --seed N          1 without it
             --jobs N          threads, as many as there are cores without it
             --one S:IO:PASS   one crash point alone, as a failure names it
+  flips   every byte, length, exchange and old version of a real small store and of the
+          state of server and client; a sample of them without --all
+            --all             every one
+            --seed N          which store, and which sample; 1 without it
+            --jobs N          at the same time; one for each processor without it
+            --case N          one, as a violation names it
   bench   the published benchmark, against the peers that are installed
             --quick           a 1 GiB image and one round
             --rounds N        rounds, 3 without it
@@ -73,6 +80,7 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
         "bench" => bench::run(rest),
         "proof" => proof::run(rest),
         "sim" => sim::run(rest),
+        "flips" => flips::run(rest),
         measure::MEASURE => measure::measure_one(rest),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");

@@ -149,11 +149,8 @@ pub fn clients(store: &StoreDir, as_json: bool) -> Result<()> {
     known.sort_by(|a, b| a.name.cmp(&b.name));
     let invites = access::invites(store)?;
     let fault = faults.into_iter().chain(invites.faults).next();
-    let open: Vec<_> = invites
-        .good
-        .into_iter()
-        .filter(|(_, i)| i.used_by.is_none() && !i.expired(now))
-        .collect();
+    let open: Vec<_> =
+        invites.good.into_iter().filter(|(_, i)| i.used_by.is_none() && !i.expired(now)).collect();
     if as_json {
         let clients: Vec<Value> = known
             .iter()

@@ -20,7 +20,7 @@ use crossbeam_channel::{Receiver, Sender};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::access::Access;
-use crate::exit::{Class, Failure};
+use crate::exit::{Class, Failure, text_of};
 use crate::files::Lock;
 use crate::log::Log;
 use crate::out;
@@ -126,6 +126,10 @@ impl Server {
     pub fn start_with(store: StoreDir, listen: &str, log: Log, tls: ServerTls) -> Result<Self> {
         let lock = store.lock()?;
         let fingerprint = store.fingerprint()?;
+        // Clients whose files hold are served; the others are told of here, once.
+        for fault in store.state().check()? {
+            log.line(&text_of(&Failure::from(fault).into()));
+        }
         let listener = TcpListener::bind(listen).map_err(|e| listen_failure(listen, &e))?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;

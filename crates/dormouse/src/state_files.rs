@@ -17,6 +17,7 @@ mod tests;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::ErrorKind;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -97,7 +98,9 @@ impl View<'_> {
     pub fn read(&self, name: &str) -> Result<Option<Zeroizing<String>>> {
         let found = self.tree.found(name)?;
         let judged = match &self.manifest {
-            Some(manifest) => judge(manifest, name, found).map_err(|why| self.tree.fault(name, why)),
+            Some(manifest) => {
+                judge(manifest, name, found).map_err(|why| self.tree.fault(name, why))
+            }
             None if matches!(found, Found::Absent) => Ok(None),
             None => Err(self.tree.fault(manifest::NAME, Why::NoManifest)),
         };
@@ -305,6 +308,7 @@ impl StateFiles {
             .write(true)
             .create(true)
             .truncate(false)
+            .mode(0o600)
             .open(&path)
             .or_else(|e| if writes { Err(e) } else { File::open(&path) });
         let what = || format!("cannot lock {}", path.display());
@@ -334,7 +338,8 @@ impl StateFiles {
             Ok(None) => Ok(Found::Absent),
             Ok(Some(bytes)) => {
                 let bytes = Zeroizing::new(bytes);
-                Ok(Sheet::read(name, &bytes).map_or_else(|| Found::Bad(bytes.to_vec()), Found::Good))
+                Ok(Sheet::read(name, &bytes)
+                    .map_or_else(|| Found::Bad(bytes.to_vec()), Found::Good))
             }
             Err(e) if class_of(&e) == Class::Damaged || path.is_dir() => Ok(Found::Bad(Vec::new())),
             Err(e) => Err(e),

@@ -126,7 +126,7 @@ impl StoreDir {
 
     /// Goes on with the state files that hold, also where the store cannot be opened.
     pub fn accept_state(path: &Path) -> Result<Vec<String>> {
-        if !state_of(path).exists() && header(path)?.is_none() {
+        if !state_of(path).exists() && !path.join(HEADER).exists() {
             Self::open(path)?;
         }
         state_of(path).accept()

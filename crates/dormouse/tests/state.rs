@@ -6,7 +6,7 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use common::program::Place;
+use common::program::{Place, log_of};
 
 fn the_only(dir: PathBuf) -> PathBuf {
     let all: Vec<_> = std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().path()).collect();
@@ -46,7 +46,13 @@ fn an_old_head_is_refused_and_the_home_goes_on_when_told_so() {
     let name = head.to_str().unwrap();
     let words = [name, "an old version was put back", "--accept-state", "--kit"];
     let v = place.name("v");
-    for args in [&["status"][..], &["points", "v"], &["volumes"], &["verify", "v"], &["mirror", &v, "--once"]] {
+    for args in [
+        &["status"][..],
+        &["points", "v"],
+        &["volumes"],
+        &["verify", "v"],
+        &["mirror", &v, "--once"],
+    ] {
         place.run(args).fails(9, &words);
     }
     let said = place.run(&["status", "--accept-state"]).ok();
@@ -142,6 +148,12 @@ fn scrub_tells_of_the_servers_state_and_goes_on_when_told_so() {
     place.run_in("second", &["points"]).ok();
     server.stop();
     place.run(&["scrub", &store]).ok();
+    // A server that starts says at once what does not hold.
+    std::fs::write(place.path("store/clients/desk.toml"), "key = 1").unwrap();
+    let server = place.serve("127.0.0.1:0");
+    let log = std::fs::read_to_string(log_of(&place.path("store"))).unwrap();
+    assert!(log.contains("desk.toml: it is damaged"), "{log}");
+    server.stop();
 }
 
 #[test]
@@ -160,6 +172,13 @@ fn a_store_whose_key_or_header_is_damaged_is_refused_by_name() {
         std::fs::write(&path, whole).unwrap();
     }
     place.run(&["points"]).ok();
+    for tree in ["store", "home"] {
+        std::fs::remove_file(place.path(tree).join("manifest.toml")).unwrap();
+        place.run(&["points"]).fails(9, &["manifest.toml: it is missing", "--accept-state"]);
+        let accept: &[&str] = if tree == "home" { &["status"] } else { &["scrub", &store] };
+        place.run(&[accept, &["--accept-state"]].concat()).ok();
+        place.run(&["points"]).ok();
+    }
     // What the administrator edits is not state, and what is misspelt is told.
     std::fs::write(place.path("store/server.toml"), "lisen = \"h:1\"\n").unwrap();
     let said = place.run(&["serve", &store]).fails(2, &["server.toml", "lisen"]);

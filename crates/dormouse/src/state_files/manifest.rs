@@ -101,10 +101,9 @@ impl fmt::Display for Why {
                 "it is not the version that {NAME} names: two copies of one directory were mixed"
             ),
             Self::Missing => f.write_str("it is missing"),
-            Self::Stray => write!(
-                f,
-                "{NAME} does not name it: it was removed before, or put there by hand"
-            ),
+            Self::Stray => {
+                write!(f, "{NAME} does not name it: it was removed before, or put there by hand")
+            }
             Self::NoManifest => f.write_str("it is missing, and other files are there"),
             Self::Newer(version) => write!(f, "it has version {version}, of a newer program"),
         }

@@ -89,6 +89,13 @@ mod tests {
     }
 
     #[test]
+    fn the_check_is_as_the_format_says() {
+        let file = Sheet::new([7; 8], 12, "keys/signing", "00ff").render();
+        let check = body_check(b"state 0707070707070707 12 keys/signing\n00ff");
+        assert_eq!(*file, format!("00ff\n# state 0707070707070707 12 {}\n", hex(&check)));
+    }
+
+    #[test]
     fn text_that_looks_like_a_last_line_is_text() {
         let inner = Sheet::new([1; 8], 1, "a", "x").render();
         let outer = Sheet::new([1; 8], 2, "a", &inner);

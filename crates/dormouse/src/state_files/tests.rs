@@ -4,12 +4,8 @@ use std::path::Path;
 
 use super::*;
 
-const KIND: Kind = Kind {
-    files: &["top"],
-    dirs: &["keys", "heads"],
-    spare: &["heads"],
-    way_out: "the way out",
-};
+const KIND: Kind =
+    Kind { files: &["top"], dirs: &["keys", "heads"], spare: &["heads"], way_out: "the way out" };
 
 fn tree(dir: &Path) -> StateFiles {
     StateFiles::new(dir.to_owned(), &KIND)
@@ -72,7 +68,8 @@ fn history() -> Vec<Image> {
     let dir = tempfile::tempdir().unwrap();
     let state = tree(dir.path());
     let mut images = Vec::new();
-    let steps = [("top", "a"), ("keys/k", "secret"), ("heads/v", "1"), ("heads/v", "2"), ("heads/w", "9")];
+    let steps =
+        [("top", "a"), ("keys/k", "secret"), ("heads/v", "1"), ("heads/v", "2"), ("heads/w", "9")];
     for (name, text) in steps {
         state.write(name, text, 0o600).unwrap();
         images.push(image(dir.path()));

@@ -14,7 +14,7 @@ const CHOICE: &str = "DORMOUSE_FLIPS";
 
 /// Runs both with these arguments.
 pub fn run(arguments: &[String]) -> Result<ExitCode> {
-    let done = sim::simulator("dormouse-flips", arguments)?;
+    let done = sim::simulator("flips", arguments)?;
     let one = arguments.iter().any(|a| a == "--case");
     if one || done != ExitCode::SUCCESS {
         return Ok(done);

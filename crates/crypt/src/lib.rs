@@ -9,6 +9,8 @@
 #![forbid(unsafe_code)]
 
 pub mod digest;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod hash;
 pub mod invite;
 pub mod keys;

@@ -172,10 +172,10 @@ impl Sealer {
         }
         self.compress(content, digests.len())?;
         self.check_payload(who.secrets, digests)?;
-        let mut header = Header {
+        let header = Header {
             kind: Kind::Chunk,
             count: digests.len() as u8,
-            body_len: (self.used + SEAL_OVERHEAD) as u32,
+            body_len: 0,
             epoch: who.secrets.epoch,
             id,
             writer: who.writer,
@@ -184,17 +184,7 @@ impl Sealer {
             body_check: [0; 16],
             check: [0; 16],
         };
-        let aad = aad(who.vault, &header);
-        let (payload, rest) = self.payload.split_at_mut(self.used);
-        header.nonce = who.key.nonce(&aad, payload);
-        let nonce = Nonce::assume_unique_for_key(header.nonce);
-        let tag = who
-            .key
-            .cipher
-            .seal_in_place_separate_tag(nonce, Aad::from(&aad), payload)
-            .map_err(|_| Error::Faulty)?;
-        rest[..SEAL_OVERHEAD].copy_from_slice(tag.as_ref());
-        Ok(crate::record::assemble(header, &self.payload[..self.used + SEAL_OVERHEAD]))
+        enclose(who.vault, who.key, header, &mut self.payload[..self.used + SEAL_OVERHEAD])
     }
 
     fn compress(&mut self, content: &[u8], count: usize) -> Result<()> {
@@ -222,6 +212,24 @@ impl Sealer {
         secrets.digests(check, &mut |i, digest| same &= digests.get(i) == Some(&digest));
         if same { Ok(()) } else { Err(Error::Faulty) }
     }
+}
+
+/// Seals the payload in front of the last [`SEAL_OVERHEAD`] bytes of `body`, which take the
+/// tag; the whole record.
+pub(crate) fn enclose(
+    vault: &VaultId,
+    key: &DataKey,
+    mut header: Header,
+    body: &mut [u8],
+) -> Result<Vec<u8>> {
+    header.body_len = body.len() as u32;
+    let aad = aad(vault, &header);
+    let (payload, tag) = body.split_last_chunk_mut::<SEAL_OVERHEAD>().ok_or(Error::Faulty)?;
+    header.nonce = key.nonce(&aad, payload);
+    let nonce = Nonce::assume_unique_for_key(header.nonce);
+    let sealed = key.cipher.seal_in_place_separate_tag(nonce, Aad::from(&aad), payload);
+    tag.copy_from_slice(sealed.map_err(|_| Error::Faulty)?.as_ref());
+    Ok(crate::record::assemble(header, body))
 }
 
 /// Unpacks a payload of `count` blocks; `buffer` holds the largest chunk.

@@ -81,7 +81,7 @@ pub struct Known {
 }
 
 impl Known {
-    fn read(name: &str, text: &str) -> Option<Self> {
+    pub(crate) fn read(name: &str, text: &str) -> Option<Self> {
         let file: ClientFile = toml::from_str(text).ok()?;
         // What cannot be read as a date still revokes.
         let revoked = file.revoked.map(|t| parse_time(&t).unwrap_or(0));
@@ -95,7 +95,7 @@ impl Known {
         })
     }
 
-    fn text(&self) -> Result<String> {
+    pub(crate) fn text(&self) -> Result<String> {
         Ok(toml::to_string(&ClientFile {
             key: self.key.to_string(),
             vault: self.vault.to_string(),

@@ -45,7 +45,8 @@ const FIELDS: [(&str, usize); 6] = [
     ("CLIENT", 64),
 ];
 
-fn check(name: &str, index: usize, part: &str) -> String {
+/// The check of one line.
+pub(crate) fn check(name: &str, index: usize, part: &str) -> String {
     // Case and spaces do not count, except in an address.
     let part = if name == "ADDRESS" || name == "CLIENT" {
         part.to_owned()

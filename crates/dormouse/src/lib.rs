@@ -16,6 +16,8 @@ pub mod dest;
 pub mod engine;
 pub mod exit;
 pub mod files;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod home;
 pub mod invite;
 pub mod join;

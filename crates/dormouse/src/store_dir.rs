@@ -211,7 +211,7 @@ fn header(path: &Path) -> Result<Option<Zeroizing<String>>> {
     state_of(path).read(HEADER)
 }
 
-fn check_header(path: &Path, text: &str) -> Result<()> {
+pub(crate) fn check_header(path: &Path, text: &str) -> Result<()> {
     let header: Header = toml::from_str(text).map_err(|_| {
         Failure::new(Class::Damaged, format!("{}/{HEADER} cannot be understood", path.display()))
             .hint(format!("it should say: format = \"{FORMAT}\" and version = {VERSION}"))

@@ -72,7 +72,7 @@ impl WriterFile {
         })
     }
 
-    fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let raw: Raw = toml::from_str(text).ok()?;
         if raw.format != FORMAT || raw.version != 1 || raw.epoch == 0 {
             return None;
@@ -98,7 +98,7 @@ impl WriterFile {
         })
     }
 
-    fn text(&self) -> Result<Zeroizing<String>> {
+    pub(crate) fn text(&self) -> Result<Zeroizing<String>> {
         let raw = Raw {
             format: FORMAT.into(),
             version: 1,

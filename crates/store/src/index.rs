@@ -7,7 +7,7 @@
 //! entry checks the record that it names. Leaves to others: which of several
 //! records of one id may be used.
 
-mod run;
+pub(crate) mod run;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -103,7 +103,7 @@ fn word(raw: &Raw, at: usize) -> u32 {
     u32::from_le_bytes([raw[at], raw[at + 1], raw[at + 2], raw[at + 3]])
 }
 
-fn decode(raw: &Raw, writers: &[WriterId]) -> Option<Entry> {
+pub(crate) fn decode(raw: &Raw, writers: &[WriterId]) -> Option<Entry> {
     let mut id = RecordId::ZERO;
     id.0.copy_from_slice(&raw[..16]);
     let at = RecordRef { segment: word(raw, 16), offset: word(raw, 20), body_len: word(raw, 24) };

@@ -11,6 +11,8 @@
 mod dir;
 pub mod disk;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 mod index;
 mod locks;
 mod log;

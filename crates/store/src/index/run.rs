@@ -20,7 +20,7 @@ use crate::dir::{Dir, File};
 
 const MAGIC: [u8; 8] = *b"DORMIDX1";
 const VERSION: u32 = 1;
-pub(super) const ENTRY_LEN: usize = 32;
+pub(crate) const ENTRY_LEN: usize = 32;
 const BLOCK_LEN: usize = 4096;
 const BLOCK_ENTRIES: usize = 127;
 const CHECKED: usize = BLOCK_LEN - 16;
@@ -29,7 +29,7 @@ const HEAD_LEN: usize = 128;
 const OUT_LEN: usize = 64 * BLOCK_LEN;
 
 /// An entry as it lies in a run: id, then where and what.
-pub(super) type Raw = [u8; ENTRY_LEN];
+pub(crate) type Raw = [u8; ENTRY_LEN];
 
 /// Which segments a run covers, and the chain values at both ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,12 +45,12 @@ pub(crate) struct Run {
     pub(crate) name: String,
     pub(crate) range: Range,
     pub(crate) entries: u64,
-    pub(super) writers: Vec<WriterId>,
+    pub(crate) writers: Vec<WriterId>,
     fences: Vec<u64>,
     file: Arc<dyn File>,
 }
 
-pub(super) fn file_name(first: u64, last: u64) -> String {
+pub(crate) fn file_name(first: u64, last: u64) -> String {
     format!("{first:016}-{last:016}.run")
 }
 
@@ -66,7 +66,7 @@ fn broken(why: &'static str) -> io::Error {
 
 impl Run {
     /// Opens a run; any error means that it is of no use.
-    pub(super) fn open(dir: &dyn Dir, name: &str, vault: &VaultId) -> io::Result<Self> {
+    pub(crate) fn open(dir: &dyn Dir, name: &str, vault: &VaultId) -> io::Result<Self> {
         let file = dir.open(name)?;
         let len = file.len()?;
         let at = len.checked_sub(HEAD_LEN as u64).ok_or(broken("too short"))?;
@@ -121,7 +121,7 @@ impl Run {
     }
 
     /// All entries with this id, in order.
-    pub(super) fn find(&self, id: &RecordId, found: &mut dyn FnMut(&Raw)) -> io::Result<()> {
+    pub(crate) fn find(&self, id: &RecordId, found: &mut dyn FnMut(&Raw)) -> io::Result<()> {
         let wanted = fence(&id.0);
         let mut block = self.fences.partition_point(|f| *f < wanted).saturating_sub(1);
         let mut buf = [0; BLOCK_LEN];
@@ -141,15 +141,15 @@ impl Run {
 }
 
 /// Reads a run's entries in order.
-pub(super) struct Cursor {
-    pub(super) run: Arc<Run>,
+pub(crate) struct Cursor {
+    pub(crate) run: Arc<Run>,
     block: usize,
     at: usize,
     buf: Box<[u8; BLOCK_LEN]>,
 }
 
 impl Cursor {
-    pub(super) fn new(run: Arc<Run>) -> io::Result<Self> {
+    pub(crate) fn new(run: Arc<Run>) -> io::Result<Self> {
         let mut cursor = Self { run, block: 0, at: 0, buf: Box::new([0; BLOCK_LEN]) };
         if cursor.run.entries > 0 {
             cursor.run.block(0, &mut cursor.buf)?;
@@ -158,14 +158,14 @@ impl Cursor {
     }
 
     /// The entry here; `None` at the end.
-    pub(super) fn peek(&self) -> Option<&Raw> {
+    pub(crate) fn peek(&self) -> Option<&Raw> {
         if self.block >= self.run.fences.len() {
             return None;
         }
         self.buf.as_chunks::<ENTRY_LEN>().0.get(self.at)
     }
 
-    pub(super) fn advance(&mut self) -> io::Result<()> {
+    pub(crate) fn advance(&mut self) -> io::Result<()> {
         self.at += 1;
         if self.at < self.run.in_block(self.block) {
             return Ok(());
@@ -180,7 +180,7 @@ impl Cursor {
 }
 
 /// Writes a run. Its name appears when it is finished.
-pub(super) struct RunWriter<'a> {
+pub(crate) struct RunWriter<'a> {
     dir: &'a dyn Dir,
     file: Arc<dyn File>,
     temporary: String,
@@ -192,7 +192,7 @@ pub(super) struct RunWriter<'a> {
 }
 
 impl<'a> RunWriter<'a> {
-    pub(super) fn new(dir: &'a dyn Dir, first: u64, last: u64) -> io::Result<Self> {
+    pub(crate) fn new(dir: &'a dyn Dir, first: u64, last: u64) -> io::Result<Self> {
         let temporary = format!("{}.tmp", file_name(first, last));
         let _ = dir.remove(&temporary);
         let file = dir.create(&temporary)?;
@@ -201,7 +201,7 @@ impl<'a> RunWriter<'a> {
         Ok(Self { dir, file, temporary, out, written, entries, in_block, fences: Vec::new() })
     }
 
-    pub(super) fn push(&mut self, raw: &Raw) -> io::Result<()> {
+    pub(crate) fn push(&mut self, raw: &Raw) -> io::Result<()> {
         if self.in_block == 0 {
             self.fences.push(fence(raw));
         }
@@ -228,7 +228,7 @@ impl<'a> RunWriter<'a> {
     }
 
     /// Writes the end, gives the run its name and opens it.
-    pub(super) fn finish(
+    pub(crate) fn finish(
         mut self,
         range: Range,
         vault: &VaultId,

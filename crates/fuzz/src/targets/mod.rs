@@ -1,0 +1,11 @@
+//! The targets, by the crate or the file that they try.
+
+pub mod chunk;
+pub mod files;
+pub mod format;
+pub mod index;
+pub mod map;
+pub mod message;
+pub mod session;
+pub mod store;
+pub mod text;

@@ -1,0 +1,59 @@
+//! Replays every corpus and every regression: what the fuzzer once reached still holds.
+
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
+
+use std::time::Instant;
+
+use dormouse_fuzz::{TARGETS, corpus};
+
+/// Most memory that a target may take beyond what it began with, in KiB.
+const MEMORY_KIB_MAX: u64 = 256 << 10;
+
+/// Peak of this process's memory since it was last put back, in KiB.
+fn peak_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// Puts the peak back to what is held now.
+fn reset_peak() {
+    std::fs::write("/proc/self/clear_refs", "5").unwrap();
+}
+
+#[test]
+fn every_corpus_holds() {
+    for target in TARGETS {
+        let (start, mut runs) = (Instant::now(), 0);
+        reset_peak();
+        let before = peak_kib();
+        let seeds = (target.seeds)();
+        assert!(!seeds.is_empty(), "{} has no seeds", target.name);
+        seeds.iter().for_each(|seed| (target.run)(seed));
+        let folders = corpus::folders(target.name);
+        for (path, bytes) in folders.iter().flat_map(|f| corpus::files(f)) {
+            println!("{}", path.display());
+            assert!(bytes.len() <= 64 << 10, "{} is too long", path.display());
+            (target.run)(&bytes);
+            runs += 1;
+        }
+        assert!(!corpus::files(&folders[0]).is_empty(), "{} has no corpus", target.name);
+        let grown = peak_kib().saturating_sub(before);
+        assert!(grown < MEMORY_KIB_MAX, "{}: {grown} KiB", target.name);
+        let ms = start.elapsed().as_millis();
+        println!("{}: {} seeds, {runs} files, {grown} KiB, {ms} ms", target.name, seeds.len());
+    }
+}
+
+/// A file under a name that no target has would never be replayed.
+#[test]
+fn every_folder_has_a_target() {
+    for folder in ["corpus", "regressions"] {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+        let Ok(entries) = std::fs::read_dir(path) else { continue };
+        for entry in entries {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            assert!(dormouse_fuzz::target(&name).is_some(), "{folder}/{name}");
+        }
+    }
+}

@@ -94,6 +94,26 @@ impl Kind {
         matches!(self, Self::Chunk | Self::Page | Self::Node)
     }
 
+    /// Whether a record of this kind can have this count of blocks and a body this long.
+    pub(crate) fn possible(self, count: u8, body_len: u32) -> Result<()> {
+        let (len, blocks) = (body_len as usize, usize::from(count));
+        if len > self.body_max() {
+            let (value, limit) = (u64::from(body_len), self.body_max() as u64);
+            return Err(Error::TooLarge { what: self.name(), value, limit });
+        }
+        let count_fits = match self {
+            Self::Chunk => (1..=CHUNK_BLOCKS_MAX).contains(&blocks),
+            _ => count == 0,
+        };
+        if !count_fits {
+            return Err(invalid(WHAT, "the count of blocks does not fit the kind"));
+        }
+        if self == Self::Chunk && len > CHUNK_PREFIX + blocks * BLOCK_SIZE + SEAL_OVERHEAD {
+            return Err(invalid(WHAT, "the body is longer than its blocks can be"));
+        }
+        Ok(())
+    }
+
     /// Most bytes of a body of this kind.
     pub const fn body_max(self) -> usize {
         match self {
@@ -189,25 +209,7 @@ impl Header {
     }
 
     fn rules(&self) -> Result<()> {
-        if self.body_len as usize > self.kind.body_max() {
-            return Err(Error::TooLarge {
-                what: self.kind.name(),
-                value: u64::from(self.body_len),
-                limit: self.kind.body_max() as u64,
-            });
-        }
-        let count_fits = if self.kind == Kind::Chunk {
-            (1..=CHUNK_BLOCKS_MAX).contains(&usize::from(self.count))
-        } else {
-            self.count == 0
-        };
-        if !count_fits {
-            return Err(invalid(WHAT, "the count of blocks does not fit the kind"));
-        }
-        let most = CHUNK_PREFIX + usize::from(self.count) * BLOCK_SIZE + SEAL_OVERHEAD;
-        if self.kind == Kind::Chunk && self.body_len as usize > most {
-            return Err(invalid(WHAT, "the body is longer than its blocks can be"));
-        }
+        self.kind.possible(self.count, self.body_len)?;
         if (self.kind == Kind::Chunk) == (self.epoch == 0) {
             return Err(invalid(WHAT, "the epoch does not fit the kind"));
         }

@@ -4,6 +4,8 @@
 //! that swapped, removed or foreign records show without any key. Layout:
 //! docs/format.md, 'Segment'. The hashes are computed by `dormouse-crypt`.
 
+use std::collections::BTreeSet;
+
 use crate::codec::{Error, Reader, Result, Writer, invalid};
 use crate::ids::{RecordId, TimeNs, VaultId, WriterId};
 use crate::record::Kind;
@@ -158,6 +160,9 @@ impl Seal {
             return Err(invalid("seal", "the counts do not fit the length"));
         }
         let writers = (0..writers).map(|_| r.array().map(WriterId)).collect::<Result<Vec<_>>>()?;
+        if writers.iter().collect::<BTreeSet<_>>().len() != writers.len() {
+            return Err(invalid("seal", "a writer stands twice in the list"));
+        }
         let items =
             (0..items).map(|_| Self::item(&mut r, writers.len())).collect::<Result<Vec<_>>>()?;
         r.end()?;
@@ -174,6 +179,11 @@ impl Seal {
         let kind = Kind::from_u8(r.u8()?).ok_or(invalid("seal", "unknown kind"))?;
         let count = r.u8()?;
         let writer = r.u16()?;
+        if kind == Kind::Seal {
+            return Err(invalid("seal", "it lists itself"));
+        }
+        // What no record can be would be asked for by this length when it is read.
+        kind.possible(count, body_len)?;
         if usize::from(writer) >= writers {
             return Err(invalid("seal", "a writer is not in the list"));
         }
@@ -244,8 +254,15 @@ mod tests {
         let mut bad = seal.clone();
         bad.items[0].writer = 1;
         assert!(Seal::decode(&bad.encode()).is_err());
-        let mut bad = seal;
-        bad.items.push(item);
-        assert!(Seal::decode(&bad.encode()).is_err(), "not in order");
+        let bad = |change: fn(&mut Seal)| {
+            let mut bad = seal.clone();
+            change(&mut bad);
+            Seal::decode(&bad.encode())
+        };
+        assert!(bad(|s| s.items.push(s.items[0])).is_err(), "not in order");
+        assert!(bad(|s| s.writers.push(s.writers[0])).is_err(), "a writer twice");
+        assert!(bad(|s| s.items[0].kind = Kind::Seal).is_err(), "the seal itself");
+        assert!(bad(|s| s.items[0].count = 65).is_err(), "blocks");
+        assert!(bad(|s| s.items[0].body_len = u32::MAX).is_err(), "longer than any record");
     }
 }

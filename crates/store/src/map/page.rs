@@ -6,12 +6,14 @@
 use dormouse_crypt::hash;
 use dormouse_format::codec::{Reader, Result, Writer, invalid};
 use dormouse_format::extents::{Content, ExtentsWriter, Run, Runs};
-use dormouse_format::geometry::Place;
-use dormouse_format::limits::{FANOUT, LEAF_BLOCKS, PAGE_BLOCKS};
+use dormouse_format::geometry::{Place, blocks};
+use dormouse_format::limits::{FANOUT, LEAF_BLOCKS, PAGE_BLOCKS, VOLUME_SIZE_MAX};
 use dormouse_format::{Block, ChunkId, Hash, RecordId, Tag};
 
 const N: usize = PAGE_BLOCKS as usize;
 const LEAF: usize = LEAF_BLOCKS as usize;
+/// Pages of the largest volume.
+const PAGES_MAX: u64 = blocks(VOLUME_SIZE_MAX).div_ceil(PAGE_BLOCKS);
 /// Bytes before the runs.
 pub(crate) const PREFIX_LEN: usize = 32;
 /// Records in a chain of patches at most, the full page not counted.
@@ -39,6 +41,9 @@ impl<'a> Body<'a> {
         let mut r = Reader::new(bytes, "map page");
         let (index, base, depth) = (r.u64()?, RecordId(r.array()?), r.u8()?);
         r.reserved(7)?;
+        if index >= PAGES_MAX {
+            return Err(invalid("map page", "it lies beyond the largest volume"));
+        }
         if base.is_zero() != (depth == 0) || depth > DEPTH_MAX {
             return Err(invalid("map page", "the depth does not fit the base"));
         }
@@ -267,6 +272,11 @@ mod tests {
         let deep = [&patch[..24], &[9], &patch[25..]].concat();
         assert!(Body::decode(&deep).is_err());
         assert!(Page::zero().apply_record(1, body.runs).is_err());
+        let beyond = |index: u64| Body { index, base: RecordId::ZERO, depth: 0, runs: &[] };
+        assert!(Body::decode(&beyond(PAGES_MAX - 1).encode()).is_ok());
+        for index in [PAGES_MAX, u64::MAX] {
+            assert!(Body::decode(&beyond(index).encode()).is_err(), "page {index}");
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 use dormouse_crypt::hash;
 use dormouse_format::codec::{Reader, Writer, invalid};
 use dormouse_format::geometry::{Place, top_level};
-use dormouse_format::limits::FANOUT;
+use dormouse_format::limits::{FANOUT, LEVEL_MAX};
 use dormouse_format::point::StoredPoint;
 use dormouse_format::record::{HEADER_LEN, Kind};
 use dormouse_format::{Hash, RecordId};
@@ -101,6 +101,9 @@ pub(crate) fn decode_node(body: &[u8]) -> dormouse_format::Result<(Place, Childr
     let level = r.u8()?;
     r.reserved(7)?;
     let place = Place { level, index: r.u64()? };
+    if !(2..=LEVEL_MAX).contains(&level) {
+        return Err(invalid("map node", "no node has this level"));
+    }
     let mask = r.u64()?;
     let mut children = [Link::ZERO; F];
     for (i, child) in children.iter_mut().enumerate() {

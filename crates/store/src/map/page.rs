@@ -296,7 +296,8 @@ mod tests {
         assert_eq!(encode_node(place, &children), bytes);
         let zero = [&bytes[..24], &[0; 32], &bytes[56..]].concat();
         let long = [&bytes[..], &[0]].concat();
-        for bad in [&bytes[..bytes.len() - 1], &zero, &long] {
+        let [low, high] = [1, 9].map(|level| [&[level], &bytes[1..]].concat());
+        for bad in [&bytes[..bytes.len() - 1], &zero, &long, &low, &high] {
             assert!(decode_node(bad).is_err());
         }
     }

@@ -118,7 +118,12 @@ impl VaultStore {
             }
             _ => {}
         }
-        let generation = held + 1;
+        let Some(generation) = held.checked_add(1) else {
+            return Err(Error::conflict(
+                "the volume's generation is at its limit, which no history reaches: the log was \
+                 tampered with; copy to a new volume",
+            ));
+        };
         let value = Generation { volume: volume.value.id, generation, writer, instance };
         let body = value.encode();
         let (_, end) = self.append_plain(Kind::Generation, WriterId::ZERO, &body, now)?;

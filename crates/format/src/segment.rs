@@ -65,6 +65,9 @@ impl Header {
             return Err(invalid("segment header", "the first bytes are not those of a segment"));
         }
         let version = r.u32()?;
+        if version == 0 {
+            return Err(invalid("segment header", "no program writes version 0"));
+        }
         if version != VERSION {
             return Err(Error::Version { what: "segment", found: version, known: VERSION });
         }
@@ -76,6 +79,9 @@ impl Header {
         r.reserved(32)?;
         let check = r.array()?;
         r.end()?;
+        if !(1..=u64::from(u32::MAX)).contains(&number) {
+            return Err(invalid("segment header", "no segment has this number"));
+        }
         Ok(Self { vault, number, created, before, check })
     }
 }
@@ -237,6 +243,12 @@ mod tests {
         let mut newer = h.encode();
         newer[8] = 2;
         assert!(matches!(Header::decode(&newer), Err(Error::Version { found: 2, .. })));
+        let mut zero = h.encode();
+        zero[8] = 0;
+        assert!(matches!(Header::decode(&zero), Err(Error::Invalid { .. })), "not a newer one");
+        for number in [0, 1 << 32] {
+            assert!(Header::decode(&Header { number, ..h }.encode()).is_err(), "{number}");
+        }
         let t = Trailer { durable: 9, chain: [4; 16], check: [5; 8] };
         assert_eq!(Trailer::decode(&t.encode()), Ok(t));
         let t = Tail { seal: 10, check: [5; 16] };

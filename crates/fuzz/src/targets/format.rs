@@ -35,7 +35,10 @@ fn segment(data: &[u8]) {
         0 => {
             let Some(head) = bytes.first_chunk() else { return };
             match segment::Header::decode(head) {
-                Ok(header) => assert_eq!(header.encode(), *head),
+                Ok(header) => {
+                    assert_eq!(header.encode(), *head);
+                    assert!(header.number > 0 && header.number >> 32 == 0, "number");
+                }
                 Err(Error::Version { found, known, .. }) => assert!(found > known),
                 Err(_) => {}
             }

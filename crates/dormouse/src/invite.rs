@@ -74,9 +74,10 @@ impl FromStr for Address {
         let port = match port.ok_or_else(|| bad("after ']' comes ':' and the port"))? {
             "" if text.ends_with(':') => return Err(bad("the port is missing")),
             "" => PORT,
-            port => match port.parse() {
-                Ok(0) | Err(_) => return Err(bad("the port is not a number from 1 to 65535")),
-                Ok(port) => port,
+            port => match port.parse::<u16>() {
+                // As it is written: neither a sign nor a zero before it.
+                Ok(number) if number > 0 && number.to_string() == port => number,
+                _ => return Err(bad("the port is not a number from 1 to 65535")),
             },
         };
         Ok(Self { host: host.to_owned(), port })
@@ -223,7 +224,10 @@ mod tests {
         assert_eq!(ok("h:1"), ("h".into(), 1));
         assert_eq!(ok("[::1]:2"), ("::1".into(), 2));
         assert_eq!(ok("[::1]"), ("::1".into(), PORT));
-        for bad in ["", ":1", "h:", "h:0", "h:65536", "::1", "[::1", "[h]:1", "[::1]x", "a b:1"] {
+        for bad in [
+            "", ":1", "h:", "h:0", "h:65536", "::1", "[::1", "[h]:1", "[::1]x", "a b:1", "h:+1",
+            "h:01",
+        ] {
             assert!(bad.parse::<Address>().is_err(), "{bad}");
         }
     }

@@ -1,10 +1,11 @@
-//! The project's own chores: `cargo xtask ci`, `tidy`, `crash`, `bench`, `proof`.
+//! The project's own chores: `cargo xtask ci`, `tidy`, `crash`, `bench`, `fuzz`, `proof`.
 //!
 //! Owns the command line only; each chore has its own file. Nothing here is shipped.
 
 mod bench;
 mod ci;
 mod flips;
+mod fuzz;
 mod measure;
 mod proof;
 mod random;
@@ -47,6 +48,11 @@ commands:
             --json FILE       writes every figure of every round there
             --dormouse BIN    the program, target/release/dormouse without it
             --dir DIR         working directory, target/bench without it
+  fuzz    [TARGET...] runs the fuzz targets, all without names, and tells what was reached
+            --seconds N       each target, 60 without it
+            --jobs N          targets at a time; as many as processors without it
+            --minimise        makes the committed corpora anew out of what was found
+            --seed            writes the seeds to the committed corpora
   proof   what no test can show in a second, on the real program; --dormouse and --dir as above
     sparse    a huge sparse disk on which random blocks change: bytes each way, stored, memory
             --size-tib N      1 without it
@@ -78,6 +84,7 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
         "tidy" if rest.is_empty() => tidy::run(),
         "crash" => sim::simulator("crash", rest),
         "bench" => bench::run(rest),
+        "fuzz" => fuzz::run(rest),
         "proof" => proof::run(rest),
         "sim" => sim::run(rest),
         "flips" => flips::run(rest),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use dormouse_crypt::record;
 use dormouse_format::geometry::Place;
 use dormouse_format::limits::FANOUT;
-use dormouse_format::record::{Header, Kind};
+use dormouse_format::record::{CHECKED_LEN, Header, Kind};
 use dormouse_format::{Block, Hash, RecordId, TimeNs, VaultId, WriterId};
 
 use crate::dir::Dir;
@@ -153,7 +153,8 @@ impl RawLog {
     /// Appends a record whose header breaks a rule, but whose checks hold.
     pub fn append_any(&self, header: &Header, body: &[u8], now: TimeNs) -> Result<RecordRef> {
         let record = dormouse_crypt::fuzzing::assemble(*header, body);
-        let header = Header { body_len: body.len() as u32, ..*header };
+        let check = record[CHECKED_LEN..].first_chunk().copied().unwrap_or_default();
+        let header = Header { body_len: body.len() as u32, check, ..*header };
         Ok(self.0.append(&header, &record, now)?.0)
     }
 

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use dormouse_crypt::{Identity, SigningKey, hash};
+use dormouse_format::vault::name_is_valid;
 use zeroize::Zeroizing;
 
 use crate::connect::Target;
@@ -80,10 +81,27 @@ fn parts(value: &str, width: usize) -> Vec<Zeroizing<String>> {
     out
 }
 
+/// Whether an address can stand in a kit: no line break, and no part that would lose a space.
+fn can_stand(address: &str) -> bool {
+    let width = FIELDS[2].1;
+    !address.chars().any(char::is_control)
+        && parts(address, width).iter().all(|part| part.trim() == part.as_str())
+}
+
 impl Kit {
     /// The kit of a home that has authority and identity.
     pub fn of(home: &Home) -> Result<Self> {
         let account = home.account()?;
+        let address = account.target.to_string();
+        if !can_stand(&address) {
+            return fail(
+                Class::Place,
+                format!(
+                    "{address:?} cannot stand in a recovery kit: its line breaks or spaces would be lost"
+                ),
+                "give the store's directory a plainer name, and join it again under that",
+            );
+        }
         Ok(Self {
             authority: home.authority()?,
             identity: home.identity()?,
@@ -191,7 +209,10 @@ impl Kit {
         if !vault.eq_ignore_ascii_case(&hash::vault_id(&kit.authority.public()).to_string()) {
             return Err(bad(4).into());
         }
-        if kit.client.is_empty() {
+        if !can_stand(&kit.target.to_string()) {
+            return Err(bad(2).into());
+        }
+        if !name_is_valid(&kit.client) {
             return Err(bad(5).into());
         }
         Ok(kit)
@@ -345,6 +366,19 @@ mod tests {
             let kit = Kit { target: target.parse().unwrap(), ..kit() };
             assert_eq!(Kit::parse(&kit.text(true)).unwrap().target.to_string(), target);
         }
+    }
+
+    #[test]
+    fn an_address_that_would_lose_spaces_cannot_stand() {
+        for bad in ["dir:/x ", "dir:/x\ny", &format!("dir:/x{}y", " ".repeat(60)), &"a ".repeat(40)]
+        {
+            assert!(!can_stand(bad), "{bad:?}");
+        }
+        assert!(can_stand("dir:/a b/c"));
+        let long = Kit { target: format!("dir:/x{}y", " ".repeat(99)).parse().unwrap(), ..kit() };
+        assert!(Kit::parse(&long.text(false)).is_err());
+        let odd = Kit { client: "a b".into(), ..kit() };
+        assert!(Kit::parse(&odd.text(false)).is_err());
     }
 
     #[test]

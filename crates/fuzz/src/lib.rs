@@ -47,6 +47,7 @@ pub const TARGETS: &[Target] = &[
     targets::store::RAW,
     targets::store::LOG,
     targets::session::SESSION,
+    targets::restore::RESTORE,
     targets::text::INVITE,
     targets::text::ADDRESS,
     targets::text::WHEN,

@@ -10,7 +10,7 @@ use dormouse::home::ClientFile;
 use dormouse::kit::Kit;
 use dormouse::store_dir::Config;
 use dormouse::text::hex;
-use dormouse_crypt::{hash, record};
+use dormouse_crypt::{hash, keys, record};
 use dormouse_format::WriterId;
 use dormouse_format::record::Kind;
 use dormouse_format::vault::Cert;
@@ -44,12 +44,25 @@ fn kit(data: &[u8]) {
     let Some(typed) = utf8(bytes) else { return };
     let text = if repair & 1 == 1 { repaired(typed) } else { typed.to_owned() };
     let Ok(kit) = Kit::parse(&text) else { return };
+    assert!(Kit::parse(&mistyped(&text)).is_err(), "an error of typing is not seen");
     for paper in [false, true] {
         let written = kit.text(paper);
         let back = Kit::parse(&written).expect("a kit that was written can be read");
         assert_eq!(back.text(paper), written);
         assert_eq!(back.text(!paper), kit.text(!paper));
     }
+}
+
+/// The same text with another last digit in one check.
+fn mistyped(text: &str) -> String {
+    let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    let of_field = |l: &String| l.trim().to_ascii_uppercase().starts_with("VAULT-");
+    for line in lines.iter_mut().filter(|l| of_field(l)) {
+        let digit = if line.trim_end().ends_with('0') { "1" } else { "0" };
+        let kept = line.trim_end().len().saturating_sub(1);
+        *line = format!("{}{digit}", line.get(..kept).unwrap_or_default());
+    }
+    lines.join("\n")
 }
 
 /// The same text with the right check at the end of each line that has one.
@@ -101,6 +114,9 @@ fn writer(data: &[u8]) {
     let written = fuzzing::writer_file_text(&file).unwrap();
     let back = fuzzing::writer_file(&written).expect("a writer's file that was written");
     assert_eq!(fuzzing::writer_file_text(&back).unwrap(), written);
+    let (_, body) = record::check(&file.cert).unwrap();
+    let cert = keys::verify_body::<Cert>(&file.authority, body).expect("the authority signed it");
+    assert_eq!((cert.trust_group, cert.key), (file.trust_group, file.signing.public()));
     assert_eq!((back.trust_group, back.secrets.epoch), (file.trust_group, file.secrets.epoch));
 }
 
@@ -163,6 +179,8 @@ fn config(data: &[u8]) {
         1 => drop(again::<ClientFile>(text)),
         2 => {
             let Some(known) = fuzzing::client_file("laptop", text) else { return };
+            let table: toml::Table = toml::from_str(text).unwrap();
+            assert_eq!(known.revoked.is_some(), table.contains_key("revoked"), "revoked");
             let written = fuzzing::client_file_text(&known).unwrap();
             assert_eq!(fuzzing::client_file("laptop", &written), Some(known));
         }

@@ -67,6 +67,15 @@ impl Server {
     }
 }
 
+/// A session of the first client on this store, after its greeting.
+pub(crate) fn reader(store: Arc<VaultStore>) -> Session {
+    let (store, recovered) = (Mutex::new(store), Mutex::default());
+    let server = Server { dir: MemDir::new(), store, recovered };
+    let mut session = Session::new(Arc::new(server), binding(key(0, 0)));
+    session.handle(1, Message::Hello { instance: InstanceId([1; 16]) }, &mut |_| {});
+    session
+}
+
 impl Registry for Server {
     fn client(&self, key: &PublicKey) -> Answer<Option<Client>> {
         let writer = world().writers.get(usize::from(key.0[0])).map(|w| w.writer_id());

@@ -17,6 +17,7 @@ use dormouse_crypt::invite::Binding;
 use dormouse_crypt::{OsRandom, Random, SigningKey, hash};
 use dormouse_format::limits::FRAME_MAX;
 use dormouse_format::message::{Deframer, Message};
+use dormouse_format::vault::name_is_valid;
 
 use crate::access::Access;
 use crate::exit::{self, Class, Failure, fail};
@@ -167,6 +168,7 @@ fn unreachable(address: &Address, error: &io::Error) -> Failure {
 /// What a refusal of the server is here.
 pub fn refused(refusal: dormouse_format::message::Refusal, text: &str) -> Failure {
     let (class, hint) = exit::of_refusal(refusal);
+    let text = dormouse_sync::error::plain(text);
     Failure::new(class, format!("the server refused: {text}")).hint(hint)
 }
 
@@ -253,7 +255,9 @@ pub fn introduce(link: &Link, first: Message) -> Result<Welcome> {
 
 fn welcome(link: &Link) -> Result<Welcome> {
     match receive(link, Some(WELCOME_WAIT))? {
-        Message::Welcome { vault, name, time } => Ok(Welcome { vault, name, time }),
+        Message::Welcome { vault, name, time } if name_is_valid(&name) => {
+            Ok(Welcome { vault, name, time })
+        }
         _ => unexpected("the greeting"),
     }
 }

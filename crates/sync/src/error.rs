@@ -8,7 +8,7 @@ use dormouse_format::{Block, ChunkId, Seq};
 #[non_exhaustive]
 pub enum Error {
     /// The server refused.
-    #[error("the server refused: {text}")]
+    #[error("the server refused: {}", plain(text))]
     Refused {
         /// Why, for programs.
         refusal: Refusal,
@@ -87,6 +87,11 @@ impl From<dormouse_format::Error> for Error {
     }
 }
 
+/// A peer's text as it may be shown: without the control characters that a terminal obeys.
+pub fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
 /// Result of this crate.
 pub type Result<T> = core::result::Result<T, Error>;
 
@@ -97,5 +102,17 @@ pub(crate) fn unexpected(message: dormouse_format::message::Message, what: &'sta
             Error::Refused { refusal, text }
         }
         _ => Error::Protocol { what },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_server_says_moves_no_cursor() {
+        let (refusal, text) = (Refusal::Full, "é \u{1b}[2J\u{9b}1m\n".to_owned());
+        let shown = Error::Refused { refusal, text }.to_string();
+        assert_eq!(shown, "the server refused: é \u{fffd}[2J\u{fffd}1m\u{fffd}");
     }
 }

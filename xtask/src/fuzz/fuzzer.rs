@@ -165,7 +165,7 @@ impl Fuzzer {
         let status = self
             .command(&target.name)
             // Edges alone: how often each was passed would keep ten times as many.
-            .args(["-merge=1", "-use_counters=0"])
+            .args(["-set_cover_merge=1", "-use_counters=0"])
             .arg(format!("-max_len={}", target.len_max))
             .arg(format!("-rss_limit_mb={MEMORY_MIB}"))
             .arg(&fresh)
@@ -174,12 +174,12 @@ impl Fuzzer {
             .stderr(File::create(&log)?)
             .status()?;
         ensure!(status.success(), "{}: see {}", target.name, log.display());
-        // libFuzzer took the smallest first; of too many, the smallest stay.
+        // Those that reach most were taken first, and are the longer ones.
         let mut kept: Vec<(u64, PathBuf)> = Vec::new();
         for path in files(&fresh)? {
             kept.push((fs::metadata(&path)?.len(), path));
         }
-        kept.sort();
+        kept.sort_by(|a, b| b.cmp(a));
         kept.truncate(FILES_MAX);
         if folder.exists() {
             fs::remove_dir_all(&folder)?;

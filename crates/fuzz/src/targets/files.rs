@@ -95,6 +95,7 @@ pub const WRITER: Target = Target {
         let file = text("writer.toml").into_bytes();
         let mut out: Vec<_> = behind(0, vec![file]).collect();
         out.push([&[1, 1, 1, 0][..], b"desk"].concat());
+        out.push([&[1, 1, 1, 4][..], b"desk"].concat());
         out.push([&[1, 1, 1, 1, 3, 200][..], b"a\"b\n"].concat());
         out.push([&[1, 0, 255, 255, 255][..], b"x"].concat());
         out
@@ -132,7 +133,8 @@ fn signed_writer(input: &mut Input<'_>) -> String {
         issued: input.number(),
         name: "x".into(),
     };
-    let body = w.authority.sign_body(&cert);
+    let signer = if odd & 4 == 0 { &w.authority } else { signing };
+    let body = signer.sign_body(&cert);
     let kind = if odd & 2 == 0 { Kind::Cert } else { Kind::Volume };
     let mut whole = record::plain(kind, WriterId::ZERO, &body);
     whole.truncate(whole.len() - usize::from(odd >> 7));

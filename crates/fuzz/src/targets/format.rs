@@ -181,7 +181,11 @@ pub const EXTENTS: Target = Target {
     name: "extents",
     what: "runs of extents: each has one encoding",
     run: extents,
-    seeds: || vectors("extents").into_iter().chain(vectors("varint")).collect(),
+    seeds: || {
+        // Numbers that are not in their shortest form: a gap, a count.
+        let longer = [vec![0, 0x80, 0, 1], vec![0, 0, 0x81, 0], vec![0, 1, 0x80, 0x80, 0]];
+        vectors("extents").into_iter().chain(vectors("varint")).chain(longer).collect()
+    },
     len_max: 4096,
 };
 

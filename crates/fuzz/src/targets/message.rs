@@ -71,9 +71,9 @@ fn deframer_seeds() -> Vec<Vec<u8>> {
     let all = small.concat();
     let frames = vectors("frame_");
     let sizes = [[0; 8], [255; 8], [1, 9, 2, 8, 3, 7, 4, 6]];
-    let mut out: Vec<_> =
-        sizes.iter().map(|s| [&[0][..], s, &all[..all.len().min(8000)]].concat()).collect();
+    let stream = |flag: u8, s: &[u8; 8]| [&[flag][..], s, &all[..all.len().min(8000)]].concat();
+    let mut out: Vec<_> = sizes.iter().flat_map(|s| [stream(0, s), stream(1, s)]).collect();
     out.extend(frames.iter().map(|f| [&[1][..], &sizes[2], f].concat()));
-    out.extend(small.iter().map(|f| [&[0][..], &sizes[2], f, f].concat()));
+    out.extend(small.iter().map(|f| [&[1][..], &sizes[2], f, f].concat()));
     out
 }

@@ -8,8 +8,8 @@ use std::sync::{Arc, OnceLock};
 
 use dormouse_crypt::seal::Opener;
 use dormouse_crypt::{Identity, hash, record};
-use dormouse_format::extents::ExtentsWriter;
-use dormouse_format::limits::BLOCK_SIZE;
+use dormouse_format::extents::{Content, ExtentsWriter, Runs};
+use dormouse_format::limits::{BLOCK_SIZE, CHUNK_BLOCKS_MAX};
 use dormouse_format::message::{Base, Message};
 use dormouse_format::point::{Point, StoredPoint};
 use dormouse_format::record::Kind;
@@ -148,8 +148,24 @@ fn altered(op: u8, honest: &Message, input: &mut Input<'_>) -> Option<Message> {
             Some(Message::Record { record: chunk.record.clone() })
         }
         247..=250 => Some(Message::Absent { id: RecordId([input.u8(); 16]) }),
+        251..=253 => Some(other_hints(honest, input)),
         _ => Some(Message::Done),
     }
+}
+
+/// Leaves whose tags are right, under another chunk and index: hints are under no hash.
+fn other_hints(honest: &Message, input: &mut Input<'_>) -> Message {
+    let Message::Leaves { runs } = honest else { return honest.clone() };
+    let mut out = ExtentsWriter::new();
+    for run in Runs::new(runs).flatten() {
+        let Content::Data { first, tags, .. } = run.content else { continue };
+        let tags: Vec<_> = tags.iter().collect();
+        let chunk = &world().chunks[input.below(3)];
+        let room = CHUNK_BLOCKS_MAX - tags.len();
+        let first = first.wrapping_add(input.u8()).min(room as u8);
+        out.data(run.start, chunk.id, first, &tags);
+    }
+    Message::Leaves { runs: out.take() }
 }
 
 /// Whether the restore came to its end.
@@ -234,8 +250,9 @@ fn steps(
 fn seeds() -> Vec<Vec<u8>> {
     let mut out = vec![vec![0], vec![1], vec![0, 1, 1], vec![1, 1, 0]];
     for at in 0..8 {
-        for op in [199, 200, 210, 215, 220, 230, 240, 247, 255] {
+        for op in [199, 200, 210, 215, 220, 230, 240, 247, 251, 255] {
             let altered = [op, 9, 0, 3, 0, 1, 2, 0, 5, 5, 1, 1];
+            out.push([&[0, 0, 0][..], &vec![0; at], &[op, 2, 7, 2, 0]].concat());
             out.push([&[1, 0, 1][..], &vec![0; at], &altered].concat());
         }
     }

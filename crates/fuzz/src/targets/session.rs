@@ -531,6 +531,7 @@ fn seeds() -> Vec<Vec<u8>> {
     ];
     for alter in 200..209 {
         out.push([&open[..], &checkpoint, &delta[..8], &[alter, 1, 1, 1]].concat());
+        out.push([&open[..], &checkpoint[..8], &[alter, 1, 1, 1]].concat());
     }
     for kind in 0..7 {
         out.push([&open[..], &checkpoint, &[17, 0, 1, 0, 0, 1, 0, kind, 255, 255]].concat());

@@ -101,7 +101,7 @@ pub const WHEN: Target = Target {
     run: when_target,
     seeds: || {
         let texts = lines(
-            "latest\n17\n2h ago\n3 days ago\n1 hour 30 minutes ago\nyesterday\nnow\n\
+            "latest\n17\n-2h ago\n2h ago\n3 days ago\n1 hour 30 minutes ago\nyesterday\nnow\n\
              2026-11-20T10:00:00Z\n2026-11-20T10:00:00+02:00\n2026-11-20T10:00\n2026-11-20\n\
              9999-12-31\n1677-01-01T00:00:00Z\n99999 years ago\nP1Y ago\nv@2h ago\n@1\nv\na/b\n\
              24h\n7d\n90 minutes\n0h\n2024-02-30\n-1h\n2554-07-21T23:34:33.709551615Z\n",

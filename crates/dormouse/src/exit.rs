@@ -228,7 +228,7 @@ pub const fn of_refusal(refusal: Refusal) -> (Class, &'static str) {
             (Class::Version, "update dormouse on the server, or here if the store is a directory")
         }
         Refusal::BadRecord => (Class::Damaged, "try again; if it stays, update both sides"),
-        Refusal::Stopping => (Class::Unreachable, "try again when the server is back"),
+        Refusal::Stopping => (Class::Unreachable, "try again later"),
         Refusal::Protocol => (Class::Version, "use the same version of dormouse on both sides"),
         Refusal::Internal => (Class::Other, "the server's log says why"),
     }

@@ -100,17 +100,18 @@ pub struct Link {
     /// Receives. An error is the last thing that comes.
     pub rx: Inbox,
     threads: Vec<JoinHandle<()>>,
-    socket: Option<TcpStream>,
+    socket: Option<Arc<TcpStream>>,
 }
 
 impl Link {
     /// A link over an authenticated connection. `deframer` may hold bytes that came
     /// before, and has the limit of a frame.
     pub fn start(
-        socket: TcpStream,
+        socket: impl Into<Arc<TcpStream>>,
         connection: Connection,
         deframer: Deframer,
     ) -> io::Result<Self> {
+        let socket = socket.into();
         prepare(&socket)?;
         let queue = Arc::new(Queue::new(SEND_BYTES_MAX));
         let (threads, rx) = threads::start(&socket, connection, queue.clone(), deframer)?;

@@ -29,7 +29,7 @@ fn lock(shared: &Shared) -> MutexGuard<'_, Connection> {
 }
 
 pub(super) fn start(
-    socket: &TcpStream,
+    socket: &Arc<TcpStream>,
     connection: Connection,
     queue: Arc<Queue>,
     deframer: Deframer,
@@ -38,7 +38,7 @@ pub(super) fn start(
     let (tx, rx) = inbox();
     let builder = |name: &str| std::thread::Builder::new().name(name.into()).stack_size(STACK);
     let writer = {
-        let (shared, queue, socket) = (shared.clone(), queue.clone(), socket.try_clone()?);
+        let (shared, queue, socket) = (shared.clone(), queue.clone(), socket.clone());
         builder("link-write").spawn(move || {
             if let Err(error) = write(&shared, &queue, &socket) {
                 queue.close(LinkError::Cut(error.to_string()));
@@ -48,7 +48,7 @@ pub(super) fn start(
         })?
     };
     let reader = {
-        let socket = socket.try_clone()?;
+        let socket = socket.clone();
         let reading = builder("link-read").spawn({
             let queue = queue.clone();
             move || {

@@ -11,7 +11,8 @@ use dormouse_format::message::{Deframer, Message, Refusal};
 use dormouse_sync::server::{After, Session};
 use rustls::Connection;
 
-use super::{Shared, Stranger};
+use super::limits::CLIENT_CONNECTIONS_MAX;
+use super::{Seat, Shared};
 use crate::link::{Answers, Link, LinkError};
 use crate::text::now_ns;
 use crate::tls::Fault;
@@ -21,55 +22,67 @@ const FIRST_WAIT: Duration = Duration::from_secs(10);
 /// How long a connection that was refused may take to read why.
 const LINGER: Duration = Duration::from_secs(2);
 
-pub(super) fn run(shared: &Arc<Shared>, socket: TcpStream, from: SocketAddr, stranger: Stranger) {
-    let outcome = serve(shared, socket, from, stranger);
-    if let Err(why) = outcome {
-        shared.log.line(&format!("{from}: {why}"));
+pub(super) fn run(shared: &Shared, socket: &Arc<TcpStream>, from: SocketAddr, mut seat: Seat) {
+    match introduced(shared, socket, from, &mut seat) {
+        Ok((session, link)) => serve(shared, session, &link, from),
+        Err(why) => shared.tally.line(|| format!("{from}: {why}")),
     }
 }
 
-fn serve(
-    shared: &Arc<Shared>,
-    socket: TcpStream,
+/// The handshake and the first message.
+fn introduced(
+    shared: &Shared,
+    socket: &Arc<TcpStream>,
     from: SocketAddr,
-    stranger: Stranger,
-) -> Result<(), String> {
-    let shaken = shared.tls.accept(&socket, FIRST_WAIT).map_err(|fault| match fault {
+    seat: &mut Seat,
+) -> Result<(Session, Link), String> {
+    let shaken = shared.tls.accept(socket, FIRST_WAIT).map_err(|fault| match fault {
         Fault::WrongKey { .. } => "the client does not take this server's key".to_owned(),
         fault => format!("handshake: {fault}"),
     })?;
     let mut connection = shaken.connection;
     let mut session = Session::new(shared.access.clone(), shaken.binding);
     let mut deframer = Deframer::new(FRAME_MAX_UNAUTHENTICATED);
-    let first = first_message(&socket, &mut connection, &mut deframer)?;
+    let first = first_message(socket, &mut connection, &mut deframer)?;
+    seat.hold();
     let mut answers = Vec::new();
-    let mut said = None;
-    let after = session.handle(now_ns(), first, &mut |m| {
-        if let Message::Error { text, .. } = &m {
-            said = Some(text.clone());
-        }
-        answers.push(m);
-    });
-    for answer in answers {
-        send(&socket, &mut connection, &answer).map_err(|e| e.to_string())?;
+    let after = session.handle(now_ns(), first, &mut |m| answers.push(m));
+    let name = session.client_name().filter(|_| after == After::Continue).map(str::to_owned);
+    let taken = name.as_ref().is_some_and(|name| seat.is_client(name));
+    if name.is_some() && !taken {
+        let text = format!(
+            "this client has {CLIENT_CONNECTIONS_MAX} connections to this server already, as many \
+             as one may have"
+        );
+        answers = vec![Message::Error { refusal: Refusal::Stopping, text }];
     }
-    if after == After::Close || !session.authenticated() {
-        goodbye(&socket, &mut connection);
-        return Err(format!("refused: {}", said.as_deref().unwrap_or("not authenticated")));
+    for answer in &answers {
+        send(socket, &mut connection, answer).map_err(|e| e.to_string())?;
     }
-    drop(stranger);
-    let name = session.client_name().unwrap_or("?").to_owned();
-    let began = Instant::now();
+    let Some(name) = name.filter(|_| taken) else {
+        seat.loosen();
+        goodbye(socket, &mut connection);
+        let said = answers.iter().find_map(|m| match m {
+            Message::Error { text, .. } => Some(text.as_str()),
+            _ => None,
+        });
+        return Err(format!("refused: {}", said.unwrap_or("not authenticated")));
+    };
     shared.log.line(&format!("{from}: client '{name}' connected"));
     let clear = socket.set_read_timeout(None).and_then(|()| socket.set_write_timeout(None));
     clear.map_err(|e| e.to_string())?;
     deframer.set_limit(FRAME_MAX);
-    let link = Link::start(socket, connection, deframer).map_err(|e| e.to_string())?;
-    let why = session_loop(shared, &mut session, &link);
+    let link = Link::start(socket.clone(), connection, deframer).map_err(|e| e.to_string())?;
+    Ok((session, link))
+}
+
+fn serve(shared: &Shared, mut session: Session, link: &Link, from: SocketAddr) {
+    let began = Instant::now();
+    let name = session.client_name().unwrap_or("?").to_owned();
+    let why = session_loop(shared, &mut session, link);
     session.end();
     let seconds = began.elapsed().as_secs_f64();
     shared.log.line(&format!("{from}: client '{name}': {why} after {seconds:.1} s"));
-    Ok(())
 }
 
 fn session_loop(shared: &Shared, session: &mut Session, link: &Link) -> String {

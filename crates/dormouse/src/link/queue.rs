@@ -7,6 +7,10 @@ use dormouse_format::message::Message;
 
 use super::LinkError;
 
+/// What an item costs beside its bytes: without it, millions of the smallest frames would be
+/// within the limit.
+const EACH: usize = 64;
+
 /// What the writer is to do next.
 #[derive(Debug)]
 pub(super) enum Next<T> {
@@ -31,7 +35,7 @@ struct State<T> {
 impl<T> State<T> {
     fn add(&mut self, item: T, bytes: usize) {
         self.items.push_back((item, bytes));
-        self.bytes += bytes;
+        self.bytes += bytes + EACH;
         self.total += bytes as u64;
     }
 }
@@ -158,7 +162,7 @@ impl<T> Queue<T> {
                         break;
                     }
                 }
-                state.bytes -= taken;
+                state.bytes -= taken + EACH * out.len();
                 state.flush = false;
                 self.room.notify_all();
                 return Next::Items(out);

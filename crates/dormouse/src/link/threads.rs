@@ -18,6 +18,9 @@ use crate::tls;
 const READ_SIZE: usize = 256 << 10;
 /// Bytes sealed under one hold of the lock.
 const WRITE_SIZE: usize = 256 << 10;
+/// Messages that are handed on together, at most: a frame of five bytes becomes a message of
+/// several hundred.
+const BATCH_MESSAGES: usize = 128;
 /// Stack of each thread; neither recurses.
 const STACK: usize = 256 << 10;
 
@@ -146,6 +149,9 @@ fn read(
 fn pass_on(deframer: &mut Deframer, tx: &Sender<Batch>) -> Result<(), LinkError> {
     let mut batch = Batch::new();
     let broken = loop {
+        if batch.len() >= BATCH_MESSAGES && tx.send(std::mem::take(&mut batch)).is_err() {
+            return Err(LinkError::Closed);
+        }
         match deframer.next_message() {
             Ok(Some(message)) => batch.push(Ok(message)),
             Ok(None) => break None,

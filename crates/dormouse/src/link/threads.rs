@@ -56,8 +56,14 @@ pub(super) fn start(
             let queue = queue.clone();
             move || {
                 let why = read(&shared, &queue, &socket, deframer, &tx);
-                queue.close(why.clone());
+                let broken = matches!(why, LinkError::Protocol(_));
+                if !broken {
+                    queue.close(why.clone());
+                }
                 let _ = tx.send(vec![Err(why)]);
+                // Who broke the protocol can still be told so. What it sends is not looked at,
+                // but taken: unread bytes would take the answer back.
+                while broken && (&*socket).read(&mut [0; 4096]).is_ok_and(|n| n > 0) {}
             }
         });
         reading.inspect_err(|_| queue.close(LinkError::Closed))?

@@ -116,7 +116,9 @@ impl State {
                 all.sort_unstable();
                 return all;
             }
-            return ids.iter().flat_map(of).map(|(_, at)| *at).collect();
+            let mut asked = HashSet::new();
+            let once = ids.iter().filter(|id| asked.insert(**id));
+            return once.flat_map(of).map(|(_, at)| *at).collect();
         }
         let all = self.small.get(&kind).into_iter().flatten();
         let wanted: HashSet<_> = ids.iter().collect();

@@ -200,8 +200,13 @@ impl VaultStore {
     /// Whole records of a small kind: those with these ids (for data keys: key ids),
     /// or all if none is given. What is not there is left out.
     pub fn small(&self, kind: Kind, ids: &[RecordId]) -> Result<Vec<Vec<u8>>> {
-        let refs = read(&self.state).find(kind, ids);
-        refs.iter().map(|at| self.read(at)).collect()
+        self.places(kind, ids).iter().map(|at| self.read(at)).collect()
+    }
+
+    /// Where these records are, each once: a writer can put any number of data keys under
+    /// one id, so they are read one by one.
+    pub fn places(&self, kind: Kind, ids: &[RecordId]) -> Vec<RecordRef> {
+        read(&self.state).find(kind, ids)
     }
 
     /// The record at this place, checked.

@@ -163,6 +163,10 @@ fn of_sync(error: &SyncError) -> (Class, &'static str) {
         | SyncError::Missing { .. } => {
             (Class::Damaged, "`dormouse scrub STORE` on the server shows what is damaged there")
         }
+        SyncError::Protocol { .. } => (
+            Class::Version,
+            "use the same version of dormouse on both sides; if it is the same, do not trust that server",
+        ),
         SyncError::Moved => (Class::InUse, "find out which machine writes there, then try again"),
         _ => (Class::Other, ""),
     }

@@ -13,6 +13,18 @@ pub struct Cli {
     /// Where the program keeps its own files [default: $XDG_STATE_HOME/dormouse]
     #[arg(long, global = true, env = "DORMOUSE_HOME", value_name = "DIR")]
     pub home: Option<PathBuf>,
+    /// How long the other side may leave a question unanswered, or take nothing
+    ///
+    /// The link may be slow: a second more is given for each 8 KiB that crosses it.
+    #[arg(
+        long,
+        global = true,
+        env = "DORMOUSE_PATIENCE",
+        value_name = "DURATION",
+        default_value = "5m",
+        hide_short_help = true
+    )]
+    pub patience: String,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,

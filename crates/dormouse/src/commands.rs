@@ -1,6 +1,7 @@
 //! Runs what the command line says.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::CommandFactory;
@@ -14,10 +15,11 @@ use crate::kit::{self, Kit};
 use crate::out::{self, note, say};
 use crate::store_dir::StoreDir;
 use crate::text::{hex, now_ns, time_local};
-use crate::{access, demo, list, mirror, restore, scrub, serve, when, writer_file};
+use crate::{access, demo, list, mirror, patience, restore, scrub, serve, when, writer_file};
 
 /// Runs one command.
 pub fn run(cli: Cli) -> Result<()> {
+    patience::choose(Duration::from_nanos(when::duration_ns(&cli.patience)?));
     let home = || Home::locate(cli.home.clone());
     match cli.command {
         Command::Serve { store, listen, url } => {

@@ -10,9 +10,10 @@ use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use crossbeam_channel::RecvTimeoutError;
 use dormouse_crypt::invite::Binding;
 use dormouse_crypt::{OsRandom, Random, SigningKey, hash};
 use dormouse_format::limits::FRAME_MAX;
@@ -25,6 +26,7 @@ use crate::home::Account;
 use crate::invite::{Address, SCHEME};
 use crate::link::{Link, LinkError};
 use crate::log::Log;
+use crate::patience::Patience;
 use crate::store_dir::StoreDir;
 use crate::text::hex;
 use crate::tls;
@@ -33,8 +35,8 @@ use crate::tls;
 const CONNECT_WAIT: Duration = Duration::from_secs(5);
 /// How long the handshake may take.
 const HANDSHAKE_WAIT: Duration = Duration::from_secs(10);
-/// How long the first answer may take; the server may be opening a large vault.
-const WELCOME_WAIT: Duration = Duration::from_secs(120);
+/// How long it is looked for the reason of a link's end.
+const LAST_WAIT: Duration = Duration::from_millis(500);
 const DIR: &str = "dir:";
 
 /// Where a store is reached.
@@ -178,24 +180,23 @@ pub fn link_failure(error: &LinkError) -> Failure {
     Failure::new(class, error.to_string()).hint(hint)
 }
 
-/// The next message; an error if the server refuses or the link ends.
-pub fn receive(link: &Link, wait: Option<Duration>) -> Result<Message> {
-    let received = match wait {
-        None => link.rx.recv().map_err(|_| crossbeam_channel::RecvTimeoutError::Disconnected),
-        Some(wait) => link.rx.recv_timeout(wait),
-    };
-    match received {
-        Ok(Ok(Message::Error { refusal, text })) => Err(refused(refusal, &text).into()),
-        Ok(Ok(message)) => Ok(message),
-        Ok(Err(error)) => Err(link_failure(&error).into()),
-        Err(crossbeam_channel::RecvTimeoutError::Timeout) => fail(
-            Class::Unreachable,
-            format!("the server took more than {} s to answer", wait.unwrap_or_default().as_secs()),
-            "try again; the server's log may say more",
-        ),
-        Err(crossbeam_channel::RecvTimeoutError::Disconnected) => {
-            Err(link_failure(&LinkError::Closed).into())
-        }
+/// The next message, an answer of its own; an error if the server refuses, the link ends, or
+/// it takes too long.
+pub fn receive(link: &Link) -> Result<Message> {
+    receive_of(link, &Patience::new(link))
+}
+
+/// The next message of an answer of several, that began with `patience`.
+pub fn receive_of(link: &Link, patience: &Patience) -> Result<Message> {
+    loop {
+        patience.check(link)?;
+        return match link.rx.recv_timeout(patience.step(link)) {
+            Ok(Ok(Message::Error { refusal, text })) => Err(refused(refusal, &text).into()),
+            Ok(Ok(message)) => Ok(message),
+            Ok(Err(error)) => Err(link_failure(&error).into()),
+            Err(RecvTimeoutError::Timeout) => continue,
+            Err(RecvTimeoutError::Disconnected) => Err(link_failure(&LinkError::Closed).into()),
+        };
     }
 }
 
@@ -211,7 +212,8 @@ pub fn send_all(link: &Link, messages: impl IntoIterator<Item = Message>) -> Res
 
 /// Why a link has ended: what the server said last, or else what broke.
 pub fn ended(link: &Link, error: &LinkError) -> anyhow::Error {
-    while let Ok(received) = link.rx.recv_timeout(Duration::from_millis(500)) {
+    let until = Instant::now() + LAST_WAIT;
+    while let Ok(received) = link.rx.recv_deadline(until) {
         match received {
             Ok(Message::Error { refusal, text }) => return refused(refusal, &text).into(),
             Ok(_) => {}
@@ -224,7 +226,7 @@ pub fn ended(link: &Link, error: &LinkError) -> anyhow::Error {
 /// One question, one answer.
 pub fn ask(link: &Link, question: Message) -> Result<Message> {
     send(link, question)?;
-    receive(link, None)
+    receive(link)
 }
 
 /// An answer that does not fit its question.
@@ -254,7 +256,7 @@ pub fn introduce(link: &Link, first: Message) -> Result<Welcome> {
 }
 
 fn welcome(link: &Link) -> Result<Welcome> {
-    match receive(link, Some(WELCOME_WAIT))? {
+    match receive(link)? {
         Message::Welcome { vault, name, time } if name_is_valid(&name) => {
             Ok(Welcome { vault, name, time })
         }

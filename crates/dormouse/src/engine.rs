@@ -9,7 +9,7 @@ mod copying;
 mod fetching;
 
 use std::num::NonZero;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use crossbeam_channel::{Receiver, select};
@@ -18,6 +18,7 @@ use dormouse_sync::leaf::{Claim, LeafData};
 
 use crate::connect;
 use crate::link::{Link, LinkError};
+use crate::patience::Patience;
 
 pub use copying::{Sealing, run_copy};
 pub use fetching::{Opening, run_fetch};
@@ -42,6 +43,29 @@ pub trait Target: Leaves {
 /// How many worker threads there are.
 pub fn workers() -> usize {
     std::thread::available_parallelism().map_or(2, NonZero::get)
+}
+
+/// Ends a run whose server keeps it waiting: see [`Patience`].
+struct Watch {
+    patience: Patience,
+    looked: Instant,
+}
+
+impl Watch {
+    fn new(link: &Link) -> Self {
+        Self { patience: Patience::new(link), looked: Instant::now() }
+    }
+
+    /// Whether it is time to look again, and to show how far it is; an error if the server
+    /// keeps one waiting. `asked` is how many questions were answered, and how many are open.
+    fn look(&mut self, link: &Link, asked: (u64, usize)) -> Result<bool> {
+        if self.looked.elapsed() < TICK {
+            return Ok(false);
+        }
+        self.looked = Instant::now();
+        self.patience.watch(link, asked.0, asked.1)?;
+        Ok(true)
+    }
 }
 
 /// Waits for the link or the workers, a while at most, and gives out what came.

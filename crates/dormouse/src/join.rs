@@ -18,13 +18,14 @@ use dormouse_format::{VaultId, WriterId};
 use dormouse_sync::history::NewestKeys;
 
 use crate::access;
-use crate::connect::{Dialed, Target, ask, dial, introduce, receive, unexpected};
+use crate::connect::{Dialed, Target, ask, dial, introduce, receive_of, unexpected};
 use crate::exit::{Class, Failure, fail};
 use crate::home::{ClientFile, Home, NewHome, Pending};
 use crate::invite::{Address, Invite, SCHEME};
 use crate::kit::Kit;
 use crate::store_dir::StoreDir;
 use crate::text::{hex, now_ns, time_utc};
+use crate::patience::Patience;
 use crate::writer_file::WriterFile;
 
 /// How long an invite that never leaves its directory is good.
@@ -300,10 +301,11 @@ fn vault_secrets(
     identity: &Identity,
 ) -> Result<VaultSecrets> {
     let mut newest = NewestKeys::new(authority.public());
+    let patience = Patience::new(link);
     let mut next = ask(link, Message::GetSmall { kind: Kind::VaultKeys, ids: Vec::new() })?;
     while let Message::Record { record } = next {
         newest.offer(&record)?;
-        next = receive(link, None)?;
+        next = receive_of(link, &patience)?;
     }
     if next != Message::Done {
         return unexpected("a question for the vault's keys");

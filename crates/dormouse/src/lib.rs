@@ -28,6 +28,7 @@ pub mod list;
 pub mod log;
 pub mod mirror;
 pub mod out;
+pub mod patience;
 pub mod remote;
 pub mod report;
 pub mod restore;

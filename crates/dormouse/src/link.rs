@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use dormouse_format::message::{Deframer, Message};
 use rustls::Connection;
 
+use crate::patience;
 use crate::tls::Fault;
 pub use answers::Answers;
 pub use inbox::{Batch, Inbox};
@@ -27,8 +28,6 @@ use queue::Queue;
 
 /// Bytes that may wait to be sent before `send` blocks.
 pub const SEND_BYTES_MAX: usize = 8 << 20;
-/// How long a peer may be silent before the system gives the connection up.
-const DEAD_AFTER: Duration = Duration::from_secs(60);
 /// How long a closing link waits for its last bytes to leave.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
 
@@ -81,6 +80,11 @@ impl LinkTx {
         self.queue.sent.load(std::sync::atomic::Ordering::Relaxed)
     }
 
+    /// Why nothing can be sent any more, if that is so.
+    pub fn ended(&self) -> Option<LinkError> {
+        self.queue.closed()
+    }
+
     /// Bytes queued and not yet handed to the system.
     pub fn queued(&self) -> usize {
         self.queue.bytes()
@@ -118,6 +122,16 @@ impl Link {
         Ok(Self { tx: LinkTx { queue }, rx, threads, socket: Some(socket) })
     }
 
+    /// Bytes that crossed the wire in both directions so far.
+    pub fn moved(&self) -> u64 {
+        self.tx.sent() + self.tx.queue.received.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Whether the other side is in this process.
+    pub const fn is_local(&self) -> bool {
+        self.socket.is_none()
+    }
+
     /// Ends the connection at once; both threads notice.
     pub fn cut(&self) {
         self.tx.queue.close(LinkError::Cut("closed on this side".into()));
@@ -151,7 +165,9 @@ impl Drop for Link {
     }
 }
 
-/// No delay for small messages, and a dead peer is noticed.
+/// No delay for small messages, and a dead peer is noticed: one whose system does not answer,
+/// or whose program takes nothing of what waits for it. A minute would not do: a program that
+/// waits for its disk takes nothing either.
 fn prepare(socket: &TcpStream) -> io::Result<()> {
     use rustix::net::sockopt;
     socket.set_nodelay(true)?;
@@ -159,7 +175,7 @@ fn prepare(socket: &TcpStream) -> io::Result<()> {
     sockopt::set_tcp_keepidle(socket, Duration::from_secs(20))?;
     sockopt::set_tcp_keepintvl(socket, Duration::from_secs(10))?;
     sockopt::set_tcp_keepcnt(socket, 4)?;
-    let dead = u32::try_from(DEAD_AFTER.as_millis()).unwrap_or(u32::MAX);
+    let dead = u32::try_from(patience::limit().as_millis()).unwrap_or(u32::MAX);
     sockopt::set_tcp_user_timeout(socket, dead)?;
     Ok(())
 }

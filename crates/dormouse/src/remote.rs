@@ -14,10 +14,12 @@ use dormouse_format::vault::Volume;
 use dormouse_format::{Hash, Seq, VolumeId};
 use dormouse_sync::history::{self, Points, Trust};
 
-use crate::connect::{ask, connect_asking, receive, unexpected};
+use crate::connect::{ask, connect_asking, receive, receive_of, unexpected};
 use crate::exit::{Class, Failure};
 use crate::home::{Account, Home};
 use crate::link::Link;
+use crate::out::note;
+use crate::patience::Patience;
 
 /// A volume whose record was verified.
 #[derive(Debug, Clone)]
@@ -75,7 +77,7 @@ impl<'a> Session<'a> {
         let volumes = volumes(&link, &trust)?;
         // An error among these counts only if the volume is there.
         let ahead =
-            asked.into_iter().map(|(id, from)| (id, (from, receive(&link, None)))).collect();
+            asked.into_iter().map(|(id, from)| (id, (from, receive(&link)))).collect();
         let session = Self { home, link, trust, volumes, ahead };
         for (name, id) in known {
             if session.find(&name).is_none_or(|l| l.volume.id != id) {
@@ -184,8 +186,9 @@ impl<'a> Session<'a> {
 /// The writers that the vault's authority has certified, from the answers that come now.
 fn trust(link: &Link, account: &Account) -> Result<Trust> {
     let mut trust = Trust::new(account.authority);
+    let patience = Patience::new(link);
     loop {
-        match receive(link, None)? {
+        match receive_of(link, &patience)? {
             Message::Record { record } => trust.offer_cert(&record)?,
             Message::Done => return Ok(trust),
             _ => return unexpected("a question for certificates"),
@@ -195,7 +198,7 @@ fn trust(link: &Link, account: &Account) -> Result<Trust> {
 
 /// All volumes of the vault, from the answer that comes now.
 fn volumes(link: &Link, trust: &Trust) -> Result<Vec<Listed>> {
-    let Message::Volumes { items } = receive(link, None)? else {
+    let Message::Volumes { items } = receive(link)? else {
         return unexpected("a question for volumes");
     };
     let mut listed = Vec::with_capacity(items.len());

@@ -276,7 +276,7 @@ fn strangers_are_bounded_and_a_stop_is_quick() {
     let began = std::time::Instant::now();
     world.stop();
     assert!(began.elapsed() < std::time::Duration::from_secs(5));
-    let last = dormouse::connect::receive(&link, None);
+    let last = dormouse::connect::receive(&link);
     assert_fails(last, Class::Unreachable, "stopping");
 }
 

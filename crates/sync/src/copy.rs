@@ -215,6 +215,7 @@ pub struct Copy {
     barriers: VecDeque<u64>,
     last_barrier: u64,
     questions: VecDeque<Question>,
+    answered: u64,
     generation: Option<u64>,
     state: State,
 }
@@ -302,6 +303,7 @@ impl Copy {
             barriers: VecDeque::new(),
             last_barrier: 0,
             questions,
+            answered: 0,
             generation,
             state: State::Running,
         })
@@ -310,6 +312,11 @@ impl Copy {
     /// The counters.
     pub const fn progress(&self) -> &Progress {
         &self.progress
+    }
+
+    /// How many questions were answered, and how many are open.
+    pub fn asked(&self) -> (u64, usize) {
+        (self.answered, self.questions.len())
     }
 
     /// Bytes of the source in flight.
@@ -365,6 +372,7 @@ impl Copy {
 
     fn message(&mut self, message: Message, actions: &mut Vec<Action>) -> Result<()> {
         let question = self.questions.pop_front();
+        self.answered += 1;
         match (question, message) {
             (Some(Question::Create), Message::Done) => Ok(()),
             (Some(Question::Open), Message::Opened { generation, head, .. }) => {

@@ -151,6 +151,7 @@ pub struct Fetch {
     key_records: u32,
     held: HashMap<Maker, Vec<(Want, Vec<u8>)>>,
     questions: VecDeque<Question>,
+    answered: u64,
     progress: Progress,
     faults: Vec<Error>,
     done: bool,
@@ -185,6 +186,7 @@ impl Fetch {
             key_records: 0,
             held: HashMap::new(),
             questions: VecDeque::new(),
+            answered: 0,
             progress: Progress::default(),
             faults: Vec::new(),
             done: false,
@@ -195,6 +197,11 @@ impl Fetch {
     /// The counters.
     pub const fn progress(&self) -> &Progress {
         &self.progress
+    }
+
+    /// How many questions were answered, and how many are open.
+    pub fn asked(&self) -> (u64, usize) {
+        (self.answered, self.questions.len())
     }
 
     /// What could not be used, if the plan says to keep going.
@@ -261,6 +268,8 @@ impl Fetch {
 
     fn message(&mut self, message: Message, actions: &mut Vec<Action>) -> Result<()> {
         let question = self.questions.pop_front();
+        let series = matches!(question, Some(Question::Key(_) | Question::Deltas));
+        self.answered += u64::from(!series || message == Message::Done);
         match (question, message) {
             (Some(Question::Node), Message::Node { mask, hashes }) => match &mut self.walker {
                 Some(walker) => walker.answer(mask, &hashes),

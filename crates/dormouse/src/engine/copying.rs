@@ -1,7 +1,6 @@
 //! A copy: reads, digests and seals in worker threads.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use anyhow::Result;
 use crossbeam_channel::{Receiver, Sender, select, unbounded};
@@ -13,7 +12,7 @@ use dormouse_sync::copy::{self, Copy, Outcome};
 use dormouse_sync::cut::Cut;
 use dormouse_sync::leaf::Claim;
 
-use super::{Leaves, TICK, wait, workers};
+use super::{Leaves, Watch, wait, workers};
 use crate::connect;
 use crate::link::Link;
 
@@ -81,7 +80,7 @@ fn copy_loop(
     show: &mut dyn FnMut(&copy::Progress),
 ) -> Result<Outcome> {
     let mut actions = Vec::new();
-    let mut shown = Instant::now();
+    let mut watch = Watch::new(link);
     copy.start(&mut actions)?;
     loop {
         let mut next = None;
@@ -112,8 +111,7 @@ fn copy_loop(
                 Ok(copy.step(event, &mut actions)?)
             })?,
         }
-        if shown.elapsed() >= TICK {
-            shown = Instant::now();
+        if watch.look(link, copy.asked())? {
             show(copy.progress());
         }
     }

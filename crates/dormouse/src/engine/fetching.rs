@@ -1,7 +1,6 @@
 //! A restore: chunks are opened, proved and written in worker threads.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use anyhow::Result;
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -13,7 +12,7 @@ use dormouse_sync::fetch::{self, Fetch, OpenJob};
 use dormouse_sync::history::Trust;
 use dormouse_sync::leaf::{Budget, Claim};
 
-use super::{TICK, Target, wait, workers};
+use super::{Target, Watch, wait, workers};
 use crate::connect;
 use crate::link::Link;
 
@@ -70,7 +69,7 @@ fn fetch_loop(
     show: &mut dyn FnMut(&fetch::Progress),
 ) -> Result<()> {
     let mut actions = Vec::new();
-    let mut shown = Instant::now();
+    let mut watch = Watch::new(link);
     // Zeroing is not an event of the engine, but must be over before the end.
     let mut zeroing = 0u64;
     let mut done = false;
@@ -106,8 +105,7 @@ fn fetch_loop(
             }
             Ok(())
         })?;
-        if shown.elapsed() >= TICK {
-            shown = Instant::now();
+        if watch.look(link, fetch.asked())? {
             show(fetch.progress());
         }
     }

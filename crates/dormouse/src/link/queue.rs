@@ -1,11 +1,14 @@
 //! The queue of frames that wait to be sent, bounded in bytes.
 
 use std::collections::VecDeque;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use dormouse_format::message::Message;
 
 use super::LinkError;
+use crate::patience;
 
 /// What an item costs beside its bytes: without it, millions of the smallest frames would be
 /// within the limit.
@@ -48,7 +51,9 @@ pub(super) struct Queue<T = Vec<u8>> {
     work: Condvar,
     limit: usize,
     /// Bytes that went to the socket; plaintext where there is none.
-    pub(super) sent: std::sync::atomic::AtomicU64,
+    pub(super) sent: AtomicU64,
+    /// Bytes that came from the socket.
+    pub(super) received: AtomicU64,
 }
 
 impl Queue<Vec<u8>> {
@@ -91,6 +96,7 @@ impl<T> Queue<T> {
             work: Condvar::new(),
             limit,
             sent: 0.into(),
+            received: 0.into(),
         }
     }
 
@@ -98,14 +104,25 @@ impl<T> Queue<T> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until there is room; an error if the queue is closed.
+    /// Waits until there is room; an error if the queue is closed, or if the other side takes
+    /// next to nothing for as long as one waits for an answer.
     fn wait_for_room<'a>(
         &self,
         mut state: MutexGuard<'a, State<T>>,
     ) -> Result<MutexGuard<'a, State<T>>, LinkError> {
+        let until = Instant::now() + patience::limit();
         while state.closed.is_none() && state.bytes >= self.limit {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                state.closed = Some(LinkError::Cut(format!(
+                    "the other side took nothing for {} s",
+                    patience::limit().as_secs_f64()
+                )));
+                break;
+            }
             self.work.notify_one();
-            state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
+            let woken = self.room.wait_timeout(state, left);
+            state = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
         match &state.closed {
             Some(why) => Err(why.clone()),
@@ -133,6 +150,10 @@ impl<T> Queue<T> {
         state.drained = true;
         state.items.clear();
         state.bytes = 0;
+    }
+
+    pub(super) fn closed(&self) -> Option<LinkError> {
+        self.lock().closed.clone()
     }
 
     pub(super) fn drained(&self) -> bool {

@@ -139,6 +139,7 @@ fn read(
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return LinkError::Cut(error.to_string()),
         };
+        queue.received.fetch_add(n as u64, std::sync::atomic::Ordering::Relaxed);
         match open(shared, queue, &buffer[..n], &mut deframer) {
             Ok(()) => {}
             // What came before the goodbye still counts.

@@ -93,7 +93,7 @@ fn session_loop(shared: &Shared, session: &mut Session, link: &Link) -> String {
             Some(received) => received,
             None => {
                 if !answers.flush(&mut send) {
-                    return "cut".into();
+                    return ended(link);
                 }
                 let batch = select! {
                     recv(link.rx.batches()) -> batch => batch,
@@ -133,7 +133,7 @@ fn session_loop(shared: &Shared, session: &mut Session, link: &Link) -> String {
             there &= answers.add(m, &mut send);
         });
         if !there {
-            return "cut".into();
+            return ended(link);
         }
         if after == After::Close {
             answers.flush(&mut send);
@@ -141,6 +141,11 @@ fn session_loop(shared: &Shared, session: &mut Session, link: &Link) -> String {
             return format!("refused: {}", said.as_deref().unwrap_or("no reason given"));
         }
     }
+}
+
+/// Why nothing can be sent on a link.
+fn ended(link: &Link) -> String {
+    link.tx.ended().map_or_else(|| "cut".into(), |why| why.to_string())
 }
 
 /// Lets the last answer go out, and takes what the client still sends: a socket that

@@ -62,7 +62,11 @@ commands:
             --delay-ms N      50 without it
             --rounds N        3 without it
             --large           the 4 GiB image of bench, not the 1 GiB one
-            --images DIR      bench's directory, target/bench without it";
+            --images DIR      bench's directory, target/bench without it
+    strangers  a first copy while strangers hold all places of the server, against none
+            --connections N   strangers, 2000 without it
+            --image-mib N     size of the disk, 512 without it
+            --rounds N        3 without it";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();

@@ -4,6 +4,7 @@
 mod latency;
 mod relay;
 mod sparse;
+mod strangers;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -19,7 +20,8 @@ pub fn run(arguments: &[String]) -> Result<ExitCode> {
     match arguments.split_first() {
         Some((name, rest)) if name == "sparse" => sparse::run(&Options::parse(rest)?),
         Some((name, rest)) if name == "latency" => latency::run(&Options::parse(rest)?),
-        _ => bail!("proof knows 'sparse' and 'latency': see cargo xtask help"),
+        Some((name, rest)) if name == "strangers" => strangers::run(&Options::parse(rest)?),
+        _ => bail!("proof knows 'sparse', 'latency' and 'strangers': see cargo xtask help"),
     }
 }
 
@@ -33,6 +35,8 @@ struct Options {
     delay_ms: u64,
     rounds: usize,
     large: bool,
+    connections: usize,
+    image_mib: usize,
     images: PathBuf,
 }
 
@@ -47,6 +51,8 @@ impl Options {
             delay_ms: 50,
             rounds: 3,
             large: false,
+            connections: 2000,
+            image_mib: 512,
             images: "target/bench".into(),
         };
         let mut arguments = arguments.iter();
@@ -64,6 +70,8 @@ impl Options {
                 "--base-blocks" => options.base_blocks = Some(number()? as usize),
                 "--delay-ms" => options.delay_ms = number()?,
                 "--rounds" => options.rounds = number()? as usize,
+                "--connections" => options.connections = number()? as usize,
+                "--image-mib" => options.image_mib = number()? as usize,
                 "--dormouse" => options.dormouse = text.into(),
                 "--dir" => options.directory = text.into(),
                 "--images" => options.images = text.into(),

@@ -120,6 +120,9 @@ pub enum Command {
         /// A fuzzy point may be chosen; one that is named by its number needs no flag
         #[arg(long)]
         fuzzy: bool,
+        /// The history must hold the point with this hash, whatever this machine knows of it
+        #[arg(long, value_name = "HASH")]
+        expect_head: Option<String>,
         /// Events as JSON lines
         #[arg(long)]
         json: bool,
@@ -253,7 +256,7 @@ pub struct RestoreArgs {
     /// A fuzzy point may be chosen
     #[arg(long)]
     pub fuzzy: bool,
-    /// The history must hold the point with this hash
+    /// The history must hold the point with this hash, whatever this machine knows of it
     #[arg(long, value_name = "HASH")]
     pub expect_head: Option<String>,
     /// Events as JSON lines

@@ -44,7 +44,9 @@ pub fn run(cli: Cli) -> Result<()> {
             list::points(&home()?, volume.as_deref(), all, json)
         }
         Command::Restore(args) => restore(&home()?, args),
-        Command::Verify { what, fuzzy, json } => verify(&home()?, &what, fuzzy, json),
+        Command::Verify { what, fuzzy, expect_head, json } => {
+            verify(&home()?, &what, fuzzy, expect_head, json)
+        }
         Command::Scrub { store, accept_state, json } => scrub::run(&store, accept_state, json),
         Command::Status { accept_state, json } => list::status(&home()?, json, accept_state),
         Command::Demo { keep, size } => run_demo(keep.as_deref(), size),
@@ -206,7 +208,13 @@ fn restore(home: &Home, args: RestoreArgs) -> Result<()> {
     )
 }
 
-fn verify(home: &Home, what: &str, fuzzy: bool, json: bool) -> Result<()> {
+fn verify(
+    home: &Home,
+    what: &str,
+    fuzzy: bool,
+    expect_head: Option<String>,
+    json: bool,
+) -> Result<()> {
     let what: when::VolumeAt = what.parse()?;
     // What is verified unasked is what `restore` would bring back unasked.
     let fuzzy = fuzzy || what.when.is_number();
@@ -218,7 +226,7 @@ fn verify(home: &Home, what: &str, fuzzy: bool, json: bool) -> Result<()> {
             in_place: false,
             force: false,
             fuzzy,
-            expect_head: None,
+            expect_head,
             json,
         },
     )

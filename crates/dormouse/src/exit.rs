@@ -150,7 +150,7 @@ fn of_sync(error: &SyncError) -> (Class, &'static str) {
         SyncError::Refused { refusal, .. } => of_refusal(*refusal),
         SyncError::Rollback { .. } | SyncError::Fork { .. } => (
             Class::Damaged,
-            "the server's store may have been put back to an older state; look there first.\nOlder points can still be restored by number",
+            "the server's store may have been put back to an older state; look there first",
         ),
         SyncError::Chunk { .. } => (
             Class::Damaged,

@@ -32,8 +32,8 @@ const INSTANCE: &str = "instance";
 
 const STATE: Kind = Kind {
     files: &[CLIENT, CERT, INSTANCE],
-    dirs: &["keys", "heads", "volumes"],
-    spare: &["heads", "volumes"],
+    dirs: &["keys", "heads", "seen", "volumes"],
+    spare: &["heads", "seen", "volumes"],
     way_out: "bring the home back from a backup, all of it; or let `dormouse status --accept-state` go on with\n\
               what holds; or start anew in another home with `dormouse join --kit FILE`",
 };
@@ -297,25 +297,38 @@ impl Home {
         self.change_client_file(|file| file.trust_group = trust_group)
     }
 
-    /// The last head of a volume that this machine signed or saw.
-    pub fn last_head(&self, volume: &VolumeId) -> Result<Option<SignedPoint>> {
-        let name = format!("heads/{volume}");
-        let Some(text) = self.state().read(&name)? else { return Ok(None) };
+    /// The newest head of a volume that this machine knows, and whether it was vouched for.
+    pub fn anchor(&self, volume: &VolumeId) -> Result<Option<Anchor>> {
+        for vouched in [true, false] {
+            if let Some(head) = self.head_in(&head_file(volume, vouched), volume)? {
+                return Ok(Some(Anchor { head, vouched }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Where the anchor of a volume is kept.
+    pub fn anchor_path(&self, volume: &VolumeId, vouched: bool) -> PathBuf {
+        self.path(&head_file(volume, vouched))
+    }
+
+    fn head_in(&self, name: &str, volume: &VolumeId) -> Result<Option<SignedPoint>> {
+        let Some(text) = self.state().read(name)? else { return Ok(None) };
         let bytes = unhex(&text).filter(|b| b.len() == POINT_LEN);
         let point = bytes.and_then(|b| SignedPoint::read(&mut Reader::new(&b, "head")).ok());
         match point {
             Some(point) if point.point.volume == *volume => Ok(Some(point)),
-            _ => Err(self.damaged(&name, "it is not a signed point").into()),
+            _ => Err(self.damaged(name, "it is not a signed point").into()),
         }
     }
 
     /// Remembers a volume and its head, so that a server that goes back is found out.
-    pub fn remember(&self, volume: &Volume, head: &SignedPoint) -> Result<()> {
+    pub fn remember(&self, volume: &Volume, anchor: &Anchor) -> Result<()> {
         let (state, name) = (self.state(), format!("volumes/{}", volume.name));
         if self.known_volume(&volume.name)? != Some(volume.id) {
             state.write(&name, &volume.id.to_string(), 0o600)?;
         }
-        state.write(&format!("heads/{}", volume.id), &hex(&head.encode()), 0o600)
+        state.write(&head_file(&volume.id, anchor.vouched), &hex(&anchor.head.encode()), 0o600)
     }
 
     /// The volume that this machine has seen under a name.
@@ -341,4 +354,18 @@ fn wipe(path: &Path) {
         let _ = std::fs::write(path, vec![b'0'; meta.len() as usize]);
         let _ = File::open(path).and_then(|f| f.sync_all());
     }
+}
+
+fn head_file(volume: &VolumeId, vouched: bool) -> String {
+    format!("{}/{volume}", if vouched { "heads" } else { "seen" })
+}
+
+/// A head that the server must not go back behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Anchor {
+    /// The point.
+    pub head: SignedPoint,
+    /// It goes on from a point that this machine made, or that the user named. If not, it is
+    /// the newest that the server has shown here, and may have been an old one then.
+    pub vouched: bool,
 }

@@ -23,9 +23,9 @@ use crate::exit::{Class, Failure, fail};
 use crate::home::{ClientFile, Home, NewHome, Pending};
 use crate::invite::{Address, Invite, SCHEME};
 use crate::kit::Kit;
+use crate::patience::Patience;
 use crate::store_dir::StoreDir;
 use crate::text::{hex, now_ns, time_utc};
-use crate::patience::Patience;
 use crate::writer_file::WriterFile;
 
 /// How long an invite that never leaves its directory is good.

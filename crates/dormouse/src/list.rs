@@ -10,12 +10,11 @@ use dormouse_sync::history::{Trust, hash_of};
 use serde_json::{Value, json};
 
 use crate::access::{self, Listed};
-use crate::connect::connect;
-use crate::exit::class_of;
-use crate::home::Home;
+use crate::exit::{Class, class_of};
+use crate::home::{Account, Home};
 use crate::kit::kit_reminder;
-use crate::out::{self, say};
-use crate::remote::{Session, Span};
+use crate::out::{self, note, say};
+use crate::remote::{Freshness, Session, Span};
 use crate::store_dir::StoreDir;
 use crate::text::{hex, now_ns, size, table, time_local, time_utc};
 use crate::when;
@@ -99,7 +98,10 @@ pub fn points(home: &Home, volume: Option<&str>, all: bool, as_json: bool) -> Re
     };
     let (mut rows, mut values, mut hidden) = (Vec::new(), Vec::new(), 0);
     for l in &listed {
-        let (points, _) = session.history(&l.volume.id)?;
+        let (points, fresh) = session.history(&l.volume.id)?;
+        if fresh == Freshness::Unproven && !points.is_empty() {
+            note!("{}: {}", l.volume.name, Freshness::UNPROVEN);
+        }
         let trust = &session.trust;
         for stored in points {
             if !all && !stored.point().grade.consistent() {
@@ -194,7 +196,17 @@ pub fn clients(store: &StoreDir, as_json: bool) -> Result<()> {
     fault.map_or(Ok(()), Err)
 }
 
-/// `dormouse status`: what this home is, and whether the server answers.
+/// Connects, and compares each volume's head with what this machine knows.
+fn look(home: &Home, account: &Account) -> Result<()> {
+    let mut session = Session::open(home, account, None, Span::Seen)?;
+    for l in session.volumes().to_vec() {
+        session.check_fresh(&l.volume.id, l.head.as_ref())?;
+    }
+    Ok(())
+}
+
+/// `dormouse status`: what this home is, whether the server answers, and whether its volumes
+/// go on from what this machine knows.
 pub fn status(home: &Home, as_json: bool, accept_state: bool) -> Result<()> {
     if accept_state {
         for line in home.accept_state()? {
@@ -203,7 +215,7 @@ pub fn status(home: &Home, as_json: bool, accept_state: bool) -> Result<()> {
     }
     let account = home.account()?;
     let (identity, authority) = home.has_offline_keys();
-    let reached = connect(&account).map(drop);
+    let reached = look(home, &account);
     let state = reached.as_ref().map_or_else(|e| format!("{e:#}"), |()| "reached".into());
     if as_json {
         show_json(&json!({
@@ -217,7 +229,7 @@ pub fn status(home: &Home, as_json: bool, accept_state: bool) -> Result<()> {
             "identity_here": identity,
             "authority_here": authority,
             "kit_exported": account.kit_exported,
-            "reached": reached.is_ok(),
+            "reached": reached.as_ref().map_or_else(|e| class_of(e) == Class::Damaged, |()| true),
             "state": state,
             "exit_class": reached.as_ref().map_or_else(|e| class_of(e) as u8, |()| 0),
         }))?;

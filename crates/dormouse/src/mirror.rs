@@ -22,7 +22,7 @@ use serde_json::json;
 use crate::connect::send;
 use crate::engine::{self, Sealing};
 use crate::exit::{Class, Failure};
-use crate::home::{Account, Home};
+use crate::home::{Account, Anchor, Home};
 use crate::link::Link;
 use crate::remote::{Listed, Session, Span};
 use crate::report::Report;
@@ -83,7 +83,7 @@ pub fn run(home: &Home, options: &Options) -> Result<()> {
             done => break done?,
         }
     };
-    home.remember(&volume, &outcome.point).with_context(|| {
+    home.remember(&volume, &Anchor { head: outcome.point, vouched: true }).with_context(|| {
         let seq = outcome.point.point.seq;
         format!("point {seq} of '{name}' is whole on the server, and cannot be remembered here")
     })?;

@@ -16,7 +16,7 @@ use dormouse_sync::history::{self, Points, Trust};
 
 use crate::connect::{ask, connect_asking, receive, receive_of, unexpected};
 use crate::exit::{Class, Failure};
-use crate::home::{Account, Home};
+use crate::home::{Account, Anchor, Home};
 use crate::link::Link;
 use crate::out::note;
 use crate::patience::Patience;
@@ -63,9 +63,9 @@ impl<'a> Session<'a> {
         let known = known_volumes(home, name)?;
         let mut asked = Vec::new();
         for (_, id) in &known {
-            match (span, home.last_head(id)?) {
+            match (span, home.anchor(id)?) {
                 (Span::All, _) => asked.push((*id, 1)),
-                (Span::Seen, Some(seen)) => asked.push((*id, seen.point.seq)),
+                (Span::Seen, Some(seen)) => asked.push((*id, seen.head.point.seq)),
                 (Span::Seen, None) => {}
             }
         }
@@ -76,8 +76,7 @@ impl<'a> Session<'a> {
         let trust = trust(&link, account)?;
         let volumes = volumes(&link, &trust)?;
         // An error among these counts only if the volume is there.
-        let ahead =
-            asked.into_iter().map(|(id, from)| (id, (from, receive(&link)))).collect();
+        let ahead = asked.into_iter().map(|(id, from)| (id, (from, receive(&link)))).collect();
         let session = Self { home, link, trust, volumes, ahead };
         for (name, id) in known {
             if session.find(&name).is_none_or(|l| l.volume.id != id) {
@@ -137,30 +136,94 @@ impl<'a> Session<'a> {
         Ok(all.done(listed.and_then(|l| l.head.as_ref()))?)
     }
 
-    /// All points of a volume, verified, and whether they go on from what this machine saw.
+    /// All points of a volume, verified, and whether they go on from what this machine knows.
     pub fn history(&mut self, volume: &VolumeId) -> Result<(Vec<StoredPoint>, Freshness)> {
         let points = self.points_from(volume, 1)?;
-        let Some(seen) = self.home.last_head(volume)? else {
-            return Ok((points, Freshness::Unproven));
-        };
-        let from = points.partition_point(|p| p.point().seq < seen.point.seq);
-        goes_on(&seen, &points[from..], points.last())?;
-        Ok((points, Freshness::Proved))
+        let anchor = self.home.anchor(volume)?;
+        if let Some(anchor) = &anchor {
+            let from = points.partition_point(|p| p.point().seq < anchor.head.point.seq);
+            self.goes_on(anchor, &points[from..], points.last())?;
+        }
+        let vouched = anchor.is_some_and(|a| a.vouched);
+        self.saw(volume, anchor, points.last(), vouched);
+        Ok((points, Freshness::of(vouched)))
     }
 
-    /// Compares the server's head with the last one that this machine saw.
+    /// All points of a volume, verified, among them the one with the hash that the user gave.
+    /// It takes the place of what this machine knows.
+    pub fn history_with(&mut self, volume: &VolumeId, hash: &str) -> Result<Vec<StoredPoint>> {
+        let points = self.points_from(volume, 1)?;
+        check_expected(&points, hash)?;
+        let anchor = self.home.anchor(volume)?;
+        // What this machine vouches for is given up by hand only.
+        if anchor.is_none_or(|anchor| !anchor.vouched) {
+            self.saw(volume, None, points.last(), true);
+        }
+        Ok(points)
+    }
+
+    /// Compares the server's head with the last one that this machine knows.
     pub fn check_fresh(
         &mut self,
         volume: &VolumeId,
         head: Option<&StoredPoint>,
     ) -> Result<Freshness> {
-        let Some(seen) = self.home.last_head(volume)? else { return Ok(Freshness::Unproven) };
-        if head.is_none_or(|h| h.point().seq < seen.point.seq) {
-            history::check_anchor(Some(&seen), head, None)?;
+        let anchor = self.home.anchor(volume)?;
+        if let Some(anchor) = &anchor {
+            // What is older needs no more questions.
+            let older = head.is_none_or(|h| h.point().seq < anchor.head.point.seq);
+            let from = anchor.head.point.seq;
+            let span = if older { Vec::new() } else { self.points_from(volume, from)? };
+            self.goes_on(anchor, &span, head)?;
         }
-        let span = self.points_from(volume, seen.point.seq)?;
-        goes_on(&seen, &span, head)?;
-        Ok(Freshness::Proved)
+        let vouched = anchor.is_some_and(|a| a.vouched);
+        self.saw(volume, anchor, head, vouched);
+        Ok(Freshness::of(vouched))
+    }
+
+    /// Remembers the head that was proved to go on from `anchor`, if it is a newer one.
+    fn saw(
+        &self,
+        volume: &VolumeId,
+        anchor: Option<Anchor>,
+        head: Option<&StoredPoint>,
+        vouched: bool,
+    ) {
+        let listed = self.volumes.iter().find(|l| l.volume.id == *volume);
+        let newer =
+            |head: &&StoredPoint| anchor.is_none_or(|a| head.point().seq > a.head.point.seq);
+        if let Some((listed, head)) = listed.zip(head.filter(newer))
+            && let Err(error) =
+                self.home.remember(&listed.volume, &Anchor { head: head.signed, vouched })
+        {
+            note!("what the server showed cannot be remembered here: {error:#}");
+        }
+    }
+
+    /// [`goes_on`], with the way out.
+    fn goes_on(
+        &self,
+        anchor: &Anchor,
+        span: &[StoredPoint],
+        head: Option<&StoredPoint>,
+    ) -> Result<()> {
+        let Err(error) = goes_on(&anchor.head, span, head) else { return Ok(()) };
+        let volume = &anchor.head.point.volume;
+        let known = self.home.anchor_path(volume, anchor.vouched);
+        let mut hint =
+            "the server's store may have been put back to an older state: look there first."
+                .to_owned();
+        if let Some(head) = head {
+            hint += &format!(
+                "\nTo take back what it still has: restore or verify with\n  --expect-head {}",
+                history::hash_of(&head.signed)
+            );
+        }
+        hint += &format!(
+            "\nTo go on from there with new copies, remove {}\n  and run `dormouse status --accept-state`",
+            known.display()
+        );
+        Err(Failure::new(Class::Damaged, error.to_string()).hint(hint).into())
     }
 
     /// The checkpoint that a verified point builds on, verified.
@@ -228,29 +291,45 @@ fn known_volumes(home: &Home, name: Option<&str>) -> Result<Vec<(String, VolumeI
     Ok(known)
 }
 
-/// Whether a head is as new as what this machine has seen.
+/// Whether a head is as new as what this machine knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Freshness {
     /// It is, or goes on from it.
     Proved,
-    /// This machine has seen nothing of the volume before.
+    /// This machine has made no point of the volume, and was told of none: what the server
+    /// showed it first may have been old already.
     Unproven,
+}
+
+impl Freshness {
+    const fn of(vouched: bool) -> Self {
+        if vouched { Self::Proved } else { Self::Unproven }
+    }
+
+    /// What is said of it to people.
+    pub const UNPROVEN: &str = "freshness unproven: this machine has made no point of this volume, \
+                                so a server that has hidden its newest points since before this \
+                                machine first asked is not noticed (--expect-head HASH makes it sure)";
 }
 
 /// That `span`, which begins with the point that this machine saw last, leads to `head`.
 /// Its points were verified as a chain.
-fn goes_on(seen: &SignedPoint, span: &[StoredPoint], head: Option<&StoredPoint>) -> Result<()> {
+fn goes_on(
+    seen: &SignedPoint,
+    span: &[StoredPoint],
+    head: Option<&StoredPoint>,
+) -> dormouse_sync::error::Result<()> {
     history::check_anchor(Some(seen), head, span.first())?;
     let head_seq = head.map_or(0, |h| h.point().seq);
     let end = span.iter().find(|p| p.point().seq == head_seq).map(|p| p.signed);
     if end != head.map(|h| h.signed) {
-        return Err(dormouse_sync::Error::Fork { seq: head_seq }.into());
+        return Err(dormouse_sync::Error::Fork { seq: head_seq });
     }
     Ok(())
 }
 
 /// Checks a hash that the user gave with `--expect-head`.
-pub fn check_expected(points: &[StoredPoint], expected: &str) -> Result<()> {
+fn check_expected(points: &[StoredPoint], expected: &str) -> Result<()> {
     let hash = Hash::from_hex(expected).ok_or_else(|| {
         Failure::new(Class::Usage, format!("'{expected}' is not the hash of a point")).hint(
             "`dormouse points VOLUME --json` and every `mirror` show it: 64 hexadecimal digits",
@@ -263,6 +342,6 @@ pub fn check_expected(points: &[StoredPoint], expected: &str) -> Result<()> {
         Class::Damaged,
         "the expected point is not in the history that the server shows",
     )
-    .hint("the server may have been put back to an older state")
+    .hint("the server's store may have been put back to an older state: look there first")
     .into())
 }

@@ -20,7 +20,7 @@ use crate::engine::{self, Opening, Target};
 use crate::exit::{Class, Failure};
 use crate::home::{Account, Home};
 use crate::link::Link;
-use crate::remote::{self, Freshness, Session, Span};
+use crate::remote::{Freshness, Session, Span};
 use crate::report::Report;
 use crate::text;
 use crate::when::{self, VolumeAt};
@@ -72,15 +72,13 @@ fn choose(home: &Home, options: &Options, report: &mut Report) -> Result<Chosen>
     let name = &options.what.volume;
     let mut session = Session::open(home, &account, Some(name), Span::All)?;
     let volume = session.volume(name)?.volume.id;
-    let (points, fresh) = session.history(&volume)?;
+    let (points, fresh) = match &options.expect_head {
+        Some(hash) => (session.history_with(&volume, hash)?, Freshness::Proved),
+        None => session.history(&volume)?,
+    };
     let Session { link, trust, .. } = session;
-    match &options.expect_head {
-        Some(expected) => remote::check_expected(&points, expected)?,
-        None if fresh == Freshness::Unproven => report.note(
-            "freshness unproven: this machine has not seen this volume before, so a server that \
-             hides its newest points would not be noticed (--expect-head HASH makes it sure)",
-        ),
-        None => {}
+    if fresh == Freshness::Unproven {
+        report.note(Freshness::UNPROVEN);
     }
     let at = when::resolve(&points, &options.what.when, text::now_ns(), options.fuzzy)?;
     let point = points[at];
@@ -98,7 +96,7 @@ fn choose(home: &Home, options: &Options, report: &mut Report) -> Result<Chosen>
     report.event(json!({
         "event": "chosen", "volume": name, "point": p.seq, "time": text::time_utc(point.receipt),
         "grade": p.grade.name(), "size": p.size, "hash": hash_of(&point.signed).to_string(),
-        "fresh": fresh == Freshness::Proved || options.expect_head.is_some(),
+        "fresh": fresh == Freshness::Proved,
     }));
     Ok(Chosen { link, account, trust: Arc::new(trust), identity, volume, point, checkpoint })
 }

@@ -6,7 +6,7 @@ use dormouse_format::{KeyId, RecordId, WriterId};
 use crate::{Error, Result, hash};
 
 /// Fills in the checks of a header and puts the record together.
-pub(crate) fn assemble(mut header: Header, body: &[u8]) -> Vec<u8> {
+pub fn assemble(mut header: Header, body: &[u8]) -> Vec<u8> {
     header.body_len = body.len() as u32;
     header.body_check = hash::body_check(body);
     header.check = hash::header_check(&header.encode()[..CHECKED_LEN]);

@@ -136,9 +136,26 @@ pub struct Serving {
 impl Serving {
     /// `dormouse serve`, on this address.
     pub fn start(store: &Path, listen: &str) -> Self {
+        Self::start_with(store, listen, &[])
+    }
+
+    /// With more arguments.
+    pub fn start_with(store: &Path, listen: &str, more: &[&str]) -> Self {
+        Self::start_by(Command::new(PROGRAM), store, listen, more)
+    }
+
+    /// With so many open files at most.
+    pub fn start_limited(store: &Path, listen: &str, files: u32) -> Self {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("ulimit -n {files} && exec \"$0\" \"$@\""), PROGRAM]);
+        Self::start_by(shell, store, listen, &[])
+    }
+
+    fn start_by(mut command: Command, store: &Path, listen: &str, more: &[&str]) -> Self {
         let log = File::options().create(true).append(true).open(log_of(store)).unwrap();
-        let mut child = Command::new(PROGRAM)
+        let mut child = command
             .args(["serve", text(store), "--listen", listen])
+            .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)

@@ -141,6 +141,11 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Say where the server, or the directory, is now; its key stays the same
+    Retarget {
+        /// HOST:PORT, dormouse://HOST:PORT, or a directory
+        target: String,
+    },
     /// Show what this machine has joined, and whether the server answers
     Status {
         /// First go on with the home's files that hold; what does not hold is set aside

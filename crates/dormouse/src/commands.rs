@@ -7,6 +7,7 @@ use anyhow::Result;
 use clap::CommandFactory;
 
 use crate::cli::{Cli, Command, JoinArgs, MirrorArgs, RestoreArgs, VaultCommand};
+use crate::connect::Target;
 use crate::exit::{Class, fail};
 use crate::home::Home;
 use crate::invite::Address;
@@ -49,6 +50,7 @@ pub fn run(cli: Cli) -> Result<()> {
         }
         Command::Scrub { store, accept_state, json } => scrub::run(&store, accept_state, json),
         Command::Status { accept_state, json } => list::status(&home()?, json, accept_state),
+        Command::Retarget { target } => retarget(&home()?, &target),
         Command::Demo { keep, size } => run_demo(keep.as_deref(), size),
         Command::Completions { shell } => {
             let mut text = Vec::new();
@@ -92,6 +94,16 @@ fn invite(store: &Path, client: &str, url: Option<&str>, expires: &str) -> Resul
 fn revoke(store: &Path, client: &str) -> Result<()> {
     let known = access::revoke(&StoreDir::open(store)?, client, now_ns())?;
     say!("client '{}' is revoked; its copies stay", known.name)?;
+    Ok(())
+}
+
+/// Who is there is known by its key, so a wrong address is found out when it is used.
+fn retarget(home: &Home, target: &str) -> Result<()> {
+    let target: Target = target.parse()?;
+    let _lock = home.lock()?;
+    let mut old = String::new();
+    home.change_client_file(|file| old = std::mem::replace(&mut file.target, target.to_string()))?;
+    say!("the server is looked for at {target}, no more at {old}; `dormouse status` tries it")?;
     Ok(())
 }
 

@@ -142,6 +142,8 @@ fn the_way_out_of_a_rollback() {
     // That was once: what this machine knows is given up by hand only.
     stage.place.run(&["points", "v"]).fails(9, &["lost history"]);
     std::fs::remove_file(file).unwrap();
+    stage.place.run(&["points", "v"]).fails(9, &["is missing", "--accept-state"]);
+    stage.place.run(&["status", "--accept-state"]).ok();
     stage.place.run(&["points", "v"]).ok();
 }
 
@@ -211,10 +213,8 @@ fn a_fork_is_found_by_every_command() {
     }
     let fork = Liar::start(&place.path("store2"));
     let moved = |home: &str, from: &str, to: &str| {
-        let file = place.path(home).join("client.toml");
-        let text = std::fs::read_to_string(&file).unwrap();
-        assert!(text.contains(from), "{text}");
-        std::fs::write(&file, text.replace(from, to)).unwrap();
+        let said = place.run_in(home, &["retarget", to]).ok();
+        assert!(said.out.contains(from) && said.out.contains(to), "{said:?}");
     };
     moved("home2", &stage.liar.address, &fork.address);
     let mut content = stage.versions[2].clone();

@@ -11,9 +11,16 @@ use crate::tidy;
 const STEPS: &[&[&str]] = &[
     &["fmt", "--all", "--check"],
     &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
+    // The README's test command.
     &["test", "--workspace"],
     &["run", "--release", "--package", "dormouse", "--", "demo"],
+    // Short forms of long proofs. Fixed seeds: a change is judged, not the day.
+    &["xtask", "sim", "1", "--runs", "300"],
+    &["xtask", "crash"],
+    &["xtask", "flips"],
     &["xtask", "proof", "sparse", "--blocks", "20000"],
+    &["build", "--release", "--package", "dormouse", "--example", "strangers"],
+    &["xtask", "proof", "strangers", "--connections", "200", "--image-mib", "256", "--rounds", "1"],
 ];
 
 /// Runs every step; stops at the first that fails.

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use dormouse_format::codec::invalid;
 use dormouse_format::point::{Point, SignedPoint};
+use dormouse_format::seeded::seeded;
 use dormouse_format::vault::Signed;
 use dormouse_format::{PublicKey, Signature, VaultId, WriterId};
 use ring::signature::KeyPair;
@@ -86,7 +87,7 @@ impl core::fmt::Debug for SigningKey {
 }
 
 fn input(what: &str, bytes: &[u8]) -> Vec<u8> {
-    [DOMAIN, what.as_bytes(), b"\0", bytes].concat()
+    [DOMAIN, if seeded("domain-dropped") { b"" } else { what.as_bytes() }, b"\0", bytes].concat()
 }
 
 /// Checks a signature in the domain `what`.

@@ -1,6 +1,7 @@
 //! Making and checking whole records, with or without a seal.
 
 use dormouse_format::record::{CHECKED_LEN, HEADER_LEN, Header, Kind, split};
+use dormouse_format::seeded::seeded;
 use dormouse_format::{KeyId, RecordId, WriterId};
 
 use crate::{Error, Result, hash};
@@ -39,7 +40,9 @@ fn plain_with_id(kind: Kind, writer: WriterId, id: RecordId, body: &[u8]) -> Vec
 
 /// Checks a header against its own check, before its body is read.
 pub fn check_header(bytes: &[u8; HEADER_LEN]) -> Result<Header> {
-    if hash::header_check(&bytes[..CHECKED_LEN]) != bytes[CHECKED_LEN..] {
+    if hash::header_check(&bytes[..CHECKED_LEN]) != bytes[CHECKED_LEN..]
+        && !seeded("header-unchecked")
+    {
         return Err(Error::Checksum { what: "record header" });
     }
     Ok(Header::decode(bytes)?)
@@ -47,7 +50,7 @@ pub fn check_header(bytes: &[u8; HEADER_LEN]) -> Result<Header> {
 
 /// Checks a body against its header; for a plain record also that the id is its hash.
 pub fn check_body(header: &Header, body: &[u8]) -> Result<()> {
-    if hash::body_check(body) != header.body_check {
+    if hash::body_check(body) != header.body_check && !seeded("body-unchecked") {
         return Err(Error::Checksum { what: header.kind.name() });
     }
     if !header.kind.sealed() && hash::plain_id(header.kind as u8, body) != header.id {

@@ -12,6 +12,7 @@ use dormouse_format::limits::{
     SEAL_OVERHEAD,
 };
 use dormouse_format::record::{BOUND_LEN, Header, Kind};
+use dormouse_format::seeded::seeded;
 use dormouse_format::vault::{self, Signed};
 use dormouse_format::{ChunkId, Digest, KeyId, PublicKey, TimeNs, VaultId, WriterId};
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, Tag, UnboundKey};
@@ -95,8 +96,12 @@ impl DataKey {
 
     fn nonce(&self, aad: &[u8; AAD_LEN], payload: &[u8]) -> [u8; 12] {
         let mut hasher = blake3::Hasher::new_keyed(&self.nonce_key);
+        let payload = if seeded("nonce-without-payload") { &[] } else { payload };
         let hash = hasher.update(aad).update(payload).finalize();
         let mut nonce = [0; 12];
+        if seeded("nonce-constant") {
+            return nonce;
+        }
         nonce.copy_from_slice(&hash.as_bytes()[..12]);
         nonce
     }
@@ -111,8 +116,11 @@ impl core::fmt::Debug for DataKey {
 fn aad(vault: &VaultId, header: &Header) -> [u8; AAD_LEN] {
     let mut out = [0; AAD_LEN];
     out[..16].copy_from_slice(AAD_LABEL);
-    out[16..48].copy_from_slice(&vault.0);
+    out[16..48].copy_from_slice(if seeded("aad-without-vault") { &[0; 32] } else { &vault.0 });
     out[48..].copy_from_slice(&header.encode()[..BOUND_LEN]);
+    if seeded("aad-without-writer") {
+        out[80..96].fill(0);
+    }
     out
 }
 
@@ -167,7 +175,8 @@ impl Sealer {
         content: &[u8],
     ) -> Result<Vec<u8>> {
         debug_assert_eq!(content.len(), digests.len() * BLOCK_SIZE);
-        if who.key.sealed.fetch_add(1, Ordering::Relaxed) >= RECORDS_PER_KEY_MAX {
+        let sealed = who.key.sealed.fetch_add(1, Ordering::Relaxed);
+        if sealed >= RECORDS_PER_KEY_MAX && !seeded("key-without-end") {
             return Err(Error::Key { what: "data key that has sealed 2^32 records" });
         }
         self.compress(content, digests.len())?;
@@ -210,7 +219,7 @@ impl Sealer {
         let check = unpack(&mut self.unzstd, payload, digests.len(), &mut self.check)?;
         let mut same = check.len() == digests.len() * BLOCK_SIZE;
         secrets.digests(check, &mut |i, digest| same &= digests.get(i) == Some(&digest));
-        if same { Ok(()) } else { Err(Error::Faulty) }
+        if same || seeded("sealed-unopened") { Ok(()) } else { Err(Error::Faulty) }
     }
 }
 
@@ -247,9 +256,10 @@ fn unpack<'a>(
     match prefix[0] {
         RAW if packed.len() == len => Ok(packed),
         ZSTD => {
-            let out = buffer.get_mut(..len).ok_or(Error::Faulty)?;
+            let room = if seeded("unpack-longer") { buffer.len() } else { len };
+            let out = buffer.get_mut(..room).ok_or(Error::Faulty)?;
             let n = unzstd.decompress_to_buffer(packed, out).map_err(|_| Error::Faulty)?;
-            if n == len { Ok(&buffer[..len]) } else { Err(Error::Faulty) }
+            if n >= len { Ok(&buffer[..len]) } else { Err(Error::Faulty) }
         }
         _ => Err(Error::Faulty),
     }
@@ -315,7 +325,7 @@ impl Opener {
         secrets.digests(out, &mut |i, digest| digests[i] = digest);
         if header.epoch != secrets.epoch
             || digests.iter().any(Digest::is_zero)
-            || secrets.chunk_id(&digests) != header.id
+            || (secrets.chunk_id(&digests) != header.id && !seeded("content-unchecked"))
         {
             return Err(content);
         }

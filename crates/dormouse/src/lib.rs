@@ -7,6 +7,9 @@
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+// Nobody gets a program with bugs on purpose.
+const _: () = assert!(!dormouse_format::seeded::ON, "the program is built with seeded-bugs");
+
 pub mod access;
 pub mod cli;
 pub mod commands;

@@ -7,6 +7,7 @@
 use crate::codec::{Error, Reader, Result, Writer, invalid};
 use crate::ids::{Block, ChunkId, Tag};
 use crate::limits::{BLOCK_SIZE, CHUNK_BLOCKS_MAX, LEAF_BLOCKS, VOLUME_SIZE_MAX};
+use crate::seeded::seeded;
 
 const WHAT: &str = "extents";
 const KIND_ZERO: u8 = 0;
@@ -163,7 +164,8 @@ impl<'a> Runs<'a> {
             KIND_ZERO => Content::Zero,
             KIND_DATA => {
                 let first = self.reader.u8()?;
-                if u64::from(first) + count > CHUNK_BLOCKS_MAX as u64 {
+                let most = CHUNK_BLOCKS_MAX as u64 + u64::from(seeded("run-beyond-chunk"));
+                if u64::from(first) + count > most {
                     return Err(invalid(WHAT, "a run reaches beyond its chunk"));
                 }
                 let chunk = crate::ids::RecordId(self.reader.array()?);

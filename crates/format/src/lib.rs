@@ -19,6 +19,7 @@ pub mod limits;
 pub mod message;
 pub mod point;
 pub mod record;
+pub mod seeded;
 pub mod segment;
 pub mod vault;
 

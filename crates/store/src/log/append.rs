@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use dormouse_crypt::{hash, record};
 use dormouse_format::record::{HEADER_LEN, Header, Kind};
+use dormouse_format::seeded::seeded;
 use dormouse_format::segment::{self, Item, RECORDS_MAX, Seal, TRAILER_LEN, Tail, Trailer};
 use dormouse_format::{TimeNs, VaultId, WriterId};
 
@@ -109,8 +110,12 @@ pub(crate) fn begin_segment(
     header.check = hash::header_check(&header.encode()[..segment::CHECKED_LEN]);
     let file = segments.dir.create(&name).map_err(failed)?;
     file.write_at(&header.encode(), 0).map_err(failed)?;
-    file.sync().map_err(failed)?;
-    segments.dir.sync().map_err(failed)?;
+    if !seeded("segment-header-unsynced") {
+        file.sync().map_err(failed)?;
+    }
+    if !seeded("segment-name-unsynced") {
+        segments.dir.sync().map_err(failed)?;
+    }
     segments.remember(number, Arc::clone(&file));
     let end = segment::HEADER_LEN as u64;
     Ok(Active {
@@ -176,7 +181,9 @@ impl Log {
     }
 
     fn fail(&self, what: &str, number: u64, e: std::io::Error) -> Error {
-        self.poison();
+        if !seeded("not-poisoned") {
+            self.poison();
+        }
         Error::io(format!("{what} {}", name(number)), e)
     }
 
@@ -187,7 +194,8 @@ impl Log {
         record: &[u8],
         now: TimeNs,
     ) -> Result<(RecordRef, Position)> {
-        let len = (record.len() + TRAILER_LEN) as u64;
+        let trailer = if seeded("roll-bound") { 0 } else { TRAILER_LEN };
+        let len = (record.len() + trailer) as u64;
         let mut active = lock(&self.active);
         loop {
             self.usable()?;
@@ -211,7 +219,7 @@ impl Log {
 
     fn write(&self, active: &mut Active, header: &Header, record: &[u8]) -> Result<RecordRef> {
         let (number, at) = (active.number, active.end);
-        let durable = active.durable;
+        let durable = if seeded("durable-ahead") { at } else { active.durable };
         let chain = hash::chain(&active.chain, &header.check, durable);
         let check = hash::trailer_check(&active.segment_check, at, durable, &chain);
         let trailer = Trailer { durable, chain, check };
@@ -262,6 +270,9 @@ impl Log {
     fn seal(&self, active: &mut Active) -> Result<()> {
         let number = active.number;
         let at = active.end;
+        if seeded("seal-table-short") {
+            active.table.seal.items.pop();
+        }
         let seal = record::plain(Kind::Seal, WriterId::ZERO, &active.table.seal.encode());
         let (header, _) = dormouse_format::record::split(&seal)?;
         self.write(active, &header, &seal)?;
@@ -269,7 +280,9 @@ impl Log {
         let tail = tail.encode();
         active.file.write_at(&tail, active.end).map_err(|e| self.fail("sealing", number, e))?;
         active.end += tail.len() as u64;
-        active.file.sync().map_err(|e| self.fail("syncing", number, e))?;
+        if !seeded("seal-unsynced") {
+            active.file.sync().map_err(|e| self.fail("syncing", number, e))?;
+        }
         active.durable = active.end;
         active.sealed = true;
         Ok(())
@@ -284,9 +297,12 @@ impl Log {
             }
             (active.number, Arc::clone(&active.file), active.end)
         };
-        file.sync().map_err(|e| self.fail("syncing", number, e))?;
+        let synced =
+            file.sync().or_else(|e| if seeded("sync-retried") { file.sync() } else { Err(e) });
+        synced.map_err(|e| self.fail("syncing", number, e))?;
         // Only who holds `syncing` begins a segment: it is still the same one.
-        lock(&self.active).durable = end;
+        let mut active = lock(&self.active);
+        active.durable = if seeded("durable-late") { active.end } else { end };
         Ok(())
     }
 

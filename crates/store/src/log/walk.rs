@@ -5,6 +5,7 @@
 use dormouse_crypt::{hash, record};
 use dormouse_format::VaultId;
 use dormouse_format::record::{HEADER_LEN, Header, Kind, MAGIC};
+use dormouse_format::seeded::seeded;
 use dormouse_format::segment::{self, Seal, TAIL_LEN, TRAILER_LEN, Tail, Trailer};
 
 use super::read_range;
@@ -79,12 +80,13 @@ impl<'a> Walk<'a> {
 
     /// Checks the trailer of the next entry: by itself, and that it follows.
     fn linked(&self, header: &Header, trailer: &Trailer) -> core::result::Result<(), String> {
-        if trailer.check != trailer_check(&self.segment_check, self.at, trailer) {
+        let check = trailer_check(&self.segment_check, self.at, trailer);
+        if trailer.check != check && !seeded("trailer-unchecked") {
             return Err("the check of the entry's trailer does not hold".into());
         }
         let follows =
             |before| trailer.chain == hash::chain(&before, &header.check, trailer.durable);
-        if !self.chain.is_none_or(follows) {
+        if !self.chain.is_none_or(follows) && !seeded("chain-unchecked") {
             return Err("the chain does not hold: an entry was swapped, removed or altered".into());
         }
         if trailer.durable > self.at as u64 {
@@ -213,7 +215,7 @@ pub(crate) fn sealed(file: &dyn File, number: u64, vault: &VaultId) -> Result<Se
     let mut fixed = [0; TRAILER_LEN];
     fixed.copy_from_slice(&trailer);
     let chain = Trailer::decode(&fixed)?.chain;
-    if hash::tail_check(tail.seal, &chain) != tail.check {
+    if hash::tail_check(tail.seal, &chain) != tail.check && !seeded("tail-unchecked") {
         return Err(bad());
     }
     Ok(Sealed { header, chain, seal: tail.seal, len })

@@ -13,6 +13,7 @@ use dormouse_format::extents::{Content, Run};
 use dormouse_format::geometry::{Place, blocks, top_level};
 use dormouse_format::limits::{FANOUT, PAGE_BLOCKS};
 use dormouse_format::record::Kind;
+use dormouse_format::seeded::seeded;
 
 use super::overlay::Overlay;
 use super::page::{Body, DEPTH_MAX, Page, page_hash};
@@ -177,7 +178,9 @@ impl Building {
         }
         let mut zeros = core::mem::take(&mut self.zeroed);
         zeros.extend(self.overlay.zeros());
-        zeros.push((end, u64::MAX));
+        if !seeded("shrink-keeps-pages") {
+            zeros.push((end, u64::MAX));
+        }
         self.zeroed = merge(zeros);
         let level = top_level(self.size);
         let top = Place { level, index: 0 };

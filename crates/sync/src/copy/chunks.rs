@@ -12,6 +12,7 @@ use dormouse_crypt::hash;
 use dormouse_format::geometry;
 use dormouse_format::limits::LEAF_BLOCKS;
 use dormouse_format::message::Message;
+use dormouse_format::seeded::seeded;
 use dormouse_format::{Block, ChunkId, Tag};
 
 use super::compare::{Compare, Hint, Old};
@@ -109,7 +110,7 @@ impl Copy {
             };
             if tag.is_zero() || !(changed || self.plan.mode == Mode::Check) {
                 self.end_chunk();
-                if changed {
+                if changed && !seeded("zeros-unsent") {
                     self.zero(block, 1);
                 }
                 continue;
@@ -240,10 +241,11 @@ impl Copy {
     pub(super) fn have(&mut self, have: &[bool], actions: &mut Vec<Action>) -> Result<()> {
         let asked = self.asked.pop_front();
         let ids = asked.ok_or(Error::Protocol { what: "an answer about chunks not asked for" })?;
-        if ids.len() != have.len() {
+        if ids.len() != have.len() && !seeded("have-short") {
             return Err(Error::Protocol { what: "an answer about another number of chunks" });
         }
         let mut lost = HashSet::new();
+        let have = have.iter().skip(usize::from(seeded("have-shifted")));
         for (id, have) in ids.into_iter().zip(have) {
             let Some(waiting) = self.waiting.get_mut(&id) else { continue };
             let cut = waiting.cut.take();
@@ -383,7 +385,7 @@ impl Copy {
 
     fn chunk_is_there(&mut self, id: &ChunkId) -> bool {
         let Some(waiting) = self.waiting.get_mut(id) else { return self.known.contains(id) };
-        if !waiting.ready {
+        if !waiting.ready && !seeded("extents-before-chunk") {
             return false;
         }
         waiting.users -= 1;

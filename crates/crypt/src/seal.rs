@@ -357,14 +357,17 @@ mod tests {
     fn seal(w: &World, content: &[u8]) -> Vec<u8> {
         let digests: Vec<_> =
             content.chunks_exact(BLOCK_SIZE).map(|b| w.secrets.digest(b)).collect();
+        try_seal(w, &digests, content).unwrap()
+    }
+
+    fn try_seal(w: &World, digests: &[Digest], content: &[u8]) -> Result<Vec<u8>> {
         let who = SealFor {
             vault: &w.vault,
             writer: w.signer.writer_id(),
             key: &w.key,
             secrets: &w.secrets,
         };
-        let id = w.secrets.chunk_id(&digests);
-        Sealer::new(1).unwrap().seal(who, id, &digests, content).unwrap()
+        Sealer::new(1)?.seal(who, w.secrets.chunk_id(digests), digests, content)
     }
 
     fn open(w: &World, bytes: &[u8]) -> Result<Vec<u8>> {
@@ -393,6 +396,46 @@ mod tests {
         let a = record::check(&seal(&w, &[7; BLOCK_SIZE])).unwrap().0.nonce;
         let b = record::check(&seal(&w, &[8; BLOCK_SIZE])).unwrap().0.nonce;
         assert_ne!(a, b);
+    }
+
+    /// As when memory fails between reading and sealing.
+    #[test]
+    fn content_that_is_not_that_of_its_digests_does_not_leave() {
+        let w = world();
+        let digests = [7, 8].map(|byte| w.secrets.digest(&[byte; BLOCK_SIZE]));
+        let mut content = [[7; BLOCK_SIZE], [8; BLOCK_SIZE]].concat();
+        assert!(try_seal(&w, &digests, &content).is_ok());
+        for at in [0, BLOCK_SIZE, 2 * BLOCK_SIZE - 1] {
+            content[at] ^= 1;
+            assert_eq!(try_seal(&w, &digests, &content), Err(Error::Faulty), "byte {at}");
+            content[at] ^= 1;
+        }
+    }
+
+    /// The first blocks may be right: what opens to more is not a chunk.
+    #[test]
+    fn a_payload_that_opens_to_another_length_is_refused() {
+        let mut sealer = Sealer::new(1).unwrap();
+        sealer.compress(&[7; 3 * BLOCK_SIZE], 3).unwrap();
+        let mut payload = sealer.payload[..sealer.used].to_vec();
+        let mut buffer = vec![0; CHUNK_BLOCKS_MAX * BLOCK_SIZE];
+        for count in [1, 2, 3, 4, 64] {
+            payload[1] = count as u8;
+            let opened = unpack(&mut sealer.unzstd, &payload, count, &mut buffer);
+            assert_eq!(opened.is_ok(), count == 3, "{count} blocks");
+        }
+    }
+
+    #[test]
+    fn a_data_key_seals_no_more_than_it_may() {
+        let w = world();
+        let digests = [w.secrets.digest(&[7; BLOCK_SIZE])];
+        w.key.sealed.store(RECORDS_PER_KEY_MAX - 1, Ordering::Relaxed);
+        assert!(try_seal(&w, &digests, &[7; BLOCK_SIZE]).is_ok());
+        for _ in 0..2 {
+            let refused = try_seal(&w, &digests, &[7; BLOCK_SIZE]);
+            assert!(matches!(refused, Err(Error::Key { .. })), "{refused:?}");
+        }
     }
 
     /// A liar who can make checksums, and changes one byte that the seal binds.

@@ -1,6 +1,7 @@
 //! Tests of the store through what it offers to others.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+mod append;
 mod faults;
 mod index;
 mod kit;

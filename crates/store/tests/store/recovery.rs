@@ -3,7 +3,7 @@
 use dormouse_crypt::{hash, record};
 use dormouse_format::InstanceId;
 use dormouse_format::record::{HEADER_LEN, Header, Kind};
-use dormouse_format::segment::TRAILER_LEN;
+use dormouse_format::segment::{TAIL_LEN, TRAILER_LEN};
 use dormouse_store::memory::MemDir;
 use dormouse_store::{Dir, Error, Recovery, Result, VaultStore};
 
@@ -346,6 +346,70 @@ fn missing_and_foreign_segments_are_named() {
     assert!(matches!(other.try_open(), Err(Error::Damaged { .. })));
     let empty = Kit::new(3000, 50);
     assert!(matches!(empty.try_open(), Err(Error::NotAStore { .. })));
+}
+
+/// Two records of one length change places: each is whole, and so is each trailer. Only
+/// the chain tells.
+#[test]
+fn records_that_changed_places_are_damage() {
+    let kit = Kit::new(1 << 20, 50);
+    let store = kit.create();
+    [1, 2, 51].iter().for_each(|seed| store.put(&kit.chunk(0, *seed), 1).unwrap());
+    store.close().unwrap();
+    let name = last(&kit.segments);
+    let mut bytes = kit.segments.get(&name).unwrap();
+    let [a, b] = [1, 51].map(|seed| place_of(&bytes, seed));
+    let len = header_at(&bytes, a).record_len();
+    assert_eq!(len, header_at(&bytes, b).record_len());
+    let (before, after) = bytes.split_at_mut(b);
+    before[a..a + len].swap_with_slice(&mut after[..len]);
+    let (_, opened) = open_with(&kit, &name, &bytes);
+    let Err(Error::Damaged { offset, why, .. }) = opened else { panic!("it opens") };
+    assert!(offset == a as u64 && why.contains("chain"), "{offset}: {why}");
+}
+
+/// What ends a sealed segment says where its table lies: no other bytes are taken for it.
+#[test]
+fn every_flipped_byte_of_a_segments_end_is_refused() {
+    let (kit, store, _) = small(3000);
+    store.close().unwrap();
+    let name = &kit.segments.list().unwrap()[1];
+    let whole = kit.segments.get(name).unwrap();
+    for at in whole.len() - TAIL_LEN..whole.len() {
+        for mask in [1, 0x80, 0xff] {
+            let mut bytes = whole.clone();
+            bytes[at] ^= mask;
+            let (_, opened) = open_with(&kit, name, &bytes);
+            let refused = matches!(&opened, Err(Error::Damaged { segment, .. }) if segment == name);
+            assert!(refused, "byte {at}, mask {mask:#x}");
+        }
+    }
+}
+
+/// The same vault's log, begun at another time: each segment is whole, but none of them
+/// belongs between the others.
+#[test]
+fn a_segment_of_another_log_of_the_vault_is_named() {
+    let log = |now| {
+        let kit = Kit::new(2000, 50);
+        let (segments, index) = kit.boxes();
+        let store = VaultStore::create(segments, index, kit.vault, now, kit.options).unwrap();
+        kit.bundle().iter().for_each(|record| store.put(record, 1).unwrap());
+        (0..30).for_each(|seed| store.put(&kit.chunk(0, seed), 1).unwrap());
+        store.close().unwrap();
+        kit
+    };
+    let (kit, other) = (log(1), log(2));
+    let names = kit.segments.list().unwrap();
+    assert!(names.len() > 3 && names == other.segments.list().unwrap());
+    for (i, name) in names.iter().enumerate() {
+        let segments = kit.segments.snapshot();
+        segments.set(name, other.segments.get(name).unwrap());
+        let e = Kit { segments, ..Kit::new(2000, 50) }.try_open().err().unwrap();
+        // The first one follows nothing: what follows it does not.
+        let at = &names[i.max(1)];
+        assert!(matches!(&e, Error::Damaged { segment, .. } if segment == at), "{name}: {e}");
+    }
 }
 
 #[test]

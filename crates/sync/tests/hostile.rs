@@ -461,6 +461,24 @@ fn no_point_is_made_of_a_lie() {
     past.world.assert_restores(&past.machine, past.volume, &past.models);
 }
 
+/// An answer about fewer chunks than were asked for, or about more, ends the copy.
+#[test]
+fn an_answer_about_another_number_of_chunks_is_refused() {
+    let mut world = World::new(34);
+    let machine = world.machine();
+    let volume = world.volume(&machine, "disk");
+    for more in [false, true] {
+        world.liar = answer(move |message| {
+            if let Message::HaveAnswer { have } = message {
+                have.resize(if more { have.len() + 1 } else { have.len() - 1 }, true);
+            }
+        });
+        let done = world.copy(&machine, volume, &disk(8, 20)).map(drop);
+        let what = "an answer about another number of chunks";
+        assert_eq!(done, Err(Error::Protocol { what }));
+    }
+}
+
 /// A checkpoint is restored from its own map, whatever it is given with it.
 #[test]
 fn a_point_with_anothers_checkpoint_is_refused() {

@@ -6,11 +6,11 @@ use dormouse_crypt::record::check_header;
 use dormouse_format::ChunkId;
 use dormouse_format::limits::{BLOCK_SIZE, VOLUME_SIZE_MAX};
 use dormouse_format::message::{Message, Refusal};
-use dormouse_format::record::{HEADER_LEN, Kind, MAGIC};
+use dormouse_format::record::{HEADER_LEN, Header, Kind, MAGIC};
 use dormouse_sim::registry::Memory;
 use dormouse_sim::{Disk, Lcg, World, noise};
 use dormouse_store::memory::MemDir;
-use dormouse_store::{Dir, Options};
+use dormouse_store::{Dir, Error as StoreError, Options};
 use dormouse_sync::Error;
 
 fn filled(random: &mut Lcg, size: u64, blocks: u64) -> Disk {
@@ -321,15 +321,22 @@ fn another_writer_cannot_write_here_nor_use_untrusted_chunks() {
     world.assert_restores(&b, vb, &[disk]);
 }
 
+/// Where the records lie that these bytes hold.
+fn records(bytes: &[u8]) -> Vec<(usize, Header)> {
+    let header = |at: usize| {
+        let head = bytes[at..].first_chunk::<HEADER_LEN>()?;
+        (head[..4] == MAGIC).then(|| check_header(head).ok()).flatten()
+    };
+    (0..bytes.len()).filter_map(|at| Some((at, header(at)?))).collect()
+}
+
 /// Flips a byte in the body of each record of this chunk.
 fn damage(dir: &MemDir, chunk: ChunkId) -> usize {
     let mut flipped = 0;
     for name in dir.list().unwrap() {
         let mut bytes = dir.get(&name).unwrap();
-        for at in 0..bytes.len().saturating_sub(HEADER_LEN) {
-            let Some(head) = bytes[at..].first_chunk::<HEADER_LEN>() else { break };
-            let header = (head[..4] == MAGIC).then(|| check_header(head).ok()).flatten();
-            if header.is_some_and(|h| h.kind == Kind::Chunk && h.id == chunk) {
+        for (at, header) in records(&bytes) {
+            if header.kind == Kind::Chunk && header.id == chunk {
                 bytes[at + HEADER_LEN + 9] ^= 1;
                 flipped += 1;
             }
@@ -337,6 +344,33 @@ fn damage(dir: &MemDir, chunk: ChunkId) -> usize {
         dir.open(&name).unwrap().write_at(&bytes, 0).unwrap();
     }
     flipped
+}
+
+/// What no later record proves durable looks like a torn end when it is damaged. A link
+/// that ends leaves a record that proves it.
+#[test]
+fn a_link_that_ends_puts_on_record_what_is_durable() {
+    for ended in [false, true] {
+        let place = Memory::default();
+        let mut world = World::on(22, Box::new(place.clone()), Options::default(), None);
+        let machine = world.machine();
+        let volume = world.volume(&machine, "disk");
+        let mut wire = world.hello(&machine).unwrap();
+        world.open(&mut wire, volume).unwrap();
+        if ended {
+            wire.end();
+        }
+        let name = place.segments.list().unwrap().pop().unwrap();
+        let mut bytes = place.segments.get(&name).unwrap();
+        let told = records(&bytes).into_iter().rfind(|(_, h)| h.kind == Kind::Generation);
+        bytes[told.unwrap().0 + 20] ^= 1;
+        place.segments.set(&name, bytes);
+        world.registry.forget();
+        match world.registry.reopen(machine.vault) {
+            Ok(recovery) => assert_eq!((ended, recovery.torn.len()), (false, 1)),
+            Err(e) => assert!(ended && matches!(e, StoreError::Damaged { .. }), "{e}"),
+        }
+    }
 }
 
 #[test]

@@ -4,18 +4,20 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program for the terminal")]
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use dormouse_sim::run::{Family, Report, Run};
 
 const USAGE: &str =
-    "usage: cargo xtask sim [SEED] [--runs N] [--jobs N] [--family sound|rot] [--trace]
+    "usage: cargo xtask sim [SEED] [--runs N] [--jobs N] [--family sound|rot] [--trace] [--first]
 
 Runs N seeds (1 with a SEED, else 200), from SEED or from the clock on. Odd seeds have a
-sound disk, even ones a disk that rots, unless --family says so. A failure prints its seed.";
+sound disk, even ones a disk that rots, unless --family says so. A failure prints its seed;
+with --first no seed above it is begun.";
 
 struct Asked {
     seed: u64,
@@ -23,6 +25,7 @@ struct Asked {
     jobs: usize,
     family: Option<Family>,
     trace: bool,
+    first: bool,
 }
 
 fn main() -> ExitCode {
@@ -39,13 +42,14 @@ fn main() -> ExitCode {
 fn asked(arguments: &[String]) -> Option<Asked> {
     let jobs = std::thread::available_parallelism().map_or(1, usize::from);
     let (mut seed, mut runs) = (None, None);
-    let mut asked = Asked { seed: 0, runs: 0, jobs, family: None, trace: false };
+    let mut asked = Asked { seed: 0, runs: 0, jobs, family: None, trace: false, first: false };
     let mut rest = arguments.iter();
     while let Some(argument) = rest.next() {
         match argument.as_str() {
             "--runs" => runs = Some(rest.next()?.parse().ok()?),
             "--jobs" => asked.jobs = rest.next()?.parse().ok()?,
             "--trace" => asked.trace = true,
+            "--first" => asked.first = true,
             "--family" => {
                 asked.family = Some(match rest.next()?.as_str() {
                     "sound" => Family::Sound,
@@ -63,7 +67,7 @@ fn asked(arguments: &[String]) -> Option<Asked> {
 }
 
 fn run(asked: &Asked) -> ExitCode {
-    let (next, failed) = (AtomicU64::new(0), AtomicBool::new(false));
+    let (next, failed) = (AtomicU64::new(0), Mutex::new(BTreeMap::new()));
     let sum = Mutex::new(Report::default());
     let began = Instant::now();
     println!("seeds {} to {}", asked.seed, asked.seed + asked.runs - 1);
@@ -72,7 +76,8 @@ fn run(asked: &Asked) -> ExitCode {
             scope.spawn(|| {
                 loop {
                     let at = next.fetch_add(1, Ordering::Relaxed);
-                    if at >= asked.runs {
+                    let enough = asked.first && failed.lock().is_ok_and(|f| !f.is_empty());
+                    if at >= asked.runs || enough {
                         return;
                     }
                     one(asked, asked.seed + at, &sum, &failed);
@@ -84,19 +89,35 @@ fn run(asked: &Asked) -> ExitCode {
     if let Ok(sum) = sum.into_inner() {
         print(&sum, asked, seconds);
     }
-    if failed.into_inner() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    let failed = failed.into_inner().unwrap_or_default();
+    if let Some(text) = failed.values().next().filter(|_| asked.first) {
+        println!("{text}");
+    }
+    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn one(asked: &Asked, seed: u64, sum: &Mutex<Report>, failed: &AtomicBool) {
+/// Failures, by seed. With `--first` only the lowest is printed, at the end: which others
+/// were under way depends on the machine.
+type Failed = Mutex<BTreeMap<u64, String>>;
+
+fn one(asked: &Asked, seed: u64, sum: &Mutex<Report>, failed: &Failed) {
     let usual = if seed % 2 == 1 { Family::Sound } else { Family::Rot };
     let family = asked.family.unwrap_or(usual);
     let (report, outcome) = Run::seed(seed, family, asked.trace);
     if let Err(violation) = outcome {
-        failed.store(true, Ordering::Relaxed);
         let name = if family == Family::Sound { "sound" } else { "rot" };
         let commit = std::env::var("DORMOUSE_COMMIT").unwrap_or_else(|_| "unknown".into());
-        println!("seed {seed} FAILED: {}", violation.0);
-        println!("  again: cargo xtask sim {seed} --family {name} --trace   (commit {commit})");
+        let text = format!(
+            "seed {seed} FAILED: {}\n  again: cargo xtask sim {seed} --family {name} --trace   \
+             (commit {commit})",
+            violation.0
+        );
+        if !asked.first {
+            println!("{text}");
+        }
+        if let Ok(mut failed) = failed.lock() {
+            failed.insert(seed, text);
+        }
     }
     if let Ok(mut sum) = sum.lock() {
         sum.add(&report);

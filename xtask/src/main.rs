@@ -7,6 +7,7 @@ mod ci;
 mod flips;
 mod fuzz;
 mod measure;
+mod mutants;
 mod proof;
 mod random;
 mod sim;
@@ -29,6 +30,8 @@ commands:
             --family F        'sound' or 'rot': what the disk may do; by the seed without it
             --jobs N          at the same time; one for each processor without it
             --trace           every event to standard error
+            --first           stops at the first seed that fails
+            --canary          with syncs left out: must fail within a few seeds
   crash   crashes at every I/O of every sequence of up to three operations; nothing that was
           acknowledged may be lost
             --points N        crash points at least, 20000 without it
@@ -41,6 +44,13 @@ commands:
             --seed N          which store, and which sample; 1 without it
             --jobs N          at the same time; one for each processor without it
             --case N          one, as a violation names it
+  mutants bugs on purpose, one after the other: each must be caught by a check
+            NAME…             these only, without the run that has no bug
+            --short           ten of them, likewise
+            --all-checks      all checks that catch it, not the first only
+            --jobs N          bugs at the same time; one for each processor without it
+            --write           the table into docs/testing.md
+            --list            what there is
   bench   the published benchmark, against the peers that are installed
             --quick           a 1 GiB image and one round
             --rounds N        rounds, 3 without it
@@ -90,8 +100,10 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
         "bench" => bench::run(rest),
         "fuzz" => fuzz::run(rest),
         "proof" => proof::run(rest),
+        "sim" if rest == ["--canary"] => sim::canary(),
         "sim" => sim::run(rest),
         "flips" => flips::run(rest),
+        "mutants" => mutants::run(rest),
         measure::MEASURE => measure::measure_one(rest),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");

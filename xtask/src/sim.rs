@@ -1,12 +1,43 @@
 //! `cargo xtask sim`: builds the simulator optimised, and runs it.
 
 use std::process::{Command, ExitCode};
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+
+use crate::mutants::{self, Build, Outcome};
+
+/// Syncs and writes that are left out, and in how many seeds that must show: at least twice
+/// as many as it took.
+const CANARIES: &[(&str, u64)] = &[
+    ("commit-unsynced", 20),
+    ("generation-unsynced", 20),
+    ("seal-unsynced", 20),
+    ("segment-name-unsynced", 20),
+    ("durable-ahead", 20),
+    ("reopen-unwritten", 80),
+];
 
 /// Runs the simulator with these arguments.
 pub fn run(arguments: &[String]) -> Result<ExitCode> {
     simulator("dormouse-sim", arguments)
+}
+
+/// Runs the simulator with bugs that only a crash can show. If it finds one of them not, it
+/// proves nothing, and this fails.
+pub fn canary() -> Result<ExitCode> {
+    let build = Build::make()?;
+    for (bug, runs) in CANARIES {
+        mutants::find(bug)?;
+        let runs = runs.to_string();
+        let arguments = ["1", "--family", "sound", "--first", "--runs", &runs];
+        let check = build.program("dormouse-sim", &arguments)?;
+        match check.run(Some(bug), Duration::from_secs(300))? {
+            Outcome::Caught(what) if what.starts_with("seed ") => println!("canary {bug}: {what}"),
+            other => bail!("the simulator does not find {bug} in {runs} seeds: {other:?}"),
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Runs a program of the simulator's crate; it knows from which commit it is.

@@ -1,13 +1,15 @@
 //! Rules of the source that no compiler checks.
 //!
 //! Faults: a file that does not open with `//!`, a file over 1,000 lines, an unfinished or
-//! debugging macro. Warnings: a function over 100 lines. Looks at the files that git tracks or
+//! debugging macro, a bug on purpose that is not where it should be. Warnings: a function over 100 lines. Looks at the files that git tracks or
 //! would track.
 
 use std::fs;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, ensure};
+
+use crate::mutants::places;
 
 const FILE_LINES_MAX: usize = 1000;
 const FUNCTION_LINES_MAX: usize = 100;
@@ -20,10 +22,15 @@ pub fn run() -> Result<ExitCode> {
     let mut faults = Vec::new();
     let mut warnings = Vec::new();
     let files = source_files()?;
-    for path in &files {
-        let text = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
-        check(path, &text, &mut faults, &mut warnings);
+    let read = |path: String| {
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+        Ok((path, text))
+    };
+    let files = files.into_iter().map(read).collect::<Result<Vec<_>>>()?;
+    for (path, text) in &files {
+        check(path, text, &mut faults, &mut warnings);
     }
+    faults.extend(places::faults(&files)?);
     for warning in &warnings {
         println!("warning: {warning}");
     }

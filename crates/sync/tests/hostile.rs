@@ -4,13 +4,13 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use dormouse_crypt::record;
 use dormouse_crypt::seal::{DataKey, SealFor, Sealer};
+use dormouse_crypt::{hash, record};
 use dormouse_format::extents::{Content, ExtentsWriter, Runs};
 use dormouse_format::limits::{BLOCK_SIZE, DELTAS_BYTES_MAX, PAGE_BLOCKS};
-use dormouse_format::message::Message;
+use dormouse_format::message::{Message, Refusal};
 use dormouse_format::point::{Point, StoredPoint};
-use dormouse_format::record::{Kind, split};
+use dormouse_format::record::{CHECKED_LEN, Header, Kind, split};
 use dormouse_format::vault::{self, Signed};
 use dormouse_format::{ChunkId, Hash, RecordId, Tag, VolumeId, WriterId, delta};
 use dormouse_sim::{Disk, Lcg, Liar, Machine, World, noise};
@@ -78,6 +78,35 @@ fn junk_under_another_writers_chunk_id_does_not_stop_a_restore() {
         }
         assert_eq!(makers, [liar.signer.writer_id(), victim.signer.writer_id()]);
     }
+}
+
+/// A chunk under another's name would be taken for its own, and the good one never sent.
+#[test]
+fn a_chunk_under_another_writers_name_is_refused() {
+    let mut world = World::new(35);
+    let victim = world.machine();
+    let volume = world.volume(&victim, "disk");
+    let mut model = disk(9, 10);
+    world.copy(&victim, volume, &model).unwrap();
+    let id = |content: &[u8]| victim.secrets.chunk_id(&[victim.secrets.digest(content)]);
+    let (writer, mut next) = (victim.signer.writer_id(), vec![1; BLOCK_SIZE]);
+    next[7] = 7;
+    let liar = world.second(&victim, 0);
+    let mut wire = world.hello(&liar).unwrap();
+    let ask = Message::GetChunks { writer, skip: 0, ids: vec![id(&model.blocks[&0])] };
+    let Ok(Message::Record { record }) = wire.ask(&ask) else { panic!("chunk") };
+    let (header, body) = split(&record).unwrap();
+    let mut forged = Header { id: id(&next), ..header };
+    forged.check = hash::header_check(&forged.encode()[..CHECKED_LEN]);
+    let record = [&forged.encode()[..], body].concat();
+    assert!(record::check(&record).is_ok());
+    wire.send(&Message::Put { record });
+    let refused = wire.ask(&Message::Barrier);
+    let bad = matches!(&refused, Err(Error::Refused { refusal: Refusal::BadRecord, .. }));
+    assert!(bad, "{refused:?}");
+    model.write(1, next);
+    assert_eq!(world.copy(&victim, volume, &model).unwrap().progress.sent, 1);
+    assert!(world.restore(&victim, volume, 2, None).unwrap().0 == model);
 }
 
 /// Another writer puts a data key's record under the id of the first one's key.

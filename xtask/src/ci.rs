@@ -15,9 +15,12 @@ const STEPS: &[&[&str]] = &[
     &["test", "--workspace"],
     &["run", "--release", "--package", "dormouse", "--", "demo"],
     // Short forms of long proofs. Fixed seeds: a change is judged, not the day.
-    &["xtask", "sim", "1", "--runs", "300"],
+    &["xtask", "sim", "1", "--runs", "200"],
     &["xtask", "crash"],
     &["xtask", "flips"],
+    // These checks must be able to fail.
+    &["xtask", "sim", "--canary"],
+    &["xtask", "mutants", "--short"],
     &["xtask", "proof", "sparse", "--blocks", "20000"],
     &["build", "--release", "--package", "dormouse", "--example", "strangers"],
     &["xtask", "proof", "strangers", "--connections", "200", "--image-mib", "256", "--rounds", "1"],

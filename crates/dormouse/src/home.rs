@@ -314,21 +314,24 @@ impl Home {
 
     fn head_in(&self, name: &str, volume: &VolumeId) -> Result<Option<SignedPoint>> {
         let Some(text) = self.state().read(name)? else { return Ok(None) };
-        let bytes = unhex(&text).filter(|b| b.len() == POINT_LEN);
-        let point = bytes.and_then(|b| SignedPoint::read(&mut Reader::new(&b, "head")).ok());
-        match point {
+        match head_of(&text) {
             Some(point) if point.point.volume == *volume => Ok(Some(point)),
             _ => Err(self.damaged(name, "it is not a signed point").into()),
         }
     }
 
-    /// Remembers a volume and its head, so that a server that goes back is found out.
+    /// Remembers a volume and its head, so that a server that goes back is found out. Of two
+    /// commands that end together the newer head stays.
     pub fn remember(&self, volume: &Volume, anchor: &Anchor) -> Result<()> {
         let (state, name) = (self.state(), format!("volumes/{}", volume.name));
         if self.known_volume(&volume.name)? != Some(volume.id) {
             state.write(&name, &volume.id.to_string(), 0o600)?;
         }
-        state.write(&head_file(&volume.id, anchor.vouched), &hex(&anchor.head.encode()), 0o600)
+        state.update(&head_file(&volume.id, anchor.vouched), 0o600, |old| {
+            let newer = |old: SignedPoint| anchor.head.point.seq > old.point.seq;
+            let goes = old.and_then(head_of).is_none_or(newer);
+            goes.then(|| hex(&anchor.head.encode()))
+        })
     }
 
     /// The volume that this machine has seen under a name.
@@ -354,6 +357,11 @@ fn wipe(path: &Path) {
         let _ = std::fs::write(path, vec![b'0'; meta.len() as usize]);
         let _ = File::open(path).and_then(|f| f.sync_all());
     }
+}
+
+fn head_of(text: &str) -> Option<SignedPoint> {
+    let bytes = unhex(text).filter(|b| b.len() == POINT_LEN)?;
+    SignedPoint::read(&mut Reader::new(&bytes, "head")).ok()
 }
 
 fn head_file(volume: &VolumeId, vouched: bool) -> String {

@@ -150,16 +150,24 @@ impl<'a> Session<'a> {
     }
 
     /// All points of a volume, verified, among them the one with the hash that the user gave.
-    /// It takes the place of what this machine knows.
-    pub fn history_with(&mut self, volume: &VolumeId, hash: &str) -> Result<Vec<StoredPoint>> {
+    /// It is taken also if this machine knows of a newer or another head, but then it is not
+    /// fresh, and what this machine knows stays: that is given up by hand only.
+    pub fn history_with(
+        &mut self,
+        volume: &VolumeId,
+        hash: &str,
+    ) -> Result<(Vec<StoredPoint>, Freshness)> {
         let points = self.points_from(volume, 1)?;
         check_expected(&points, hash)?;
         let anchor = self.home.anchor(volume)?;
-        // What this machine vouches for is given up by hand only.
+        let holds = |a: Anchor| points.iter().any(|p| p.signed == a.head);
+        if !anchor.is_none_or(holds) {
+            return Ok((points, Freshness::Unproven));
+        }
         if anchor.is_none_or(|anchor| !anchor.vouched) {
             self.saw(volume, None, points.last(), true);
         }
-        Ok(points)
+        Ok((points, Freshness::Proved))
     }
 
     /// Compares the server's head with the last one that this machine knows.

@@ -73,12 +73,17 @@ fn choose(home: &Home, options: &Options, report: &mut Report) -> Result<Chosen>
     let mut session = Session::open(home, &account, Some(name), Span::All)?;
     let volume = session.volume(name)?.volume.id;
     let (points, fresh) = match &options.expect_head {
-        Some(hash) => (session.history_with(&volume, hash)?, Freshness::Proved),
+        Some(hash) => session.history_with(&volume, hash)?,
         None => session.history(&volume)?,
     };
     let Session { link, trust, .. } = session;
-    if fresh == Freshness::Unproven {
-        report.note(Freshness::UNPROVEN);
+    match (fresh, &options.expect_head) {
+        (Freshness::Proved, _) => {}
+        (Freshness::Unproven, None) => report.note(Freshness::UNPROVEN),
+        (Freshness::Unproven, Some(_)) => report.note(
+            "freshness unproven: this machine knows a newer or another head of the volume, which \
+             this history does not hold",
+        ),
     }
     let at = when::resolve(&points, &options.what.when, text::now_ns(), options.fuzzy)?;
     let point = points[at];

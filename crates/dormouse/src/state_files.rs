@@ -212,6 +212,22 @@ impl StateFiles {
         self.change(&mut manifest, name, text, mode)
     }
 
+    /// Makes or replaces a file, or leaves it, as `next` says from what it holds; nothing
+    /// comes in between. What does not hold counts as nothing.
+    pub fn update(
+        &self,
+        name: &str,
+        mode: u32,
+        next: impl FnOnce(Option<&str>) -> Option<String>,
+    ) -> Result<()> {
+        let (_lock, mut manifest) = self.begin()?;
+        let old = judge(&manifest, name, self.found(name)?).ok().flatten();
+        match next(old.as_ref().map(|sheet| sheet.text.as_str())) {
+            Some(text) => self.change(&mut manifest, name, &text, mode),
+            None => Ok(()),
+        }
+    }
+
     /// Makes a file; `false` if there is anything of that name.
     pub fn create_new(&self, name: &str, text: &str, mode: u32) -> Result<bool> {
         let (_lock, mut manifest) = self.begin()?;

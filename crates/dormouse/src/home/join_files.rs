@@ -75,9 +75,16 @@ impl Home {
 
     /// Keeps a new home aside, durably, under a label such as the invite's hash.
     pub fn save_pending(&self, label: &str, pending: &Pending) -> Result<()> {
-        let dir = self.path(PENDING);
-        if dir.exists() {
-            std::fs::remove_dir_all(&dir)?;
+        // Moved first: half a tree would be one that is damaged.
+        let (dir, old) = (self.path(PENDING), self.path("pending.old"));
+        for gone in [false, true] {
+            if old.exists() {
+                std::fs::remove_dir_all(&old)?;
+            }
+            if !gone && dir.exists() {
+                std::fs::rename(&dir, &old)?;
+                files::sync_dir(&self.dir)?;
+            }
         }
         let state = self.pending_state();
         let write = |name: &str, text: &str| state.write(name, text, 0o600);

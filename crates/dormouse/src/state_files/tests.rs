@@ -282,3 +282,26 @@ fn what_holds_is_accepted_and_the_rest_is_kept_aside() {
     assert_eq!(image(dir.path()).len(), stuck.len());
     assert_eq!(the_fault(&image(dir.path())), ("keys/k".into(), Why::Damaged));
 }
+
+#[test]
+fn an_update_sees_what_is_there_and_may_leave_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = tree(dir.path());
+    let newest = |n: u64| {
+        state.update("heads/v", 0o600, |old| {
+            let old = old.map_or(0, |old| old.parse().unwrap());
+            (n > old).then(|| n.to_string())
+        })
+    };
+    for (write, holds) in [(3, "3"), (2, "3"), (3, "3"), (7, "7")] {
+        newest(write).unwrap();
+        assert_eq!(**state.read("heads/v").unwrap().unwrap(), *holds);
+    }
+    std::fs::write(dir.path().join("heads/v"), "rot").unwrap();
+    newest(1).unwrap();
+    assert_eq!(
+        **state.read("heads/v").unwrap().unwrap(),
+        *"1",
+        "what is damaged counts as nothing"
+    );
+}

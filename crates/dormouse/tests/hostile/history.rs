@@ -123,6 +123,24 @@ fn an_expected_head_makes_it_strict_and_is_remembered() {
     assert_eq!(said.event("chosen")["fresh"], true);
 }
 
+/// Who has seen point 3 and names point 2 gets it, but not as fresh, and goes on to know of 3.
+#[test]
+fn an_expected_head_does_not_hide_a_newer_one_that_was_seen() {
+    let stage = Stage::new();
+    let points = points(&stage);
+    let hash = hash_of(&points[1].signed).to_string();
+    stage.reader("reader");
+    stage.place.run_in("reader", &["points", "v"]).ok();
+    stage.liar.lie(older(&points, 2));
+    let args = ["verify", "v", "--expect-head", &hash, "--json"];
+    for home in ["reader", "home"] {
+        let said = stage.place.run_in(home, &args).ok();
+        assert_eq!(said.event("chosen")["fresh"], false, "{home}: {said:?}");
+        assert!(said.err.contains("knows a newer or another head"), "{home}: {said:?}");
+        stage.place.run_in(home, &["verify", "v"]).fails(9, &["lost history", LOOK]);
+    }
+}
+
 /// A store that was honestly put back to a backup: the way out that is said works.
 #[test]
 fn the_way_out_of_a_rollback() {

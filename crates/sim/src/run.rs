@@ -21,11 +21,12 @@ use std::collections::BinaryHeap;
 use dormouse_format::VolumeId;
 use dormouse_format::limits::BLOCK_SIZE;
 use dormouse_format::message::{Message, Refusal};
+use dormouse_store::Error as StoreError;
 use dormouse_sync::Error;
 
 use crate::random::{Lcg, noise};
 use client::{Around, Client, Job, Turn};
-use faults::{Counts, Faults, Rates};
+use faults::{Faults, Rates};
 use model::{Model, Violation};
 use net::{LinkId, Net, Sent, To, Weather};
 use server::{Server, Start};
@@ -79,10 +80,10 @@ pub struct Run {
     report: Report,
     /// Faults have stopped.
     calm: bool,
+    /// The store has said at an opening that something was torn or damaged.
+    told: bool,
     /// Jobs that failed since then.
     calm_failures: u64,
-    /// Failures of the disk that were known when the server last started.
-    known: Counts,
 }
 
 /// What a step of the run comes to.
@@ -98,6 +99,8 @@ impl Run {
         run.report.disk_operations = run.server.storage.ops();
         (run.report.half_open, run.report.stalls) = (run.net.blacked, run.net.stalled);
         (run.report.disk_failures, run.report.misdirected) = (disk.failures, disk.misdirected);
+        (run.report.short_writes, run.report.no_room) = (disk.short, disk.full);
+        (run.report.failed_syncs, run.report.failed_reads) = (disk.syncs, disk.reads);
         (run.report, outcome)
     }
 
@@ -207,18 +210,16 @@ impl Run {
         let wall = self.wall();
         let question = Message::decode(&frame[4..]);
         let (answers, close) = self.server.handle(link, wall, &frame);
-        // What was said while the machine went down was not said.
-        if !self.server.storage.is_down() {
-            for answer in &answers {
-                self.judge(question.as_ref().ok(), answer)?;
-                self.send(link, To::Client, answer);
-            }
-            if close {
-                self.server.hang_up(link);
-                let after = self.net.drained(link, To::Client, self.now) - self.now;
-                self.net.leave(link, To::Server);
-                self.at(after, Event::Hangup(link, To::Client));
-            }
+        // Of a machine that went down these were said before.
+        for answer in &answers {
+            self.judge(question.as_ref().ok(), answer)?;
+            self.send(link, To::Client, answer);
+        }
+        if close && !self.server.storage.is_down() {
+            self.server.hang_up(link);
+            let after = self.net.drained(link, To::Client, self.now) - self.now;
+            self.net.leave(link, To::Server);
+            self.at(after, Event::Hangup(link, To::Client));
         }
         self.after_server()
     }
@@ -297,6 +298,7 @@ impl Run {
         match self.server.start() {
             Start::Up(recovery) => {
                 let (torn, damaged) = (recovery.torn.len(), recovery.damaged.len());
+                self.told |= torn + damaged > 0;
                 self.note(format_args!("the server starts: {torn} torn, {damaged} damaged"));
                 self.report.torn_tails += torn as u64;
                 if damaged > 0 && self.settings.family == Family::Sound {
@@ -322,7 +324,9 @@ impl Run {
                     self.at(after, Event::Start);
                     return Ok(());
                 }
-                if self.settings.family == Family::Rot {
+                let bad = self.report.rotten + self.faults.counts().misdirected > 0;
+                if bad && matches!(error, StoreError::Damaged { .. } | StoreError::NotAStore { .. })
+                {
                     // It says what is damaged, and serves nothing that is not whole.
                     self.report.given_up += 1;
                     return Ok(());
@@ -340,13 +344,13 @@ impl Run {
         }
         let ids: Vec<VolumeId> = store.volumes().into_iter().map(|(v, ..)| v.id).collect();
         for id in ids {
+            let before = self.faults.counts();
             match store.points(&id, 1, 10_000) {
                 Ok(points) => self.model.visible(id, &points)?,
                 // A read that fails shows nothing.
-                Err(_) if self.faults.counts() != self.known || self.server.storage.is_down() => {}
+                Err(_) if self.faults.counts() != before => {}
                 Err(e) => return Err(Violation(format!("points cannot be listed: {e}"))),
             }
-            self.known = self.faults.counts();
         }
         drop(store);
         self.after_server()
@@ -429,7 +433,7 @@ impl Run {
             Error::Refused { refusal, .. } => match refusal {
                 // Another link of the same or of another machine came since.
                 Refusal::Fenced | Refusal::Held | Refusal::Stopping => true,
-                Refusal::Full | Refusal::Internal => true,
+                Refusal::Full | Refusal::Internal => !self.calm,
                 Refusal::Damaged | Refusal::NotFound | Refusal::Conflict => rot,
                 _ => false,
             },

@@ -73,8 +73,8 @@ pub enum Verdict {
     Fail(ErrorKind),
     /// A write stops after so many bytes.
     Short(usize, ErrorKind),
-    /// A write reaches the medium at another place of the file, so many sectors on.
-    Misdirect(u64),
+    /// A write reaches the medium at another place of the file, so many sectors on or back.
+    Misdirect(i64),
     /// The machine goes down before it.
     Crash,
 }
@@ -555,7 +555,7 @@ impl File for SimFile {
                 }
                 Verdict::Misdirect(sectors) => {
                     Change::Write { at, bytes: buf.to_vec() }.apply(&mut inode.memory);
-                    let at = at + sectors as usize * SECTOR;
+                    let at = at.saturating_add_signed(sectors as isize * SECTOR as isize);
                     inode.pending.push(Change::Write { at, bytes: buf.to_vec() });
                     Ok(())
                 }

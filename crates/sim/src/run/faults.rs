@@ -35,8 +35,16 @@ pub struct Rates {
 pub struct Counts {
     /// Crashes within an operation.
     pub crashes: u64,
-    /// Operations that failed.
+    /// Operations that failed, all together.
     pub failures: u64,
+    /// Writes that stopped half way.
+    pub short: u64,
+    /// Writes and creations for which there was no room.
+    pub full: u64,
+    /// Syncs that failed.
+    pub syncs: u64,
+    /// Reads that failed.
+    pub reads: u64,
     /// Writes that went elsewhere.
     pub misdirected: u64,
 }
@@ -91,7 +99,8 @@ impl Inner {
             }
             OpKind::Write | OpKind::Create if hit(r.full) => Verdict::Fail(ErrorKind::StorageFull),
             OpKind::Write if op.len > 0 && hit(r.misdirect) => {
-                Verdict::Misdirect(1 + self.random.below(8))
+                let sectors = 1 + self.random.below(8) as i64;
+                Verdict::Misdirect(if self.random.below(2) == 0 { sectors } else { -sectors })
             }
             OpKind::Create | OpKind::SetLen | OpKind::Rename | OpKind::Remove if hit(r.write) => {
                 Verdict::Fail(ErrorKind::Other)
@@ -115,6 +124,13 @@ impl Watch for Faults {
             Verdict::Crash => counts.crashes += 1,
             Verdict::Misdirect(_) => counts.misdirected += 1,
             Verdict::Fail(_) | Verdict::Short(..) => counts.failures += 1,
+        }
+        match (op.kind, verdict) {
+            (_, Verdict::Short(..)) => counts.short += 1,
+            (_, Verdict::Fail(ErrorKind::StorageFull)) => counts.full += 1,
+            (OpKind::Sync | OpKind::SyncDir, Verdict::Fail(_)) => counts.syncs += 1,
+            (kind, Verdict::Fail(_)) if !kind.changes() => counts.reads += 1,
+            _ => {}
         }
         verdict
     }

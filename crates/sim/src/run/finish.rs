@@ -44,16 +44,25 @@ impl Run {
                 self.at_rest(at)?;
             }
         }
-        self.check(1)?;
-        // Once more from the files alone, without an index.
-        self.server.die(false);
+        let lost = self.check(1)?;
+        // Once more after a power cut, from the files alone, without an index.
+        self.server.die(true);
         self.server.storage.alter(|image| image.clear(crate::storage::INDEX));
         self.start_server()?;
         if self.report.given_up > 0 {
             return Ok(());
         }
-        self.check(5)?;
-        self.scrub()
+        let lost = lost + self.check(5)?;
+        let found = self.scrub()?;
+        if lost > 0 && found.is_none() && !self.told {
+            return Err(Violation(format!("{lost} points are lost, and nothing says so")));
+        }
+        match found {
+            Some(found) if self.settings.family == Family::Sound => {
+                Err(Violation(format!("a scrub finds {found}")))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The mirror has converged.
@@ -71,8 +80,9 @@ impl Run {
         Ok(())
     }
 
-    /// Lists all points, and restores each `nth` of them.
-    fn check(&mut self, nth: usize) -> Stepped {
+    /// Lists all points, and restores each `nth` of them. On a bad disk some may be lost; how
+    /// many could not be had.
+    fn check(&mut self, nth: usize) -> Result<u64, Violation> {
         self.look_at_all()?;
         let machine = self.clients[0].machine.clone();
         let ids: Vec<VolumeId> = match self.server.store() {
@@ -91,10 +101,11 @@ impl Run {
             ends: false,
             pool: None,
         };
+        let mut lost = 0;
         for id in ids {
-            self.restore_all(&mut world, &machine, id, nth)?;
+            lost += self.restore_all(&mut world, &machine, id, nth)?;
         }
-        Ok(())
+        Ok(lost)
     }
 
     fn restore_all(
@@ -103,29 +114,30 @@ impl Run {
         machine: &Machine,
         id: VolumeId,
         nth: usize,
-    ) -> Stepped {
+    ) -> Result<u64, Violation> {
         let rot = self.settings.family == Family::Rot;
         let failed = |what: &str, e| Violation(format!("{what}: {e}"));
         let points = match world.points(machine, id) {
             Ok(points) => points,
-            Err(_) if rot => return Ok(()),
+            Err(_) if rot => return Ok(1),
             Err(e) => return Err(failed("points", e)),
         };
+        let mut lost = self.model.lost(&id, &points);
         for point in points.iter().step_by(nth) {
             self.report.points += 1;
             let checkpoint = points[point.point().checkpoint as usize - 1];
             let (both, mut disk) = ([*point, checkpoint], Disk::default());
             match world.restore_to(machine, id, both, fetch::Mode::Fresh, &mut disk) {
                 Ok(_) => self.model.restored(point, &disk)?,
-                Err(_) if rot => {}
+                Err(_) if rot => lost += 1,
                 Err(e) => return Err(failed(&format!("restore of {}", point.point().seq), e)),
             }
         }
-        Ok(())
+        Ok(lost)
     }
 
-    /// A sound disk has no fault that a scrub finds.
-    fn scrub(&mut self) -> Stepped {
+    /// The first fault that a scrub finds.
+    fn scrub(&mut self) -> Result<Option<String>, Violation> {
         let vault = self.clients[0].machine.vault;
         let mut found = None;
         let segments = self.server.storage.segments();
@@ -133,11 +145,6 @@ impl Run {
             found.get_or_insert(format!("{} byte {}: {}", f.segment, f.offset, f.why));
         })
         .map_err(|e| Violation(format!("scrub: {e}")))?;
-        match found {
-            Some(found) if self.settings.family == Family::Sound => {
-                Err(Violation(format!("a scrub finds {found}")))
-            }
-            _ => Ok(()),
-        }
+        Ok(found)
     }
 }

@@ -37,8 +37,8 @@ fn broken(text: String) -> Judged {
 struct Volume {
     /// All points that were ever visible.
     visible: Vec<StoredPoint>,
-    /// The newest that a client was told of as durable.
-    acknowledged: Seq,
+    /// What a client was told of as durable.
+    acknowledged: BTreeMap<Seq, SignedPoint>,
     generation: u64,
 }
 
@@ -66,12 +66,11 @@ impl Model {
     pub fn acknowledged(&mut self, point: &SignedPoint) -> Judged {
         let volume = self.volumes.entry(point.point.volume).or_default();
         let seq = point.point.seq;
-        if let Some(there) = volume.visible.get(seq as usize - 1)
-            && there.signed != *point
-        {
+        let visible = volume.visible.get(seq as usize - 1).map(|v| v.signed);
+        let before = volume.acknowledged.insert(seq, *point);
+        if visible.or(before).is_some_and(|other| other != *point) {
             return broken(format!("point {seq} was acknowledged, and is another one"));
         }
-        volume.acknowledged = volume.acknowledged.max(seq);
         Ok(())
     }
 
@@ -92,9 +91,11 @@ impl Model {
     /// These are all points of a volume, as the store has them now.
     pub fn visible(&mut self, id: VolumeId, points: &[StoredPoint]) -> Judged {
         let volume = self.volumes.entry(id).or_default();
-        if (points.len() as u64) < volume.acknowledged {
-            let seq = volume.acknowledged;
-            return broken(format!("point {seq} was acknowledged; the newest is {}", points.len()));
+        for (seq, signed) in &volume.acknowledged {
+            if points.get(*seq as usize - 1).is_none_or(|p| p.signed != *signed) {
+                let newest = points.len();
+                return broken(format!("point {seq} was acknowledged; the newest is {newest}"));
+            }
         }
         if points.len() < volume.visible.len() {
             let (was, is) = (volume.visible.len(), points.len());
@@ -133,6 +134,12 @@ impl Model {
             }
         }
         Ok(())
+    }
+
+    /// How many points of a volume were acknowledged that are not among these.
+    pub fn lost(&self, volume: &VolumeId, points: &[StoredPoint]) -> u64 {
+        let all = self.volumes.get(volume).into_iter().flat_map(|v| v.acknowledged.values());
+        all.filter(|signed| points.iter().all(|p| p.signed != **signed)).count() as u64
     }
 
     /// The points of a volume that were visible last.

@@ -15,6 +15,10 @@ pub struct Report {
     pub failed_jobs: u64,
     pub disk_operations: u64,
     pub disk_failures: u64,
+    pub short_writes: u64,
+    pub no_room: u64,
+    pub failed_syncs: u64,
+    pub failed_reads: u64,
     pub misdirected: u64,
     pub crashes: u64,
     pub kills: u64,
@@ -36,7 +40,7 @@ pub struct Report {
 
 impl Report {
     /// The numbers with their names.
-    pub fn rows(&self) -> [(&'static str, u64); 23] {
+    pub fn rows(&self) -> [(&'static str, u64); 27] {
         [
             ("events", self.events),
             ("messages", self.messages),
@@ -47,6 +51,10 @@ impl Report {
             ("jobs that failed", self.failed_jobs),
             ("operations of the disk", self.disk_operations),
             ("failed operations", self.disk_failures),
+            ("of these short writes", self.short_writes),
+            ("of these without room", self.no_room),
+            ("of these syncs", self.failed_syncs),
+            ("of these reads", self.failed_reads),
             ("misdirected writes", self.misdirected),
             ("crashes of the server", self.crashes),
             ("kills of its process", self.kills),
@@ -76,6 +84,10 @@ impl Report {
         self.failed_jobs += other.failed_jobs;
         self.disk_operations += other.disk_operations;
         self.disk_failures += other.disk_failures;
+        self.short_writes += other.short_writes;
+        self.no_room += other.no_room;
+        self.failed_syncs += other.failed_syncs;
+        self.failed_reads += other.failed_reads;
         self.misdirected += other.misdirected;
         self.crashes += other.crashes;
         self.kills += other.kills;

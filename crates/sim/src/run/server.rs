@@ -114,8 +114,13 @@ impl Server {
                 return (vec![Message::Error { refusal, text }], true);
             }
         };
-        let mut answers = Vec::new();
-        let after = session.handle(now, message, &mut |answer| answers.push(answer));
+        let (mut answers, storage) = (Vec::new(), &self.storage);
+        let after = session.handle(now, message, &mut |answer| {
+            // What is said after the machine went down nobody hears.
+            if !storage.is_down() {
+                answers.push(answer);
+            }
+        });
         (answers, after == After::Close)
     }
 

@@ -16,7 +16,7 @@ const STEPS: &[&[&str]] = &[
     &["run", "--release", "--package", "dormouse", "--", "demo"],
     // Short forms of long proofs. Fixed seeds: a change is judged, not the day.
     &["xtask", "sim", "1", "--runs", "200"],
-    &["xtask", "crash"],
+    &["xtask", "crash", "--points", "60000"],
     &["xtask", "flips"],
     // These checks must be able to fail.
     &["xtask", "sim", "--canary"],

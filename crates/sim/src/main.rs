@@ -10,6 +10,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use dormouse_sim::run::model::Violation;
 use dormouse_sim::run::{Family, Report, Run};
 
 const USAGE: &str =
@@ -103,7 +104,10 @@ type Failed = Mutex<BTreeMap<u64, String>>;
 fn one(asked: &Asked, seed: u64, sum: &Mutex<Report>, failed: &Failed) {
     let usual = if seed % 2 == 1 { Family::Sound } else { Family::Rot };
     let family = asked.family.unwrap_or(usual);
-    let (report, outcome) = Run::seed(seed, family, asked.trace);
+    let (report, outcome) = std::panic::catch_unwind(|| Run::seed(seed, family, asked.trace))
+        .unwrap_or_else(|_| {
+            (Report::default(), Err(Violation("a panic; its message is above".into())))
+        });
     if let Err(violation) = outcome {
         let name = if family == Family::Sound { "sound" } else { "rot" };
         let commit = std::env::var("DORMOUSE_COMMIT").unwrap_or_else(|_| "unknown".into());

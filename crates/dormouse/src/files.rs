@@ -125,7 +125,15 @@ pub fn remove(path: &Path) -> Result<()> {
 /// A lock that is held until it is dropped. The file holds the owner's process id.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for Lock {
+    /// Said, not left to closing: a process that was just started by another thread has the
+    /// file too, until it runs its own program.
+    fn drop(&mut self) {
+        let _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
+    }
 }
 
 impl Lock {
@@ -153,7 +161,7 @@ impl Lock {
             .set_len(0)
             .and_then(|()| file.write_all(format!("{}\n", std::process::id()).as_bytes()));
         written.with_context(what)?;
-        Ok(Ok(Self { _file: file }))
+        Ok(Ok(Self { file }))
     }
 }
 

@@ -22,8 +22,6 @@ const STEPS: &[&[&str]] = &[
     &["xtask", "sim", "--canary"],
     &["xtask", "mutants", "--short"],
     &["xtask", "proof", "sparse", "--blocks", "20000"],
-    &["build", "--release", "--package", "dormouse", "--example", "strangers"],
-    &["xtask", "proof", "strangers", "--connections", "200", "--image-mib", "256", "--rounds", "1"],
 ];
 
 /// Runs every step; stops at the first that fails.

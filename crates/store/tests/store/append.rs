@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex};
 use dormouse_crypt::record;
 use dormouse_format::record::HEADER_LEN;
 use dormouse_format::segment::{self, TRAILER_LEN, Trailer};
-use dormouse_store::memory::MemDir;
-use dormouse_store::{Dir, File};
+use dormouse_store::Dir;
 
+use crate::hooked::{Hook, Hooked};
 use crate::kit::*;
 
 /// Entries of a segment that is whole: where each begins, its bytes, and its `durable`.
@@ -47,71 +47,31 @@ fn a_segment_takes_what_fits() {
     }
 }
 
-type Hook = Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>;
+type Once = Box<dyn FnOnce() + Send>;
 
-/// A directory whose files do something once, after a sync and before it returns.
-struct Slow(MemDir, Hook);
-struct SlowFile(Arc<dyn File>, Hook);
+/// Does something once, within a sync.
+#[derive(Default)]
+struct Slow(Mutex<Option<Once>>);
 
-impl Slow {
-    fn wrap(&self, file: Arc<dyn File>) -> Arc<dyn File> {
-        Arc::new(SlowFile(file, Arc::clone(&self.1)))
-    }
-}
-
-impl Dir for Slow {
-    fn list(&self) -> io::Result<Vec<String>> {
-        self.0.list()
-    }
-    fn open(&self, name: &str) -> io::Result<Arc<dyn File>> {
-        Ok(self.wrap(self.0.open(name)?))
-    }
-    fn create(&self, name: &str) -> io::Result<Arc<dyn File>> {
-        Ok(self.wrap(self.0.create(name)?))
-    }
-    fn remove(&self, name: &str) -> io::Result<()> {
-        self.0.remove(name)
-    }
-    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.0.rename(from, to)
-    }
+impl Hook for Slow {
     fn sync(&self) -> io::Result<()> {
-        self.0.sync()
-    }
-}
-
-impl File for SlowFile {
-    fn len(&self) -> io::Result<u64> {
-        self.0.len()
-    }
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        self.0.read_at(buf, offset)
-    }
-    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        self.0.write_at(buf, offset)
-    }
-    fn sync(&self) -> io::Result<()> {
-        self.0.sync()?;
-        let hook = self.1.lock().unwrap().take();
+        let hook = self.0.lock().unwrap().take();
         hook.into_iter().for_each(|hook| hook());
         Ok(())
-    }
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
     }
 }
 
 /// What comes while a sync is under way is not made durable by it.
 #[test]
 fn what_is_put_during_a_sync_is_not_called_durable() {
-    let (kit, hook) = (Kit::new(1 << 20, 1000), Hook::default());
-    let dir = Slow(kit.segments.clone(), Arc::clone(&hook));
+    let (kit, hook) = (Kit::new(1 << 20, 1000), Arc::new(Slow::default()));
+    let dir = Hooked(kit.segments.clone(), Arc::clone(&hook));
     let store = Arc::new(kit.create_on(Box::new(dir), Box::new(kit.index.clone())));
     store.put(&kit.chunk(0, 1), 1).unwrap();
     let (during, other) = (kit.chunk(0, 2), Arc::clone(&store));
-    *hook.lock().unwrap() = Some(Box::new(move || other.put(&during, 1).unwrap()));
+    *hook.0.lock().unwrap() = Some(Box::new(move || other.put(&during, 1).unwrap()));
     store.barrier().unwrap();
-    assert!(hook.lock().unwrap().is_none(), "something was put during the sync");
+    assert!(hook.0.lock().unwrap().is_none(), "something was put during the sync");
     store.put(&kit.chunk(0, 3), 1).unwrap();
     let name = kit.segments.list().unwrap().pop().unwrap();
     let all = entries(&kit.segments.get(&name).unwrap());

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use dormouse_format::InstanceId;
-use dormouse_store::memory::MemDir;
-use dormouse_store::{Dir, Error, File, VaultStore};
+use dormouse_store::{Error, VaultStore};
 
+use crate::hooked::{Hook, Hooked};
 use crate::kit::*;
 
 /// Counts down; at zero the operation fails, and so does each after it once more.
@@ -23,59 +23,22 @@ impl Fuse {
     }
 }
 
-struct Failing(MemDir, Arc<Fuse>);
-struct FailingFile(Arc<dyn File>, Arc<Fuse>);
-
-impl Failing {
-    fn wrap(&self, file: Arc<dyn File>) -> Arc<dyn File> {
-        Arc::new(FailingFile(file, Arc::clone(&self.1)))
-    }
-}
-
-impl Dir for Failing {
-    fn list(&self) -> io::Result<Vec<String>> {
-        self.0.list()
-    }
-    fn open(&self, name: &str) -> io::Result<Arc<dyn File>> {
-        Ok(self.wrap(self.0.open(name)?))
-    }
-    fn create(&self, name: &str) -> io::Result<Arc<dyn File>> {
-        Ok(self.wrap(self.0.create(name)?))
-    }
-    fn remove(&self, name: &str) -> io::Result<()> {
-        self.0.remove(name)
-    }
-    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.0.rename(from, to)
+impl Hook for Fuse {
+    fn write(&self) -> io::Result<()> {
+        Self::burn(&self.writes, io::ErrorKind::StorageFull)
     }
     fn sync(&self) -> io::Result<()> {
-        Fuse::burn(&self.1.syncs, io::ErrorKind::Other)
+        Self::burn(&self.syncs, io::ErrorKind::Other)
     }
-}
-
-impl File for FailingFile {
-    fn len(&self) -> io::Result<u64> {
-        self.0.len()
-    }
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        self.0.read_at(buf, offset)
-    }
-    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        Fuse::burn(&self.1.writes, io::ErrorKind::StorageFull)?;
-        self.0.write_at(buf, offset)
-    }
-    fn sync(&self) -> io::Result<()> {
-        Fuse::burn(&self.1.syncs, io::ErrorKind::Other)
-    }
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
+    fn sync_dir(&self) -> io::Result<()> {
+        Self::burn(&self.syncs, io::ErrorKind::Other)
     }
 }
 
 fn world() -> (Kit, VaultStore, Arc<Fuse>) {
     let kit = Kit::new(1 << 20, 1000);
     let fuse = Arc::new(Fuse::default());
-    let dir = Failing(kit.segments.clone(), Arc::clone(&fuse));
+    let dir = Hooked(kit.segments.clone(), Arc::clone(&fuse));
     let store = kit.create_on(Box::new(dir), Box::new(kit.index.clone()));
     (kit, store, fuse)
 }
@@ -115,7 +78,7 @@ fn an_opening_makes_the_last_segment_and_its_name_durable() {
     drop(store);
     let open = |nth| {
         fuse.syncs.store(nth, Ordering::SeqCst);
-        let dir = Box::new(Failing(kit.segments.clone(), Arc::clone(&fuse)));
+        let dir = Box::new(Hooked(kit.segments.clone(), Arc::clone(&fuse)));
         VaultStore::open(dir, Box::new(kit.index.clone()), kit.vault, kit.options)
     };
     assert!(matches!(open(1), Err(Error::Io { .. })), "the file");

@@ -3,6 +3,7 @@
 
 mod append;
 mod faults;
+mod hooked;
 mod index;
 mod kit;
 mod model;

@@ -70,10 +70,20 @@ impl World {
 
     /// A world whose vault lies in this place.
     pub fn on(seed: u64, place: Box<dyn Place>, options: Options, pool: Option<Arc<Pool>>) -> Self {
+        Self::of(Arc::new(Registered::new(place, options)), Lcg(seed), 1, pool)
+    }
+
+    /// A world around a server that is there.
+    pub fn of(
+        registry: Arc<Registered>,
+        random: Lcg,
+        now: TimeNs,
+        pool: Option<Arc<Pool>>,
+    ) -> Self {
         Self {
-            registry: Arc::new(Registered::new(place, options)),
-            random: Lcg(seed),
-            now: 1,
+            registry,
+            random,
+            now,
             cut_after: None,
             liar: Liar::default(),
             traffic: (0, 0),

@@ -10,7 +10,6 @@ use super::{CALM, Event, Family, Run, Stepped};
 use crate::machine::Machine;
 use crate::registry::Place;
 use crate::source::Disk;
-use crate::wire::Liar;
 use crate::world::World;
 
 impl Run {
@@ -89,18 +88,8 @@ impl Run {
             Some(store) => store.volumes().into_iter().map(|(v, ..)| v.id).collect(),
             None => return Err(Violation("the server does not run".into())),
         };
-        let mut world = World {
-            registry: self.server.registry.clone(),
-            random: self.random.clone(),
-            now: self.now,
-            cut_after: None,
-            liar: Liar::default(),
-            traffic: (0, 0),
-            ear: None,
-            takeover: false,
-            ends: false,
-            pool: None,
-        };
+        let (registry, random) = (self.server.registry.clone(), self.random.clone());
+        let mut world = World::of(registry, random, self.now, None);
         let mut lost = 0;
         for id in ids {
             lost += self.restore_all(&mut world, &machine, id, nth)?;

@@ -97,6 +97,11 @@ pub(crate) struct Seat {
 }
 
 impl Seat {
+    /// Its TLS hello has come.
+    fn greeted(&self) {
+        self.shared.table().strangers.greeted(self.id, Instant::now());
+    }
+
     /// It has said something, and is not put out while that is looked at.
     fn hold(&self) {
         self.shared.table().strangers.hold(self.id);

@@ -237,6 +237,16 @@ impl ServerTls {
 
     /// Shakes hands with a client that has connected.
     pub fn accept(&self, socket: &TcpStream, limit: Duration) -> Outcome<Shaken> {
+        self.accept_telling(socket, limit, || ())
+    }
+
+    /// The same; `greeted` is called when the client's hello is there, whole.
+    pub(crate) fn accept_telling(
+        &self,
+        socket: &TcpStream,
+        limit: Duration,
+        greeted: impl FnOnce(),
+    ) -> Outcome<Shaken> {
         let until = Instant::now() + limit;
         let mut acceptor = rustls::server::Acceptor::default();
         let accepted = loop {
@@ -254,6 +264,7 @@ impl ServerTls {
                 }
             }
         };
+        greeted();
         let offered: Vec<Vec<u8>> = accepted
             .client_hello()
             .alpn()

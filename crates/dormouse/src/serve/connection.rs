@@ -36,10 +36,13 @@ fn introduced(
     from: SocketAddr,
     seat: &mut Seat,
 ) -> Result<(Session, Link), String> {
-    let shaken = shared.tls.accept(socket, FIRST_WAIT).map_err(|fault| match fault {
-        Fault::WrongKey { .. } => "the client does not take this server's key".to_owned(),
-        fault => format!("handshake: {fault}"),
-    })?;
+    let shaken =
+        shared.tls.accept_telling(socket, FIRST_WAIT, || seat.greeted()).map_err(|fault| {
+            match fault {
+                Fault::WrongKey { .. } => "the client does not take this server's key".to_owned(),
+                fault => format!("handshake: {fault}"),
+            }
+        })?;
     let mut connection = shaken.connection;
     let mut session = Session::new(shared.access.clone(), shaken.binding);
     let mut deframer = Deframer::new(FRAME_MAX_UNAUTHENTICATED);

@@ -2,8 +2,9 @@
 //!
 //! Owns: the places for strangers and who gets one. Invariant: there are at most so many
 //! strangers, in all and of one group of addresses; a stranger that was let in is not put out
-//! within [`GRACE`], the time of an honest handshake. So whoever floods the server holds
-//! places, and cannot keep others from theirs: places change hands, and the crowd pays first.
+//! before its hello can have come ([`HELLO_GRACE`]), nor, after that, within [`GRACE`], the time
+//! of an honest handshake. So whoever floods the server holds places, and cannot keep others
+//! from theirs: places change hands, and the crowd pays first.
 //! Leaves to others: sockets, threads, and what a stranger says.
 
 use std::cmp::Reverse;
@@ -11,9 +12,15 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
-/// What a stranger gets before it can be put out for another: a handshake and a greeting over
-/// a link of 600 ms.
-pub(super) const GRACE: Duration = Duration::from_secs(1);
+/// What a stranger gets for its TLS hello, which an honest one sends behind the last packet of
+/// its connect: it is there before a place is, but for packets that were lost.
+const HELLO_GRACE: Duration = Duration::from_millis(250);
+/// What it gets from its hello on: the rest of the handshake and a greeting over a link of
+/// 600 ms.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// So many of one group are no crowd: a household, or a small office behind one address.
+const FEW: usize = 4;
 
 /// Addresses that one peer may have: an IPv4 address, or the network of an IPv6 address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -45,7 +52,9 @@ pub(super) enum Verdict {
 #[derive(Debug)]
 struct Row {
     group: Group,
-    since: Instant,
+    /// It is not put out before.
+    safe_until: Instant,
+    greeted: bool,
 }
 
 /// The strangers that are in.
@@ -54,8 +63,8 @@ pub(super) struct Strangers {
     all_max: usize,
     group_max: usize,
     rows: HashMap<u64, Row>,
-    /// Those of a group; numbers ascend with time.
-    groups: HashMap<Group, BTreeSet<u64>>,
+    /// Those of a group, by the time until which they are safe, and by their number.
+    groups: HashMap<Group, BTreeSet<(Instant, u64)>>,
 }
 
 impl Strangers {
@@ -67,7 +76,7 @@ impl Strangers {
     pub(super) fn verdict(&self, group: Group, now: Instant) -> Verdict {
         let own = self.groups.get(&group);
         if let Some(own) = own.filter(|own| own.len() >= self.group_max) {
-            return match self.oldest(own, now) {
+            return match Self::first(own, now) {
                 Some((id, wait)) if wait.is_zero() => Verdict::Replace(id),
                 _ => Verdict::Refuse,
             };
@@ -78,14 +87,17 @@ impl Strangers {
         self.of_the_crowds(now)
     }
 
-    /// Who goes: the oldest of the largest group that has one past its grace. But a group half
-    /// as large as the largest has nothing to pay for: it waits for these to be of age.
+    /// Who goes: the first of the largest group that has one past its grace. But a few that come
+    /// from one place have nothing to pay for while there are crowds: these are waited for. (More
+    /// than a few do pay, however large the others are. Else half of an old crowd would be safe
+    /// behind a new one.)
     fn of_the_crowds(&self, now: Instant) -> Verdict {
         let largest = self.groups.values().map(BTreeSet::len).max().unwrap_or(0);
-        let crowds = self.groups.values().filter(|ids| 2 * ids.len() > largest);
-        let oldest = crowds.filter_map(|ids| Some((ids.len(), self.oldest(ids, now)?)));
+        let excused = FEW.min(largest / 2);
+        let crowds = self.groups.values().filter(|ids| ids.len() > excused);
+        let first = crowds.filter_map(|ids| Some((ids.len(), Self::first(ids, now)?)));
         // Past the grace before the others, then the larger, then the older.
-        let next = oldest.min_by_key(|(len, (id, wait))| (*wait, Reverse(*len), *id));
+        let next = first.min_by_key(|(len, (id, wait))| (*wait, Reverse(*len), *id));
         match next {
             Some((_, (id, wait))) if wait.is_zero() => Verdict::Replace(id),
             Some((_, (_, wait))) => Verdict::Wait(wait),
@@ -93,25 +105,38 @@ impl Strangers {
         }
     }
 
-    /// The oldest of these, and when it may be put out.
-    fn oldest(&self, ids: &BTreeSet<u64>, now: Instant) -> Option<(u64, Duration)> {
-        let id = *ids.first()?;
-        let age = now.saturating_duration_since(self.rows.get(&id)?.since);
-        Some((id, GRACE.saturating_sub(age)))
+    /// Who is the first of these to be put out, and in what time.
+    fn first(of: &BTreeSet<(Instant, u64)>, now: Instant) -> Option<(u64, Duration)> {
+        let (safe_until, id) = of.first()?;
+        Some((*id, safe_until.saturating_duration_since(now)))
     }
 
     /// A newcomer that was admitted. `id` is greater than those before.
     pub(super) fn add(&mut self, id: u64, group: Group, now: Instant) {
-        self.rows.insert(id, Row { group, since: now });
-        self.groups.entry(group).or_default().insert(id);
+        let row = Row { group, safe_until: now + HELLO_GRACE, greeted: false };
+        self.groups.entry(group).or_default().insert((row.safe_until, id));
+        self.rows.insert(id, row);
+    }
+
+    /// Its hello has come. Once: who says hello again gains nothing.
+    pub(super) fn greeted(&mut self, id: u64, now: Instant) {
+        if self.rows.get(&id).is_none_or(|row| row.greeted) {
+            return;
+        }
+        self.hold(id);
+        if let Some(row) = self.rows.get_mut(&id) {
+            row.greeted = true;
+            row.safe_until = now + GRACE;
+        }
+        self.loosen(id);
     }
 
     /// It is not put out until [`Self::loosen`]; it still counts in all.
     pub(super) fn hold(&mut self, id: u64) {
         let Some(row) = self.rows.get(&id) else { return };
-        if let Some(ids) = self.groups.get_mut(&row.group) {
-            ids.remove(&id);
-            if ids.is_empty() {
+        if let Some(of_group) = self.groups.get_mut(&row.group) {
+            of_group.remove(&(row.safe_until, id));
+            if of_group.is_empty() {
                 self.groups.remove(&row.group);
             }
         }
@@ -120,7 +145,7 @@ impl Strangers {
     /// It may be put out again.
     pub(super) fn loosen(&mut self, id: u64) {
         if let Some(row) = self.rows.get(&id) {
-            self.groups.entry(row.group).or_default().insert(id);
+            self.groups.entry(row.group).or_default().insert((row.safe_until, id));
         }
     }
 
@@ -139,13 +164,36 @@ mod tests {
         Group::of(IpAddr::from([10, 0, 0, n]))
     }
 
+    /// One that has said hello.
+    fn add(all: &mut Strangers, id: u64, group: Group, now: Instant) {
+        all.add(id, group, now);
+        all.greeted(id, now);
+    }
+
     /// Eight places, four of one group. Each entry of `of` is a group, from number 0 on.
     fn full(of: &[u8], now: Instant) -> Strangers {
         let mut all = Strangers::new(8, 4);
         for (id, n) in of.iter().enumerate() {
-            all.add(id as u64, group(*n), now);
+            add(&mut all, id as u64, group(*n), now);
         }
         all
+    }
+
+    #[test]
+    fn who_says_no_hello_goes_before_those_who_do_and_one_hello_counts() {
+        let now = Instant::now();
+        let mut all = full(&[1, 2, 2, 3, 3, 4, 4], now);
+        all.add(7, group(4), now);
+        assert_eq!(all.verdict(group(9), now), Verdict::Wait(HELLO_GRACE));
+        assert_eq!(all.verdict(group(9), now + HELLO_GRACE), Verdict::Replace(7));
+        all.greeted(7, now + HELLO_GRACE);
+        all.greeted(0, now + GRACE / 2);
+        let later = now + GRACE;
+        assert_eq!(all.verdict(group(9), later), Verdict::Replace(5));
+        (1..7).for_each(|id| _ = all.remove(id));
+        (8..14).for_each(|id| add(&mut all, id, group(4 + (id / 11) as u8), later));
+        all.greeted(7, later);
+        assert_eq!(all.verdict(group(9), later + HELLO_GRACE), Verdict::Replace(7));
     }
 
     #[test]
@@ -164,14 +212,29 @@ mod tests {
     fn crowds_that_are_new_do_not_shield_those_that_are_old() {
         let now = Instant::now();
         let mut all = full(&[1, 1, 2, 2], now);
-        (4..8).for_each(|id| all.add(id, group(3 + (id == 7) as u8), now + GRACE));
+        (4..8).for_each(|id| add(&mut all, id, group(3 + (id == 7) as u8), now + GRACE));
         assert_eq!(all.verdict(group(9), now + GRACE), Verdict::Replace(0));
         // But who is alone does not go for a crowd, however new that is.
         let mut all = full(&[1], now);
-        (1..5).for_each(|id| all.add(id, group(2), now + GRACE));
-        (5..8).for_each(|id| all.add(id, group(3), now + GRACE));
+        (1..5).for_each(|id| add(&mut all, id, group(2), now + GRACE));
+        (5..8).for_each(|id| add(&mut all, id, group(3), now + GRACE));
         assert_eq!(all.verdict(group(9), now + GRACE), Verdict::Wait(GRACE));
         assert_eq!(all.verdict(group(9), now + 2 * GRACE), Verdict::Replace(1));
+    }
+
+    /// A crowd that has shrunk to half of a new one goes on paying, down to a few.
+    #[test]
+    fn an_old_crowd_is_not_safe_behind_a_larger_new_one() {
+        let now = Instant::now();
+        let mut all = Strangers::new(32, 24);
+        (0..8).for_each(|id| add(&mut all, id, group(1), now));
+        (8..32).for_each(|id| add(&mut all, id, group(2), now + GRACE / 2));
+        for id in 0..4 {
+            assert_eq!(all.verdict(group(9), now + GRACE), Verdict::Replace(id));
+            all.remove(id);
+            add(&mut all, 32 + id, group(3), now + GRACE);
+        }
+        assert_eq!(all.verdict(group(9), now + GRACE), Verdict::Wait(GRACE / 2));
     }
 
     #[test]

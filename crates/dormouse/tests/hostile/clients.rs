@@ -232,13 +232,14 @@ fn strangers_that_hold_all_places_keep_nobody_out() {
     for _ in 0..5 {
         let began = Instant::now();
         place.run(&["volumes"]).ok();
-        // A place changes hands once a second, and 72 may be before this one.
+        // A place changes hands after a second at most, and 72 may be before this one.
         assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
     }
     place.mirror("some");
     let came = crowd.came.load(Ordering::Relaxed);
     let rate = came as f64 / began.elapsed().as_secs_f64();
-    assert!(rate < 128.0 * 1.5, "{came} came, {rate:.0} a second");
+    // Those without a hello have 250 ms each, and come back at once.
+    assert!(rate < 4.0 * 128.0 * 1.5, "{came} came, {rate:.0} a second");
     drop(crowd);
     assert!(memory(server.child.id(), "VmHWM:").unwrap() < 64 << 20);
     place.restores("some", &vec![7; 1 << 20]);

@@ -1,0 +1,1 @@
+//! Holds the file systems of a disk still for a moment.

@@ -1,0 +1,8 @@
+//! Tells which blocks of a local disk have changed, and holds its file systems still.
+//!
+//! Owns: the dirty bitmaps and the programs in the kernel that set them, what is known of a
+//! block device, and freezing. Invariant: a mark cannot fail and cannot be dropped; a gap in
+//! watching is noticed, never hoped away. Leaves to others: what is done about a dirty block
+//! (`dormouse_sync`), and when (`dormouse`).
+
+pub mod freeze;

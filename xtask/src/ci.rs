@@ -11,6 +11,8 @@ use crate::tidy;
 const STEPS: &[&[&str]] = &[
     &["fmt", "--all", "--check"],
     &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
+    // The programs for the kernel are what their source says.
+    &["xtask", "bpf", "--check"],
     // The README's test command.
     &["test", "--workspace"],
     &["run", "--release", "--package", "dormouse", "--", "demo"],

@@ -3,6 +3,7 @@
 //! Owns the command line only; each chore has its own file. Nothing here is shipped.
 
 mod bench;
+mod bpf;
 mod ci;
 mod flips;
 mod fuzz;
@@ -51,6 +52,8 @@ commands:
             --jobs N          bugs at the same time; one for each processor without it
             --write           the table into docs/testing.md
             --list            what there is
+  bpf     builds the programs that run in the kernel, with clang
+            --check           compares what is built with what is committed
   bench   the published benchmark, against the peers that are installed
             --quick           a 1 GiB image and one round
             --rounds N        rounds, 3 without it
@@ -103,6 +106,7 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
         "sim" if rest == ["--canary"] => sim::canary(),
         "sim" => sim::run(rest),
         "flips" => flips::run(rest),
+        "bpf" => bpf::run(rest),
         "mutants" => mutants::run(rest),
         measure::MEASURE => measure::measure_one(rest),
         "help" | "--help" | "-h" => {

@@ -5,4 +5,13 @@
 //! watching is noticed, never hoped away. Leaves to others: what is done about a dirty block
 //! (`dormouse_sync`), and when (`dormouse`).
 
+pub mod device;
+pub mod dirty;
+pub mod ebpf;
+mod error;
 pub mod freeze;
+mod mapped;
+pub mod marks;
+pub mod record;
+
+pub use error::{Error, Result};

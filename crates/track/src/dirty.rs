@@ -1,0 +1,117 @@
+//! A set of dirty blocks, in address order.
+//!
+//! Invariant: leaves ascend, and none is empty. Takes 40 bytes for each leaf (1 MiB) that has a
+//! dirty block.
+
+use dormouse_format::limits::LEAF_BLOCKS;
+
+/// Words of 64 blocks in a leaf.
+pub const LEAF_WORDS: usize = LEAF_BLOCKS as usize / 64;
+
+/// Dirty blocks.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Dirty {
+    leaves: Vec<(u64, [u64; LEAF_WORDS])>,
+}
+
+impl Dirty {
+    /// Adds a leaf behind those that are there.
+    pub(crate) fn push(&mut self, leaf: u64, words: [u64; LEAF_WORDS]) {
+        self.leaves.push((leaf, words));
+    }
+
+    /// These blocks; what comes doubled or out of order is put right.
+    pub fn of_blocks(blocks: impl IntoIterator<Item = u64>) -> Self {
+        let mut leaves = std::collections::BTreeMap::<u64, [u64; LEAF_WORDS]>::new();
+        for block in blocks {
+            let within = (block % LEAF_BLOCKS) as usize;
+            leaves.entry(block / LEAF_BLOCKS).or_default()[within / 64] |= 1 << (within % 64);
+        }
+        Self { leaves: leaves.into_iter().collect() }
+    }
+
+    /// How many leaves have a dirty block.
+    pub const fn leaves(&self) -> usize {
+        self.leaves.len()
+    }
+
+    /// Whether there is none.
+    pub const fn is_empty(&self) -> bool {
+        self.leaves.is_empty()
+    }
+
+    /// How many blocks.
+    pub fn blocks(&self) -> u64 {
+        let words = self.leaves.iter().flat_map(|(_, words)| words);
+        words.map(|word| u64::from(word.count_ones())).sum()
+    }
+
+    /// The leaves, and which of their blocks.
+    pub fn iter(&self) -> impl Iterator<Item = &(u64, [u64; LEAF_WORDS])> {
+        self.leaves.iter()
+    }
+
+    /// Runs of dirty blocks of a leaf: first block within it, and how many.
+    pub fn runs(&self, leaf: u64) -> Vec<(u16, u16)> {
+        let Ok(found) = self.leaves.binary_search_by_key(&leaf, |(index, _)| *index) else {
+            return Vec::new();
+        };
+        let words = &self.leaves[found].1;
+        let mut runs: Vec<(u16, u16)> = Vec::new();
+        for block in 0..LEAF_BLOCKS as u16 {
+            if words[usize::from(block) / 64] >> (block % 64) & 1 == 0 {
+                continue;
+            }
+            match runs.last_mut() {
+                Some((first, count)) if *first + *count == block => *count += 1,
+                _ => runs.push((block, 1)),
+            }
+        }
+        runs
+    }
+
+    /// All blocks, one by one.
+    pub fn all_blocks(&self) -> impl Iterator<Item = u64> + '_ {
+        self.leaves.iter().flat_map(|(leaf, words)| {
+            (0..LEAF_BLOCKS)
+                .filter(|b| words[*b as usize / 64] >> (b % 64) & 1 == 1)
+                .map(move |b| leaf * LEAF_BLOCKS + b)
+        })
+    }
+
+    /// Without the blocks from `end` on: those are gone from the disk.
+    pub fn truncate(&mut self, end: u64) {
+        self.leaves.retain_mut(|(leaf, words)| {
+            for (i, word) in words.iter_mut().enumerate() {
+                let first = *leaf * LEAF_BLOCKS + i as u64 * 64;
+                let kept = end.saturating_sub(first).min(64);
+                *word &= if kept == 64 { u64::MAX } else { (1 << kept) - 1 };
+            }
+            *words != [0; LEAF_WORDS]
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_become_runs_of_leaves() {
+        let dirty = Dirty::of_blocks([5, 3, 4, 63, 64, 255, 256, 1000, 5]);
+        assert_eq!(dirty.runs(0), [(3, 3), (63, 2), (255, 1)]);
+        assert_eq!(dirty.runs(1), [(0, 1)]);
+        assert_eq!(dirty.runs(2), []);
+        assert_eq!((dirty.leaves(), dirty.blocks()), (3, 8));
+        assert_eq!(dirty.all_blocks().collect::<Vec<_>>(), [3, 4, 5, 63, 64, 255, 256, 1000]);
+    }
+
+    #[test]
+    fn what_lies_behind_the_end_goes() {
+        for end in [0, 1, 63, 64, 65, 255, 256, 257, 2000] {
+            let mut dirty = Dirty::of_blocks(0..1500);
+            dirty.truncate(end);
+            assert_eq!(dirty, Dirty::of_blocks(0..end.min(1500)), "{end}");
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! The programs in the kernel that mark what is written to a disk.
+//!
+//! Owns: loading them, and the pins by which they and the bitmaps outlive the daemon.
+//! Invariant: a directory of pins has its name only when all of it is there and the programs
+//! run; a watch that is found again is the one that was recorded, or there is said to be a gap.
+//! Leaves to others: what the marks mean ([`crate::marks`]).
+
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use aya::maps::{Map, MapData};
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::{BtfTracePoint, ProgramError};
+use aya::{Btf, EbpfLoader};
+
+use crate::device::{Disk, Kind};
+use crate::error::{Error, Result};
+use crate::mapped::Mapped;
+use crate::marks::{CONTROL_WORDS, Marks, Range};
+use crate::record::{LINKS, Record};
+
+/// The programs, as `cargo xtask bpf` builds them from `bpf/track.bpf.c`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../bpf/track.bpf.o");
+const PLACE: &str = "/sys/fs/bpf/dormouse";
+/// `BPF_FS_MAGIC`.
+const BPF_FS: u32 = 0xcafe_4a11;
+
+/// Programs of a kind of device, and what each is attached to.
+const fn programs(kind: Kind) -> [(&'static str, &'static str); LINKS] {
+    match kind {
+        Kind::Requests => [("rq_issue", "block_rq_issue"), ("rq_complete", "block_rq_complete")],
+        Kind::Bios => [("bio_queue", "block_bio_queue"), ("bio_complete", "block_bio_complete")],
+    }
+}
+
+/// Where pins are made by default; one directory for each watch.
+pub fn place() -> &'static Path {
+    Path::new(PLACE)
+}
+
+/// Why there is no unbroken watch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gap {
+    /// There is none: a first start, or another boot.
+    None,
+    /// Parts of it are gone.
+    Parts,
+    /// It was never recorded whose it is.
+    Unrecorded,
+    /// Other programs watch than those that were recorded.
+    Links,
+    /// It watched another disk, or another appearance of this one.
+    Disk,
+    /// The disk had another size.
+    Size,
+    /// The first scan was not finished.
+    Incomplete,
+    /// Something was written that has no range.
+    Everything,
+}
+
+impl Gap {
+    /// For people.
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::None => "nothing has watched the disk since the machine started",
+            Self::Parts => "a part of the tracker is gone",
+            Self::Unrecorded => "the tracker has no record",
+            Self::Links => "the tracker was not running all the time",
+            Self::Disk => "the tracker watched another disk",
+            Self::Size => "the disk has another size now",
+            Self::Incomplete => "the disk was never compared as a whole",
+            Self::Everything => "something was written whose place is not known",
+        }
+    }
+}
+
+/// Programs and bitmaps of one disk.
+#[derive(Debug)]
+pub struct Watch {
+    control: Mapped,
+    bits: Mapped,
+    links: [u64; LINKS],
+    directory: PathBuf,
+}
+
+impl Watch {
+    /// Begins to watch; from the return on, no write is missed. An older watch of this
+    /// directory ends first.
+    pub fn begin(disk: &Disk, directory: &Path) -> Result<Self> {
+        let parent = directory.parent().unwrap_or(directory);
+        on_bpf_fs(parent)?;
+        let made = unfinished(directory);
+        remove(directory)?;
+        remove(&made)?;
+        fs::create_dir(&made).map_err(|e| pin("make", &made, e))?;
+        match Self::load(disk, &made) {
+            Ok(mut watch) => {
+                fs::rename(&made, directory).map_err(|e| pin("name", directory, e))?;
+                watch.directory = directory.to_owned();
+                Ok(watch)
+            }
+            Err(error) => {
+                remove(&made)?;
+                Err(error)
+            }
+        }
+    }
+
+    fn load(disk: &Disk, directory: &Path) -> Result<Self> {
+        let words = 2 * disk.range.words().max(1);
+        let entries = u32::try_from(words)
+            .map_err(|_| Error::Kernel("the disk is larger than a bitmap can be".into()))?;
+        let btf = Btf::from_sys_fs()
+            .map_err(|e| Error::Kernel(format!("it tells nothing of its types (BTF): {e}")))?;
+        let mut loader = EbpfLoader::new();
+        loader.btf(Some(&btf)).map_max_entries("BITS", entries);
+        let mut loaded = loader.load(OBJECT).map_err(|e| refused("make a bitmap", &e))?;
+        let mapped = |name: &str, words: usize| -> Result<Mapped> {
+            let Some(Map::Array(data)) = loaded.map(name) else {
+                return Err(Error::Kernel(format!("the map {name} is no array")));
+            };
+            let path = directory.join(name.to_lowercase());
+            data.pin(&path).map_err(|e| pin("pin", &path, io::Error::other(e)))?;
+            map_memory(data, words, &path)
+        };
+        let control = mapped("CONTROL", CONTROL_WORDS)?;
+        let bits = mapped("BITS", entries as usize)?;
+        Marks::prepare(control.words(), &disk.range);
+        let mut links = [0; LINKS];
+        for (id, (name, tracepoint)) in links.iter_mut().zip(programs(disk.kind)) {
+            let program = loaded.program_mut(name);
+            let program = program.ok_or_else(|| Error::Kernel(format!("no program {name}")))?;
+            let program: &mut BtfTracePoint =
+                program.try_into().map_err(|e| refused("load a program", &e))?;
+            program.load(tracepoint, &btf).map_err(|e| refused("load a program", &e))?;
+            *id = attach(program, &directory.join(name))?;
+        }
+        Ok(Self { control, bits, links, directory: directory.to_owned() })
+    }
+
+    /// Finds a watch that was begun before, by this process or another, and looks whether it is
+    /// unbroken and belongs to this volume; the record is what was recorded last.
+    pub fn find(
+        disk: &Disk,
+        directory: &Path,
+        volume: &[u8; 16],
+    ) -> Result<std::result::Result<(Self, Record), Gap>> {
+        if !directory.exists() {
+            return Ok(Err(Gap::None));
+        }
+        let Some(watch) = Self::open(disk, directory)? else { return Ok(Err(Gap::Parts)) };
+        let Some(marks) = watch.try_marks() else { return Ok(Err(Gap::Parts)) };
+        let Some(record) = marks.record() else { return Ok(Err(Gap::Unrecorded)) };
+        let here = Range { sectors: marks.range().sectors, ..disk.range };
+        let gap = if record.volume != *volume {
+            Gap::Unrecorded
+        } else if record.links != watch.links {
+            Gap::Links
+        } else if record.disk_sequence != disk.sequence || marks.range() != here {
+            Gap::Disk
+        } else if record.size != disk.size() || marks.range() != disk.range {
+            Gap::Size
+        } else if !record.complete {
+            Gap::Incomplete
+        } else if record.everything != marks.everything() {
+            Gap::Everything
+        } else {
+            return Ok(Ok((watch, record)));
+        };
+        Ok(Err(gap))
+    }
+
+    fn open(disk: &Disk, directory: &Path) -> Result<Option<Self>> {
+        let mut links = [0; LINKS];
+        for (id, (name, _)) in links.iter_mut().zip(programs(disk.kind)) {
+            let Ok(link) = PinnedLink::from_pin(directory.join(name)) else { return Ok(None) };
+            let info = FdLink::from(link).info();
+            *id = u64::from(info.map_err(|e| refused("look at a program", &e))?.id());
+        }
+        let open = |name: &str| -> Option<MapData> { MapData::from_pin(directory.join(name)).ok() };
+        let (Some(control), Some(bits)) = (open("control"), open("bits")) else {
+            return Ok(None);
+        };
+        let entries = bits.info().map_err(|e| refused("look at a bitmap", &e))?.max_entries();
+        let control = map_memory(&control, CONTROL_WORDS, directory)?;
+        let bits = map_memory(&bits, entries as usize, directory)?;
+        Ok(Some(Self { control, bits, links, directory: directory.to_owned() }))
+    }
+
+    fn try_marks(&self) -> Option<Marks<'_>> {
+        Marks::over(self.control.words(), self.bits.words())
+    }
+
+    /// Its bitmaps.
+    pub fn marks(&self) -> Result<Marks<'_>> {
+        self.try_marks().ok_or_else(|| Error::Kernel("the bitmaps were changed".into()))
+    }
+
+    /// Ids of the links that keep the programs running.
+    pub const fn links(&self) -> [u64; LINKS] {
+        self.links
+    }
+
+    /// Where it is pinned.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Ends the watch: nothing marks any more, and the memory is given back.
+    pub fn end(self) -> Result<()> {
+        remove(&self.directory)
+    }
+}
+
+/// Where pins are made until all are there. (Dots are not allowed in these names.)
+fn unfinished(directory: &Path) -> PathBuf {
+    let mut name = directory.as_os_str().to_owned();
+    name.push("-unfinished");
+    name.into()
+}
+
+fn attach(program: &mut BtfTracePoint, path: &Path) -> Result<u64> {
+    let refuse = |e: ProgramError| refused("attach a program", &e);
+    let link = program.attach().map_err(refuse)?;
+    let link = FdLink::from(program.take_link(link).map_err(refuse)?);
+    let id = link.info().map_err(|e| refused("look at a program", &e))?.id();
+    link.pin(path).map_err(|e| pin("pin", path, io::Error::other(e)))?;
+    Ok(u64::from(id))
+}
+
+fn map_memory(map: &MapData, words: usize, path: &Path) -> Result<Mapped> {
+    Mapped::new(map.fd().as_fd(), words).map_err(|e| pin("map", path, e))
+}
+
+/// Ends the watch that is pinned in a directory, if there is one.
+pub fn remove(directory: &Path) -> Result<()> {
+    match fs::remove_dir_all(directory) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(pin("remove", directory, e)),
+        _ => Ok(()),
+    }
+}
+
+fn on_bpf_fs(directory: &Path) -> Result<()> {
+    let no = || Error::NoBpfFs(directory.to_owned());
+    let above = directory.parent().unwrap_or(directory);
+    if rustix::fs::statfs(above).map_err(|_| no())?.f_type as u32 != BPF_FS {
+        return Err(no());
+    }
+    match fs::create_dir(directory) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(pin("make", directory, e)),
+        _ => Ok(()),
+    }
+}
+
+fn pin(what: &'static str, path: &Path, source: io::Error) -> Error {
+    if source.kind() == io::ErrorKind::PermissionDenied {
+        return Error::NotPermitted { what: "pin programs" };
+    }
+    Error::Pin { what, path: path.to_owned(), source }
+}
+
+/// A refusal of the kernel; the rights are told from the rest.
+fn refused(what: &'static str, error: &(dyn std::error::Error + 'static)) -> Error {
+    let mut cause = Some(error);
+    while let Some(e) = cause {
+        let io = e.downcast_ref::<io::Error>();
+        if io.is_some_and(|e| e.kind() == io::ErrorKind::PermissionDenied) {
+            return Error::NotPermitted { what };
+        }
+        cause = e.source();
+    }
+    let mut text = error.to_string();
+    // The verifier's report is long, and its end says what is wrong.
+    if text.len() > 2000 {
+        let from = text.len() - 2000;
+        let from = (from..text.len()).find(|i| text.is_char_boundary(*i)).unwrap_or(0);
+        text = format!("…{}", &text[from..]);
+    }
+    Error::Kernel(format!("cannot {what}: {text}"))
+}

@@ -185,11 +185,7 @@ fn show_vault(home: &Home) -> Result<()> {
 
 fn mirror(home: &Home, args: MirrorArgs) -> Result<()> {
     if !args.once {
-        return fail(
-            Class::Usage,
-            "live mirroring is not there yet",
-            "add --once to copy the source once",
-        );
+        return crate::live::foreground::run(home, &args);
     }
     mirror::run(
         home,

@@ -19,6 +19,7 @@ use dormouse_crypt::{OsRandom, Random, SigningKey, hash};
 use dormouse_format::limits::FRAME_MAX;
 use dormouse_format::message::{Deframer, Message};
 use dormouse_format::vault::name_is_valid;
+use dormouse_sync::live::Away;
 
 use crate::access::Access;
 use crate::exit::{self, Class, Failure, fail};
@@ -124,18 +125,18 @@ fn dial_server(address: &Address, fingerprint: &[u8; 32], key: &SigningKey) -> R
 
 fn handshake_failure(at: &str, fault: &tls::Fault) -> Failure {
     let (class, hint) = exit::of_fault(fault);
-    Failure::new(class, format!("{at}: {fault}")).hint(hint)
+    Failure::new(class, format!("{at}: {fault}")).hint(hint).away(exit::away_of_fault(fault))
 }
 
 fn tcp(address: &Address) -> Result<TcpStream> {
     let found: Vec<SocketAddr> = match (address.host.as_str(), address.port).to_socket_addrs() {
         Ok(found) => found.collect(),
         Err(error) => {
-            return fail(
-                Class::Unreachable,
-                format!("the host name '{}' was not found: {error}", address.host),
-                "check the name, and whether this machine has a network",
-            );
+            let message = format!("the host name '{}' was not found: {error}", address.host);
+            return Err(Failure::new(Class::Unreachable, message)
+                .hint("check the name, and whether this machine has a network")
+                .away(Away::Unreachable)
+                .into());
         }
     };
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
@@ -149,6 +150,10 @@ fn tcp(address: &Address) -> Result<TcpStream> {
 }
 
 fn unreachable(address: &Address, error: &io::Error) -> Failure {
+    let away = match error.kind() {
+        io::ErrorKind::ConnectionRefused => Away::Refused,
+        _ => Away::Unreachable,
+    };
     let (what, hint) = match error.kind() {
         io::ErrorKind::ConnectionRefused => (
             "the connection was refused: the machine is up, but nothing listens on that port"
@@ -164,20 +169,22 @@ fn unreachable(address: &Address, error: &io::Error) -> Failure {
         }
         _ => (error.to_string(), "check the address"),
     };
-    Failure::new(Class::Unreachable, format!("{address}: {what}")).hint(hint)
+    Failure::new(Class::Unreachable, format!("{address}: {what}")).hint(hint).away(away)
 }
 
 /// What a refusal of the server is here.
 pub fn refused(refusal: dormouse_format::message::Refusal, text: &str) -> Failure {
     let (class, hint) = exit::of_refusal(refusal);
     let text = dormouse_sync::error::plain(text);
-    Failure::new(class, format!("the server refused: {text}")).hint(hint)
+    Failure::new(class, format!("the server refused: {text}"))
+        .hint(hint)
+        .away(Away::of_refusal(refusal))
 }
 
 /// What the end of a link is here.
 pub fn link_failure(error: &LinkError) -> Failure {
     let (class, hint) = exit::of_link(error);
-    Failure::new(class, error.to_string()).hint(hint)
+    Failure::new(class, error.to_string()).hint(hint).away(exit::away_of_link(error))
 }
 
 /// The next message, an answer of its own; an error if the server refuses, the link ends, or

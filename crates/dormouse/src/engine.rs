@@ -5,6 +5,7 @@
 //! what is under way; the channels here add no more than that. Leaves to others:
 //! what to do (`dormouse-sync`), the wire (`link`), files and devices.
 
+mod checkpointing;
 mod copying;
 mod fetching;
 
@@ -20,6 +21,7 @@ use crate::connect;
 use crate::link::{Link, LinkError};
 use crate::patience::Patience;
 
+pub use checkpointing::run_checkpoint;
 pub use copying::{Sealing, run_copy};
 pub use fetching::{Opening, run_fetch};
 

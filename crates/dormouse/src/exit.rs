@@ -9,6 +9,7 @@ use std::fmt;
 use dormouse_format::message::Refusal;
 use dormouse_store::Error as StoreError;
 use dormouse_sync::error::Error as SyncError;
+use dormouse_sync::live::Away;
 
 use crate::link::LinkError;
 use crate::tls::Fault;
@@ -70,12 +71,21 @@ pub struct Failure {
     pub message: String,
     /// The way out.
     pub hint: Option<String>,
+    /// What it means for a mirror that goes on, if it is about the server.
+    pub away: Option<Away>,
 }
 
 impl Failure {
     /// A failure without a hint.
     pub fn new(class: Class, message: impl Into<String>) -> Self {
-        Self { class, message: message.into(), hint: None }
+        Self { class, message: message.into(), hint: None, away: None }
+    }
+
+    /// The same, with what it means for a mirror that goes on.
+    #[must_use]
+    pub const fn away(mut self, away: Away) -> Self {
+        self.away = Some(away);
+        self
     }
 
     /// The same with the way out.
@@ -108,6 +118,42 @@ pub fn failure_of(error: &anyhow::Error) -> Option<&Failure> {
     error
         .downcast_ref::<Failure>()
         .or_else(|| error.chain().find_map(|e| e.downcast_ref::<Failure>()))
+}
+
+/// Why there is no server, if that is what an error says.
+pub fn away_of(error: &anyhow::Error) -> Option<Away> {
+    if let Some(away) = failure_of(error).and_then(|failure| failure.away) {
+        return Some(away);
+    }
+    let Some(found) = error.chain().find_map(|e| e.downcast_ref::<SyncError>()) else {
+        return (class_of(error) == Class::Unreachable).then_some(Away::LinkLost);
+    };
+    match found {
+        SyncError::Refused { refusal, .. } => Some(Away::of_refusal(*refusal)),
+        SyncError::Rollback { .. } | SyncError::Fork { .. } => Some(Away::LostHistory),
+        SyncError::Protocol { .. } => Some(Away::Version),
+        SyncError::Moved => Some(Away::LinkLost),
+        _ => Some(Away::ServerFailed),
+    }
+}
+
+/// Why there is no server after a handshake that failed.
+pub const fn away_of_fault(fault: &Fault) -> Away {
+    match fault {
+        Fault::NotTls | Fault::NotDormouse | Fault::Version(_) => Away::Version,
+        Fault::WrongKey { .. } => Away::WrongKey,
+        Fault::Timeout(_) => Away::Unreachable,
+        Fault::Cut(_) | Fault::Other(_) => Away::LinkLost,
+    }
+}
+
+/// Why there is no server after a connection that ended.
+pub const fn away_of_link(error: &LinkError) -> Away {
+    match error {
+        LinkError::Closed | LinkError::Cut(_) => Away::LinkLost,
+        LinkError::Protocol(_) => Away::Version,
+        LinkError::Tls(fault) => away_of_fault(fault),
+    }
 }
 
 /// The class of an error: its own, or what the error inside it says.

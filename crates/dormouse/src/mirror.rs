@@ -52,12 +52,12 @@ pub struct Options {
 const TRIES: usize = 3;
 
 /// A volume about to be written, and its newest point, which was proved fresh.
-struct Found {
-    volume: Volume,
-    head: Option<StoredPoint>,
-    checkpoint: Option<StoredPoint>,
+pub(crate) struct Found {
+    pub(crate) volume: Volume,
+    pub(crate) head: Option<StoredPoint>,
+    pub(crate) checkpoint: Option<StoredPoint>,
     /// It is not on the server yet.
-    new: bool,
+    pub(crate) new: bool,
 }
 
 /// Runs the command.
@@ -141,11 +141,13 @@ fn copy_once(
         size: source.size(),
         leaves,
         mode: if options.all { copy::Mode::Check } else { copy::Mode::Scan },
+        window: copy::WINDOW,
     };
     let mut copy = Copy::new(plan, Arc::clone(&sealing.secrets), Arc::clone(&sealing.signer))?;
     let mut finish = || Ok((source.grade()?, text::now_ns()));
     let outcome = engine::run_copy(&link, &mut copy, &sealing, source, &mut finish, &mut |p| {
         report.copying(p, total);
+        Ok(())
     });
     report.clear();
     outcome.map(|outcome| (link, volume, outcome))
@@ -153,7 +155,7 @@ fn copy_once(
 
 /// The volume of this name as the server shows it, proved fresh before anything is
 /// written there; or a new one, not created yet.
-fn find(session: &mut Session<'_>, account: &Account, name: &str) -> Result<Found> {
+pub(crate) fn find(session: &mut Session<'_>, account: &Account, name: &str) -> Result<Found> {
     let Some(Listed { volume, head }) = session.find(name).cloned() else {
         let volume = new_volume(account, name);
         return Ok(Found { volume, head: None, checkpoint: None, new: true });
@@ -173,7 +175,7 @@ fn new_volume(account: &Account, name: &str) -> Volume {
     }
 }
 
-fn sealing(account: &Account, volume: VolumeId, level: i32) -> Result<Sealing> {
+pub(crate) fn sealing(account: &Account, volume: VolumeId, level: i32) -> Result<Sealing> {
     Ok(Sealing {
         vault: account.vault,
         volume,
@@ -181,11 +183,12 @@ fn sealing(account: &Account, volume: VolumeId, level: i32) -> Result<Sealing> {
         secrets: Arc::new(account.secrets.clone()),
         key: Arc::new(DataKey::generate(&mut OsRandom)?),
         level,
+        pace: None,
     })
 }
 
 /// Puts the session's data key, wrapped to the recipient, before anything it seals.
-fn put_key(link: &Link, account: &Account, sealing: &Sealing) -> Result<()> {
+pub(crate) fn put_key(link: &Link, account: &Account, sealing: &Sealing) -> Result<()> {
     let now = text::now_ns();
     let body = sealing.key.wrap(account.vault, &account.recipient, &sealing.signer, now)?;
     let record = record::plain(Kind::DataKey, account.writer(), &body);

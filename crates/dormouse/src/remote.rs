@@ -13,6 +13,7 @@ use dormouse_format::record::Kind;
 use dormouse_format::vault::Volume;
 use dormouse_format::{Hash, Seq, VolumeId};
 use dormouse_sync::history::{self, Points, Trust};
+use dormouse_sync::live::Away;
 
 use crate::connect::{ask, connect_asking, receive, receive_of, unexpected};
 use crate::exit::{Class, Failure};
@@ -89,6 +90,7 @@ impl<'a> Session<'a> {
                      server; to give the old volume up, remove the file 'volumes/NAME' in the home, then \
                      `dormouse status --accept-state`",
                 )
+                .away(Away::LostHistory)
                 .into());
             }
         }
@@ -231,7 +233,10 @@ impl<'a> Session<'a> {
             "\nTo go on from there with new copies, remove {}\n  and run `dormouse status --accept-state`",
             known.display()
         );
-        Err(Failure::new(Class::Damaged, error.to_string()).hint(hint).into())
+        Err(Failure::new(Class::Damaged, error.to_string())
+            .hint(hint)
+            .away(Away::LostHistory)
+            .into())
     }
 
     /// The checkpoint that a verified point builds on, verified.

@@ -76,7 +76,8 @@ impl Disk {
         };
         let (vault, size) = (machine.vault, self.size);
         let generation = copy::Generation::Given(generation);
-        copy::Plan { vault, volume, generation, head, checkpoint, size, leaves, mode }
+        let window = copy::WINDOW;
+        copy::Plan { vault, volume, generation, head, checkpoint, size, leaves, mode, window }
     }
 
     /// The blocks of a leaf that have data, or those of `only` whatever they have.

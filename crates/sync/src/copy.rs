@@ -40,7 +40,7 @@ use crate::map::{Root, TreeHasher, Walker};
 use chunks::{Kept, Out, Waiting};
 use compare::{Compare, Page};
 
-/// Bytes of leaves in flight.
+/// Bytes of leaves in flight, for a copy that has the machine to itself.
 pub const WINDOW: u64 = 80 << 20;
 
 /// What is copied, and from where on.
@@ -62,6 +62,8 @@ pub struct Plan {
     pub leaves: LeafSet,
     /// What the leaves are.
     pub mode: Mode,
+    /// Bytes of leaves in flight, at most; [`WINDOW`] where memory does not matter.
+    pub window: u64,
 }
 
 /// Where the right to write comes from.
@@ -175,6 +177,8 @@ pub struct Progress {
     pub sent_bytes: u64,
     /// Bytes of records that are known to be durable on the server.
     pub durable_bytes: u64,
+    /// Bytes that say which block lies in which chunk.
+    pub extent_bytes: u64,
 }
 
 /// A copy under way.

@@ -167,18 +167,20 @@ impl<'a> Marks<'a> {
         fence(Ordering::SeqCst);
     }
 
-    /// What the old bitmap holds, up to so many leaves in address order; and whether that is all.
-    pub fn carried(&self, leaves_max: usize) -> (Dirty, bool) {
-        let mut dirty = Dirty::default();
+    /// What the old bitmap holds, in address order, up to so many leaves and, but for the last
+    /// leaf, blocks; and whether that is all.
+    pub fn carried(&self, leaves_max: usize, blocks_max: u64) -> (Dirty, bool) {
+        let (mut dirty, mut blocks) = (Dirty::default(), 0);
         for (leaf, words) in self.old().chunks(LEAF_WORDS).enumerate() {
             let mut found = [0; LEAF_WORDS];
             for (to, word) in found.iter_mut().zip(words) {
                 *to = word.load(Ordering::Acquire);
             }
             if found != [0; LEAF_WORDS] {
-                if dirty.leaves() == leaves_max {
+                if dirty.leaves() >= leaves_max || blocks >= blocks_max {
                     return (dirty, false);
                 }
+                blocks += found.iter().map(|word| u64::from(word.count_ones())).sum::<u64>();
                 dirty.push(leaf as u64, found);
             }
         }

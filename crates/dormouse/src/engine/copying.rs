@@ -15,6 +15,7 @@ use dormouse_sync::leaf::Claim;
 use super::{Leaves, Watch, wait, workers};
 use crate::connect;
 use crate::link::Link;
+use crate::pace::Pace;
 
 /// Bytes of records that a worker tells the engine of together.
 const TOGETHER: usize = 256 << 10;
@@ -34,6 +35,8 @@ pub struct Sealing {
     pub key: Arc<DataKey>,
     /// The zstd level.
     pub level: i32,
+    /// How fast records may be made, if that is bounded.
+    pub pace: Option<Arc<Pace>>,
 }
 
 enum CopyJob {
@@ -42,14 +45,14 @@ enum CopyJob {
 }
 
 /// Runs a copy to its end. `finish` is called when all was read, and says what grade
-/// is earned.
+/// is earned; `show` is called now and then, and may end the copy by an error.
 pub fn run_copy(
     link: &Link,
     copy: &mut Copy,
     sealing: &Sealing,
     source: &dyn Leaves,
     finish: &mut dyn FnMut() -> Result<(Grade, TimeNs)>,
-    show: &mut dyn FnMut(&copy::Progress),
+    show: &mut dyn FnMut(&copy::Progress) -> Result<()>,
 ) -> Result<Outcome> {
     let (reads_tx, reads) = unbounded();
     let (seals_tx, seals) = unbounded();
@@ -77,7 +80,7 @@ fn copy_loop(
     jobs: (Sender<CopyJob>, Sender<CopyJob>),
     events: &CopyEvents,
     finish: &mut dyn FnMut() -> Result<(Grade, TimeNs)>,
-    show: &mut dyn FnMut(&copy::Progress),
+    show: &mut dyn FnMut(&copy::Progress) -> Result<()>,
 ) -> Result<Outcome> {
     let mut actions = Vec::new();
     let mut watch = Watch::new(link);
@@ -99,7 +102,8 @@ fn copy_loop(
                     next = Some(copy::Event::Finished { grade, time });
                 }
                 copy::Action::Done(outcome) => {
-                    show(copy.progress());
+                    // It is durable: nothing that is said now may take that back.
+                    let _ = show(copy.progress());
                     return Ok(outcome);
                 }
             }
@@ -112,7 +116,7 @@ fn copy_loop(
             })?,
         }
         if watch.look(link, copy.asked())? {
-            show(copy.progress());
+            show(copy.progress())?;
         }
     }
 }
@@ -191,6 +195,9 @@ fn copy_job(
                 secrets: &sealing.secrets,
             };
             let record = sealer.seal(who, id, &cut.digests, cut.content(scratch))?;
+            if let Some(pace) = &sealing.pace {
+                pace.take(record.len() as u64);
+            }
             Ok(copy::Event::Sealed { id, record })
         }
     }

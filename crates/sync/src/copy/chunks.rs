@@ -16,7 +16,7 @@ use dormouse_format::seeded::seeded;
 use dormouse_format::{Block, ChunkId, Tag};
 
 use super::compare::{Compare, Hint, Old};
-use super::{Action, Copy, Mode, Question, WINDOW};
+use super::{Action, Copy, Mode, Question};
 use crate::cut::Cut;
 use crate::error::{Error, Result};
 use crate::leaf::{Claim, LeafData};
@@ -234,7 +234,7 @@ impl Copy {
     /// Whether less than a batch must be asked for now: the budget is used up, or
     /// nothing more comes.
     fn must_ask(&self) -> bool {
-        let full = self.budget.used() + Claim::WHOLE > WINDOW;
+        let full = self.budget.used() + Claim::WHOLE > self.plan.window;
         !self.ask.is_empty() && (full || self.compared)
     }
 
@@ -398,6 +398,7 @@ impl Copy {
     fn send_extents(&mut self, actions: &mut Vec<Action>) {
         let runs = self.extents.take();
         self.parts += 1;
+        self.progress.extent_bytes += runs.len() as u64;
         if self.plan.mode == Mode::Changes {
             self.deltas = hash::delta(&self.deltas, self.plan.size, &runs);
         }

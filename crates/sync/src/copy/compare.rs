@@ -12,7 +12,7 @@ use dormouse_format::message::Message;
 use dormouse_format::seeded::seeded;
 use dormouse_format::{ChunkId, Hash, Tag};
 
-use super::{Action, Copy, Mode, Question, WINDOW};
+use super::{Action, Copy, Mode, Question};
 use crate::error::{Error, Result};
 use crate::leaf::{Claim, LeafData};
 use crate::map::{Entry, Front, Walker, open_leaves};
@@ -87,7 +87,7 @@ impl Copy {
     }
 
     pub(super) fn read_ahead(&mut self, actions: &mut Vec<Action>) {
-        while self.budget.used() + Claim::WHOLE <= WINDOW || self.budget.used() == 0 {
+        while self.budget.used() + Claim::WHOLE <= self.plan.window || self.budget.used() == 0 {
             let Some(index) = self.plan.leaves.next(self.next_read) else { return };
             self.next_read = index + 1;
             self.reading += 1;
@@ -106,7 +106,7 @@ impl Copy {
             }
         }
         // What waits for tags must be asked for before the budget is used up.
-        let full = self.budget.used() + Claim::WHOLE > WINDOW;
+        let full = self.budget.used() + Claim::WHOLE > self.plan.window;
         if full && self.page.as_ref().is_some_and(|p| p.ask != 0) {
             self.ask_leaves(actions);
         }

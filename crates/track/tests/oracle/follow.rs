@@ -47,7 +47,7 @@ impl Follower {
         self.passes += 1;
         let marks = self.watch.marks().unwrap();
         marks.cut();
-        let (dirty, _) = marks.carried(usize::MAX);
+        let (dirty, _) = marks.carried(usize::MAX, u64::MAX);
         let mut buffer = Aligned::new(BLOCK);
         let failed = self.passes.is_multiple_of(7);
         for block in dirty.all_blocks() {

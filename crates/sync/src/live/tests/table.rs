@@ -85,11 +85,7 @@ fn situations() -> Vec<Bench> {
     taking.after(SECOND, Event::Try { takeover: true });
 
     let mut scanning = connecting.clone();
-    scanning.tell(Event::Connected {
-        proof: Proof::Broken(Gap::NoRecord),
-        head: None,
-        dirty: 0,
-    });
+    scanning.tell(Event::Connected { proof: Proof::Broken(Gap::NoRecord), head: None, dirty: 0 });
     let mut scan_failed = scanning.clone();
     scan_failed.tell(failed());
 

@@ -264,8 +264,7 @@ impl World {
         let (view, now) = (self.bench.view(), self.bench.now);
         if view.data_lag == Some(Duration::ZERO) || view.point_lag == Some(Duration::ZERO) {
             let instant = self.sent == now || self.pointed == Some(now);
-            let fresh =
-                self.looked.is_some_and(|(at, clean)| clean && now <= at + LOOK_FRESH);
+            let fresh = self.looked.is_some_and(|(at, clean)| clean && now <= at + LOOK_FRESH);
             assert!(instant || fresh, "a lag of 0, and no look that says so: {view:?}");
         }
         let Some((looked, _)) = self.looked.filter(|_| self.earned && !self.stopped) else {

@@ -1,0 +1,277 @@
+//! A disk that is watched, and its blocks as the engine reads them.
+//!
+//! Owns: the watch, the open device, and what the server is known to have of it. Invariant:
+//! what is read of a dirty leaf is read after its marks were taken.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::{Context, Result};
+use dormouse_crypt::hash;
+use dormouse_format::limits::{BLOCK_SIZE, LEAF_BLOCKS};
+use dormouse_format::point::StoredPoint;
+use dormouse_format::{VolumeId, geometry};
+use dormouse_sync::history::hash_of;
+use dormouse_sync::leaf::{Claim, LeafData, LeafSet};
+use dormouse_sync::live::{Gap, Proof};
+use dormouse_track::device::Disk;
+use dormouse_track::dirty::Dirty;
+use dormouse_track::ebpf::{self, Watch};
+use dormouse_track::marks::Marks;
+use dormouse_track::record::Record;
+
+use super::Order;
+use crate::engine::Leaves;
+use crate::exit::{Class, Failure};
+use crate::home::Home;
+use crate::source::{ALIGN, Source};
+
+/// A watched disk.
+pub(super) struct Tracked {
+    pub(super) disk: Disk,
+    pub(super) source: Source,
+    watch: Watch,
+    pins: PathBuf,
+    /// Why all must be compared, as long as it must.
+    gap: Option<Gap>,
+}
+
+impl Tracked {
+    /// Opens the device, and finds its watch or begins one.
+    pub(super) fn open(home: &Home, order: &Order) -> Result<Self> {
+        let disk = Disk::of(&order.device).map_err(not_watched)?;
+        let source = Source::open(&order.device)?;
+        let pins = ebpf::place().join(pins_name(home, &order.volume));
+        let known = home.known_volume(&order.volume)?;
+        let found = match &known {
+            Some(id) => Watch::find(&disk, &pins, &id.0).map_err(not_watched)?,
+            None => Err(ebpf::Gap::None),
+        };
+        let (watch, gap) = match found {
+            Ok((watch, _)) => (watch, None),
+            Err(gap) => (Watch::begin(&disk, &pins).map_err(not_watched)?, Some(of_gap(gap))),
+        };
+        let tracked = Self { disk, source, watch, pins, gap };
+        // What a pass carried that was not acknowledged.
+        tracked.marks()?.carry_back();
+        Ok(tracked)
+    }
+
+    pub(super) fn marks(&self) -> Result<Marks<'_>> {
+        self.watch.marks().map_err(not_watched)
+    }
+
+    pub(super) fn size(&self) -> u64 {
+        self.source.size()
+    }
+
+    pub(super) fn blocks(&self) -> u64 {
+        geometry::blocks(self.size())
+    }
+
+    /// Bytes that are marked.
+    pub(super) fn dirty(&self) -> Result<u64> {
+        Ok(self.marks()?.dirty_blocks() * BLOCK_SIZE as u64)
+    }
+
+    /// Whether the marks are all that the server can lack, with this head; and, if so, on
+    /// record that the next points are made under `generation`.
+    pub(super) fn prove(
+        &mut self,
+        volume: &VolumeId,
+        head: Option<&StoredPoint>,
+        generation: u64,
+    ) -> Result<Proof> {
+        if head.is_none() {
+            return Ok(self.broken(Gap::FirstCopy));
+        }
+        if let Some(gap) = self.gap {
+            return Ok(Proof::Broken(gap));
+        }
+        let (Some(record), Some(head)) = (self.record()?, head) else {
+            return Ok(self.broken(Gap::NoRecord));
+        };
+        let (point, found) = (head.point(), hash_of(&head.signed).0);
+        // The point that was being made when the daemon or the link ended: it was made here,
+        // and what it carried is still marked.
+        let ours = point.prev.0 == record.head && point.generation == record.generation;
+        if record.volume != volume.0 || !record.complete || (found != record.head && !ours) {
+            return Ok(self.broken(Gap::OtherHead));
+        }
+        self.set_record(&Record { head: found, seq: point.seq, generation, ..record })?;
+        Ok(Proof::Unbroken)
+    }
+
+    fn broken(&mut self, gap: Gap) -> Proof {
+        self.gap = Some(gap);
+        Proof::Broken(gap)
+    }
+
+    pub(super) fn record(&self) -> Result<Option<Record>> {
+        Ok(self.marks()?.record())
+    }
+
+    pub(super) fn set_record(&self, record: &Record) -> Result<()> {
+        self.marks()?.set_record(record);
+        Ok(())
+    }
+
+    /// Begins anew, before all of the disk is read: an empty bitmap, and on record that the
+    /// copy is not whole. A disk that has changed its size is opened again.
+    pub(super) fn begin_scan(&mut self, volume: &VolumeId, generation: u64) -> Result<()> {
+        let disk = self.disk.again().map_err(not_watched)?;
+        if disk != self.disk {
+            self.source = Source::open(&disk.path)?;
+            self.watch = Watch::begin(&disk, &self.pins).map_err(not_watched)?;
+            self.disk = disk;
+        }
+        let marks = self.marks()?;
+        let record = Record {
+            volume: volume.0,
+            disk_sequence: self.disk.sequence,
+            size: self.disk.size(),
+            links: self.watch.links(),
+            head: [0; 32],
+            seq: 0,
+            generation,
+            complete: false,
+            everything: marks.everything(),
+        };
+        marks.set_record(&record);
+        marks.clear();
+        Ok(())
+    }
+
+    /// The scan is done: from now on marks tell all.
+    pub(super) fn end_scan(&mut self, head: [u8; 32], seq: u64) -> Result<()> {
+        if let Some(record) = self.record()? {
+            self.set_record(&Record { head, seq, complete: true, ..record })?;
+        }
+        self.gap = None;
+        Ok(())
+    }
+
+    /// This point is durable.
+    pub(super) fn acknowledged(&self, head: [u8; 32], seq: u64) -> Result<()> {
+        if let Some(record) = self.record()? {
+            self.set_record(&Record { head, seq, ..record })?;
+        }
+        Ok(())
+    }
+
+    /// What has made the marks less than all, if something has.
+    pub(super) fn new_gap(&mut self) -> Result<Option<Gap>> {
+        if self.gap.is_some() {
+            return Ok(None);
+        }
+        let record = self.record()?;
+        let everything = self.marks()?.everything();
+        let size = self.disk.again().map_err(not_watched)?.size();
+        self.gap = if size != self.disk.size() {
+            Some(Gap::Resized)
+        } else if record.is_some_and(|r| r.everything != everything) {
+            Some(Gap::Everything)
+        } else {
+            None
+        };
+        Ok(self.gap)
+    }
+
+    /// Whether no write was begun before the cut and has not ended: then each that was has
+    /// left its mark.
+    pub(super) fn nothing_under_way(&self) -> bool {
+        (0..8).any(|_| self.disk.writes_in_flight().is_ok_and(|n| n == 0))
+    }
+}
+
+/// One directory of pins for each volume of each home. (Dots are not allowed in its name.)
+fn pins_name(home: &Home, volume: &str) -> String {
+    let key = format!("{}\0{volume}", home.dir().display());
+    let hash = hash::body_check(key.as_bytes());
+    let hash: String = hash[..8].iter().map(|b| format!("{b:02x}")).collect();
+    format!("{}-{hash}", volume.replace('.', "_"))
+}
+
+const fn of_gap(gap: ebpf::Gap) -> Gap {
+    match gap {
+        ebpf::Gap::None => Gap::OtherBoot,
+        ebpf::Gap::Unrecorded | ebpf::Gap::Incomplete => Gap::NoRecord,
+        ebpf::Gap::Parts | ebpf::Gap::Links => Gap::TrackerGone,
+        ebpf::Gap::Disk => Gap::OtherDisk,
+        ebpf::Gap::Size => Gap::OtherSize,
+        ebpf::Gap::Everything => Gap::Everything,
+    }
+}
+
+/// With the way out.
+fn not_watched(error: dormouse_track::Error) -> anyhow::Error {
+    use dormouse_track::Error as E;
+    let hint = match &error {
+        E::NotADevice(_) => "a file can be copied with --once; live are block devices only",
+        E::Sysfs { .. } => "check the path; `lsblk` shows the disks of this machine",
+        E::NotPermitted { .. } => {
+            "run as root, or with these capabilities; or let it compare now and then: --tracker scan"
+        }
+        E::NoBpfFs(_) => "mount it: mount -t bpf bpf /sys/fs/bpf; or use --tracker scan",
+        E::Multipath(_) | E::Kernel(_) => "let it compare now and then: --tracker scan",
+        _ => "the tracker's pins lie in /sys/fs/bpf/dormouse; --tracker scan does without them",
+    };
+    Failure::new(Class::Place, error.to_string()).hint(hint).into()
+}
+
+/// The dirty blocks of a disk, read as they are now.
+pub(super) struct DirtyLeaves<'a> {
+    pub(super) source: &'a Source,
+    pub(super) dirty: &'a Dirty,
+    pub(super) read: &'a AtomicU64,
+}
+
+impl DirtyLeaves<'_> {
+    pub(super) fn leaf_set(&self) -> LeafSet {
+        leaf_set(self.source.size(), self.dirty)
+    }
+}
+
+/// The leaves that have a dirty block.
+pub(super) fn leaf_set(size: u64, dirty: &Dirty) -> LeafSet {
+    let mut set = LeafSet::new(size);
+    dirty.iter().for_each(|(leaf, _)| set.add(*leaf));
+    set
+}
+
+impl Leaves for DirtyLeaves<'_> {
+    fn read_leaf(&self, index: u64, mut claim: Claim) -> Result<LeafData> {
+        let runs = self.dirty.runs(index);
+        let total = runs.iter().map(|(_, n)| usize::from(*n)).sum::<usize>() * BLOCK_SIZE;
+        let half = LEAF_BLOCKS as usize * BLOCK_SIZE / 2;
+        let mut bytes = if total > half { claim.buffer() } else { vec![0; total + ALIGN] };
+        let skip = bytes.as_ptr().align_offset(ALIGN).min(ALIGN);
+        let mut filled = 0;
+        for (first, count) in &runs {
+            let len = usize::from(*count) * BLOCK_SIZE;
+            let at = (index * LEAF_BLOCKS + u64::from(*first)) * BLOCK_SIZE as u64;
+            self.source.read_at(at, &mut bytes[skip + filled..skip + filled + len])?;
+            filled += len;
+        }
+        self.read.fetch_add(filled as u64, Ordering::Relaxed);
+        claim.shrink(filled as u64);
+        Ok(LeafData { runs, bytes, skip, claim })
+    }
+}
+
+/// Blocks that were read before, while the disk stood still.
+pub(super) struct Captured {
+    pub(super) dirty: Dirty,
+    /// Of each leaf, the content of its runs.
+    pub(super) content: Vec<(u64, Vec<u8>)>,
+}
+
+impl Leaves for Captured {
+    fn read_leaf(&self, index: u64, mut claim: Claim) -> Result<LeafData> {
+        let found = self.content.binary_search_by_key(&index, |(leaf, _)| *leaf);
+        let content = found.ok().and_then(|i| self.content.get(i));
+        let (_, content) = content.context("a leaf that was not captured is asked for")?;
+        claim.shrink(content.len() as u64);
+        Ok(LeafData { runs: self.dirty.runs(index), bytes: content.clone(), skip: 0, claim })
+    }
+}

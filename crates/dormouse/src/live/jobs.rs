@@ -1,0 +1,406 @@
+//! What takes its time: connecting, scans, passes, checkpoints.
+//!
+//! Invariant: after a job that failed with the server still there, the link is as it was before:
+//! no answer is open. What a pass carried is forgotten when it is acknowledged, and not before.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use crossbeam_channel::{RecvTimeoutError, bounded};
+use dormouse_format::limits::BLOCK_SIZE;
+use dormouse_format::message::Message;
+use dormouse_format::point::{Grade, SignedPoint, StoredPoint};
+use dormouse_format::{Hash, RecordId, TimeNs};
+use dormouse_sync::checkpoint::{self, Checkpoint};
+use dormouse_sync::copy::{self, Copy, Outcome, Progress};
+use dormouse_sync::history::hash_of;
+use dormouse_sync::leaf::LeafSet;
+use dormouse_sync::live::{Away, DELTAS_SMALL, Event, Head, Job, Made, PointSeen, Unfrozen};
+use dormouse_track::dirty::Dirty;
+
+use super::Order;
+use super::connecting::{self, Opened};
+use super::disk::{DirtyLeaves, Tracked};
+use super::pilot::{Cancelled, Pilot, now};
+use crate::engine::{self, Leaves};
+use crate::exit::away_of;
+use crate::home::{Account, Anchor, Home};
+use crate::pace::Pace;
+use crate::{connect, text};
+
+/// Bytes of leaves in flight: enough for a link of 100 MB/s and 100 ms.
+const WINDOW: u64 = 16 << 20;
+/// Leaves of one pass: what it keeps in memory about them is 40 bytes each.
+const LEAVES_MAX: usize = 256 << 10;
+/// What a dirty block takes in a delta, at most: tag, chunk, and its share of a run.
+const DELTA_PER_BLOCK: u64 = 48;
+/// How often the newest head is written to the home.
+const REMEMBER_EVERY: Duration = Duration::from_secs(600);
+
+/// Does the jobs of one mirror.
+pub(super) struct Worker {
+    home: Home,
+    account: Arc<Account>,
+    order: Order,
+    pace: Option<Arc<Pace>>,
+    pub(super) tracked: Tracked,
+    session: Option<Opened>,
+    connected: bool,
+    /// Bytes of deltas since the last checkpoint, if that is known.
+    deltas: Option<u64>,
+    newest: Option<SignedPoint>,
+    remembered: Instant,
+    read: AtomicU64,
+    /// [`dormouse_track::marks::Marks::marked`] when dirty blocks were last counted.
+    counted: Option<u64>,
+    dirty: u64,
+}
+
+impl Worker {
+    pub(super) fn new(
+        home: Home,
+        account: Arc<Account>,
+        order: Order,
+        pace: Option<Arc<Pace>>,
+        tracked: Tracked,
+    ) -> Self {
+        Self {
+            home,
+            account,
+            order,
+            pace,
+            tracked,
+            session: None,
+            connected: false,
+            deltas: None,
+            newest: None,
+            remembered: Instant::now(),
+            read: AtomicU64::new(0),
+            counted: None,
+            dirty: 0,
+        }
+    }
+
+    /// Does a job to its end. An error if the mirror cannot go on at all.
+    pub(super) fn work(&mut self, pilot: &mut Pilot<'_>, job: Job) -> Result<Event> {
+        let done = match job {
+            Job::Connect { takeover } => self.connect(pilot, takeover),
+            Job::Scan { .. } => self.scan(pilot),
+            Job::Pass { deltas_max } => self.pass(pilot, deltas_max),
+            Job::Freeze => self.freeze(pilot),
+            Job::Checkpoint => self.checkpoint(pilot),
+        };
+        let event = match done {
+            Ok(event) => event,
+            Err(error) => self.failed(pilot, &error),
+        };
+        pilot.counters.bytes_read = self.read.load(Ordering::Relaxed);
+        self.counted = None;
+        Ok(event)
+    }
+
+    /// What an error of a job means.
+    fn failed(&mut self, pilot: &Pilot<'_>, error: &anyhow::Error) -> Event {
+        if let Ok(marks) = self.tracked.marks() {
+            marks.carry_back();
+        }
+        let detail = format!("{error:#}");
+        if error.is::<Cancelled>() && self.session.is_some() {
+            return Event::Failed { detail };
+        }
+        // The link is in the middle of something: the next begins anew. What was put stays put.
+        self.session = None;
+        let away = away_of(error).unwrap_or(Away::Failed);
+        pilot.line(&detail);
+        Event::Lost { away, detail }
+    }
+
+    /// Looks at the marks between jobs.
+    pub(super) fn look(&mut self, pilot: &mut Pilot<'_>) -> Result<()> {
+        if let Some(gap) = self.tracked.new_gap()? {
+            pilot.tell(Event::Gap(gap));
+        }
+        let marked = self.tracked.marks()?.marked();
+        if self.counted != Some(marked) {
+            self.counted = Some(marked);
+            self.dirty = self.tracked.dirty()?;
+        }
+        pilot.tell(Event::Dirty { bytes: self.dirty });
+        if let Some(ended) = self.session.as_ref().and_then(|s| s.link.tx.ended()) {
+            let failure = connect::link_failure(&ended).into();
+            let event = self.failed(pilot, &failure);
+            pilot.tell(event);
+        }
+        if self.remembered.elapsed() >= REMEMBER_EVERY {
+            self.remember()?;
+        }
+        Ok(())
+    }
+
+    /// A clean end.
+    pub(super) fn end(mut self) -> Result<()> {
+        self.remember()
+    }
+
+    /// Writes the newest head to the home.
+    fn remember(&mut self) -> Result<()> {
+        self.remembered = Instant::now();
+        let Some((session, head)) = self.session.as_ref().zip(self.newest.take()) else {
+            return Ok(());
+        };
+        self.home.remember(&session.volume, &Anchor { head, vouched: true })
+    }
+
+    fn connect(&mut self, pilot: &mut Pilot<'_>, takeover: bool) -> Result<Event> {
+        self.session = None;
+        let (sender, opened) = bounded(1);
+        let (home, account) = (self.home.clone(), Arc::clone(&self.account));
+        let (order, pace) = (self.order.clone(), self.pace.clone());
+        std::thread::Builder::new().name("connect".into()).spawn(move || {
+            // If nobody waits any more, the link is dropped here.
+            let _ = sender.send(connecting::open(&home, &account, &order, takeover, pace));
+        })?;
+        let opened = loop {
+            match opened.recv_timeout(Duration::from_millis(100)) {
+                Ok(opened) => break opened?,
+                Err(RecvTimeoutError::Timeout) => pilot.during()?,
+                Err(RecvTimeoutError::Disconnected) => anyhow::bail!("the connecting thread ended"),
+            }
+        };
+        let id = opened.volume.id;
+        let proof = self.tracked.prove(&id, opened.head.as_ref(), opened.generation)?;
+        let deltas = match &opened.head {
+            None => 0,
+            Some(head) if head.point().is_checkpoint() => 0,
+            // Not known: soon a checkpoint.
+            Some(_) => self.deltas.unwrap_or(DELTAS_SMALL),
+        };
+        self.deltas = Some(deltas);
+        let head = opened.head.map(|head| Head {
+            point: seen(&head.signed),
+            age: age(&head),
+            consistent: opened.consistent.map(|p| (seen(&p.signed), age(&p))),
+            deltas,
+        });
+        pilot.counters.reconnects += u64::from(self.connected);
+        self.connected = true;
+        self.session = Some(opened);
+        Ok(Event::Connected { proof, head, dirty: self.tracked.dirty()? })
+    }
+
+    fn session(&self) -> Result<&Opened> {
+        self.session.as_ref().context("there is no link")
+    }
+
+    fn plan(&self, mode: copy::Mode, leaves: LeafSet) -> Result<copy::Plan> {
+        let session = self.session()?;
+        Ok(copy::Plan {
+            vault: self.account.vault,
+            volume: session.volume.id,
+            generation: copy::Generation::Given(session.generation),
+            head: session.head,
+            checkpoint: session.checkpoint,
+            size: self.tracked.size(),
+            leaves,
+            mode,
+            window: WINDOW,
+        })
+    }
+
+    /// Runs a copy; a cancelled one leaves a link that can be used.
+    fn run(
+        &self,
+        plan: copy::Plan,
+        source: &dyn Leaves,
+        finish: &mut dyn FnMut() -> Result<(Grade, TimeNs)>,
+        show: &mut dyn FnMut(&Progress) -> Result<()>,
+    ) -> Result<Outcome> {
+        let session = self.session()?;
+        let sealing = &session.sealing;
+        let (secrets, signer) = (Arc::clone(&sealing.secrets), Arc::clone(&sealing.signer));
+        let mut copy = Copy::new(plan, secrets, signer)?;
+        let done = engine::run_copy(&session.link, &mut copy, sealing, source, finish, show);
+        if done.as_ref().is_err_and(|e| e.is::<Cancelled>()) {
+            for _ in 0..copy.asked().1 {
+                connect::receive(&session.link)?;
+            }
+        }
+        done
+    }
+
+    fn scan(&mut self, pilot: &mut Pilot<'_>) -> Result<Event> {
+        pilot.counters.scans += 1;
+        let (volume, generation) = {
+            let session = self.session()?;
+            (session.volume.id, session.generation)
+        };
+        self.tracked.begin_scan(&volume, generation)?;
+        let cut = now();
+        let leaves = self.tracked.source.leaf_set()?;
+        let total = leaves.count();
+        let plan = self.plan(copy::Mode::Scan, leaves)?;
+        let tracked = &self.tracked;
+        let reading = Reading { tracked, read: &self.read };
+        let mut finish = || {
+            let marks = tracked.marks()?;
+            let settled = tracked.nothing_under_way() && marks.dirty_blocks() == 0;
+            Ok((if settled { Grade::Settled } else { Grade::Fuzzy }, text::now_ns()))
+        };
+        let outcome = self.run(plan, &reading, &mut finish, &mut |p| {
+            let leaf = (tracked.size() / total.max(1)).max(1);
+            let left = total.saturating_sub(p.leaves) * leaf;
+            pilot.tell(Event::Progress { done: p.leaves * leaf, left });
+            pilot.tell(Event::Dirty { bytes: tracked.dirty()? });
+            pilot.during()
+        })?;
+        let point = outcome.point;
+        self.tracked.end_scan(hash_of(&point).0, point.point.seq)?;
+        self.newest = Some(point);
+        self.remember()?;
+        self.deltas = Some(0);
+        self.made(pilot, &outcome, cut)
+    }
+
+    /// Goes on from this point, which is durable.
+    fn take_for_head(&mut self, signed: SignedPoint, receipt: TimeNs) -> Result<()> {
+        self.newest = Some(signed);
+        let session = self.session.as_mut().context("there is no link")?;
+        let mut stored =
+            StoredPoint { signed, receipt, top: Hash::ZERO, top_record: RecordId::ZERO };
+        if signed.point.is_checkpoint() {
+            // The server knows where it has put the top of the map. That it is the top is
+            // checked under the signed root before it is used.
+            let (volume, from) = (signed.point.volume, signed.point.seq);
+            let question = Message::ListPoints { volume, from, limit: 1 };
+            stored = match connect::ask(&session.link, question)? {
+                Message::Points { points } => points.into_iter().find(|p| p.signed == signed),
+                _ => None,
+            }
+            .with_context(|| format!("the server does not show point {from}, just made"))?;
+            session.checkpoint = Some(stored);
+        }
+        session.head = Some(stored);
+        Ok(())
+    }
+
+    /// The point is durable and on record.
+    fn made(&mut self, pilot: &mut Pilot<'_>, outcome: &Outcome, cut: Duration) -> Result<Event> {
+        let signed = outcome.point;
+        self.take_for_head(signed, outcome.receipt)?;
+        let counters = &mut pilot.counters;
+        *match signed.point.grade {
+            Grade::Settled => &mut counters.settled,
+            Grade::Fuzzy => &mut counters.fuzzy,
+            _ => &mut counters.frozen,
+        } += 1;
+        counters.bytes_sent += outcome.progress.sent_bytes;
+        let deltas = outcome.progress.extent_bytes;
+        if !signed.point.is_checkpoint() {
+            self.deltas = self.deltas.map(|sum| sum + deltas);
+        }
+        Ok(Event::Made(Made {
+            point: seen(&signed),
+            cut,
+            bytes: outcome.progress.changed * BLOCK_SIZE as u64,
+            deltas: if signed.point.is_checkpoint() { 0 } else { deltas },
+            left: self.tracked.dirty()?,
+            stale: 0,
+        }))
+    }
+
+    /// Takes the marks of a pass: what it carries, and whether that is all.
+    fn cut(&self, deltas_max: u64) -> Result<(Dirty, bool)> {
+        let marks = self.tracked.marks()?;
+        marks.carry_back();
+        marks.cut();
+        let (mut dirty, whole) = marks.carried(LEAVES_MAX, deltas_max / DELTA_PER_BLOCK);
+        dirty.truncate(self.tracked.blocks());
+        Ok((dirty, whole))
+    }
+
+    fn pass(&mut self, pilot: &mut Pilot<'_>, deltas_max: u64) -> Result<Event> {
+        let cut = now();
+        let (dirty, whole) = self.cut(deltas_max)?;
+        let tracked = &self.tracked;
+        let source = DirtyLeaves { source: &tracked.source, dirty: &dirty, read: &self.read };
+        let plan = self.plan(copy::Mode::Changes, source.leaf_set())?;
+        let mut finish = || {
+            // First that no write is under way, then that none has left a mark.
+            let still = whole && tracked.nothing_under_way();
+            let settled = still && tracked.marks()?.marked_again(&dirty) == 0;
+            Ok((if settled { Grade::Settled } else { Grade::Fuzzy }, text::now_ns()))
+        };
+        let outcome = self.run(plan, &source, &mut finish, &mut |_| {
+            pilot.tell(Event::Dirty { bytes: tracked.dirty()? });
+            pilot.during()
+        })?;
+        self.acknowledge(&outcome.point, &dirty)?;
+        self.made(pilot, &outcome, cut)
+    }
+
+    /// First on record, then forgotten: who dies in between sends some blocks twice.
+    fn acknowledge(&self, point: &SignedPoint, dirty: &Dirty) -> Result<()> {
+        self.tracked.acknowledged(hash_of(point).0, point.point.seq)?;
+        let marks = self.tracked.marks()?;
+        marks.forget(dirty);
+        marks.carry_back();
+        Ok(())
+    }
+
+    fn freeze(&mut self, _pilot: &mut Pilot<'_>) -> Result<Event> {
+        Ok(Event::Unfrozen { why: Unfrozen::Impossible, detail: String::new() })
+    }
+
+    fn checkpoint(&mut self, pilot: &mut Pilot<'_>) -> Result<Event> {
+        let session = self.session()?;
+        let (head, checkpoint) = (session.head, session.checkpoint);
+        let plan = checkpoint::Plan {
+            generation: session.generation,
+            head: head.context("there is no point yet")?,
+            checkpoint: checkpoint.context("there is no checkpoint yet")?,
+            grade: head.map_or(Grade::Fuzzy, |h| h.point().grade),
+            time: text::now_ns(),
+        };
+        let mut run = Checkpoint::new(plan, Arc::clone(&session.sealing.signer))?;
+        // It is short, and ends a link if it is broken off: it is not.
+        let mut show = || {
+            let _ = pilot.during();
+            Ok(())
+        };
+        let (point, receipt) = engine::run_checkpoint(&session.link, &mut run, &mut show)?;
+        self.tracked.acknowledged(hash_of(&point).0, point.point.seq)?;
+        self.take_for_head(point, receipt)?;
+        self.deltas = Some(0);
+        Ok(Event::Checkpointed { seq: point.point.seq })
+    }
+}
+
+/// All of the disk, with a count of what was read.
+struct Reading<'a> {
+    tracked: &'a Tracked,
+    read: &'a AtomicU64,
+}
+
+impl Leaves for Reading<'_> {
+    fn read_leaf(
+        &self,
+        index: u64,
+        claim: dormouse_sync::leaf::Claim,
+    ) -> Result<dormouse_sync::leaf::LeafData> {
+        let data = self.tracked.source.read_leaf(index, claim)?;
+        self.read.fetch_add(data.data_len(), Ordering::Relaxed);
+        Ok(data)
+    }
+}
+
+const fn seen(point: &SignedPoint) -> PointSeen {
+    PointSeen { seq: point.point.seq, grade: point.point.grade, time: point.point.time }
+}
+
+/// Time since a point was made, by this machine's clock, which made it.
+fn age(point: &StoredPoint) -> Duration {
+    let made = point.point().time;
+    Duration::from_nanos(u64::try_from(text::now_ns().saturating_sub(made)).unwrap_or(0))
+}

@@ -16,6 +16,7 @@ pub mod error;
 pub mod fetch;
 pub mod history;
 pub mod leaf;
+pub mod live;
 pub mod map;
 pub mod overlay;
 pub mod server;

@@ -278,6 +278,7 @@ impl Live {
             self.rate.add(made.bytes, now.saturating_sub(ended.begun));
         }
         let overtaken = ended.cancelled && !self.whole();
+        self.lags.acknowledged(made.cut, consistent, !overtaken);
         if overtaken {
             return;
         }
@@ -287,7 +288,6 @@ impl Live {
             self.baseline = Baseline::Whole;
             self.state = State::CatchUp;
         }
-        self.lags.acknowledged(made.cut, consistent);
         self.lags.stale = made.stale;
         self.lags.look(now, made.left, true);
         self.points.point(now, &self.lags, consistent, ended.job == Job::Freeze);

@@ -87,16 +87,18 @@ impl Lags {
         self.point = self.point.or(self.cut);
     }
 
-    /// A point of the disk as it was at `cut`, or a bit later where it is not consistent.
-    pub(super) fn acknowledged(&mut self, cut: Moment, consistent: bool) {
-        self.sent = Some(Aged::at(cut));
-        if consistent {
-            self.cut = self.sent;
-            self.point = self.sent;
-            self.changed = false;
-        } else {
-            self.changed = true;
+    /// A point was made of the disk as it was at `cut`, or a bit later where it is not
+    /// consistent; `whole` if it carries all that the server lacked.
+    pub(super) fn acknowledged(&mut self, cut: Moment, consistent: bool, whole: bool) {
+        let cut = Some(Aged::at(cut));
+        if whole {
+            self.sent = cut;
         }
+        if consistent {
+            self.cut = cut;
+            self.point = cut;
+        }
+        self.changed = !(whole && consistent);
     }
 
     /// The watch has a gap. Where it was broken, it may be older than the last look.

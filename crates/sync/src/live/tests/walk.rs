@@ -8,7 +8,7 @@ use dormouse_sim::Lcg;
 use super::table;
 use super::*;
 
-const SEEDS: u64 = 2_000;
+const SEEDS: u64 = 3_000;
 
 /// Who was told what, and what is true.
 struct World {
@@ -149,7 +149,7 @@ impl World {
             16..=17 => self.tell(Event::Tick),
             18 => self.tell(Event::RouteChanged),
             19 if self.below(4) == 0 => self.lose(),
-            20 if self.below(20) == 0 => self.gap(),
+            20 if self.stop.is_some() || self.below(20) == 0 => self.gap(),
             21 if self.below(20) == 0 => self.tell(Event::Resized { size: GIB }),
             22 if self.below(10) == 0 => {
                 self.fenced = false;
@@ -261,13 +261,16 @@ impl World {
     }
 
     fn check_lags(&self) {
+        if self.stopped {
+            return;
+        }
         let (view, now) = (self.bench.view(), self.bench.now);
         if view.data_lag == Some(Duration::ZERO) || view.point_lag == Some(Duration::ZERO) {
             let instant = self.sent == now || self.pointed == Some(now);
             let fresh = self.looked.is_some_and(|(at, clean)| clean && now <= at + LOOK_FRESH);
             assert!(instant || fresh, "a lag of 0, and no look that says so: {view:?}");
         }
-        let Some((looked, _)) = self.looked.filter(|_| self.earned && !self.stopped) else {
+        let Some((looked, _)) = self.looked.filter(|_| self.earned) else {
             return;
         };
         let known = |write: &Moment| *write <= looked;

@@ -17,6 +17,7 @@ use rustix::ioctl::{NoArg, Opcode, ioctl, opcode};
 /// The stacks of threads here are locked into memory, and they do little.
 pub const STACK_BYTES: usize = 64 << 10;
 
+const FIFREEZE: Opcode = opcode::read_write::<i32>(b'X', 119);
 const FITHAW: Opcode = opcode::read_write::<i32>(b'X', 120);
 
 /// Opens a directory or file at `point`, if it belongs to the mount `id`. A pipe or device that
@@ -44,6 +45,13 @@ pub fn open_mount(point: &Path, id: u64) -> Result<OwnedFd> {
 /// Writes back everything that the file system holds in memory.
 pub fn flush(fd: impl AsFd) -> Result<()> {
     rustix::fs::syncfs(fd)
+}
+
+/// Stops all writing to the file system; `BUSY`: it is frozen already.
+#[allow(unsafe_code, reason = "an ioctl has no safe form")]
+pub fn freeze(fd: impl AsFd) -> Result<()> {
+    // SAFETY: this request takes no argument and touches no memory of this process.
+    unsafe { ioctl(fd, NoArg::<FIFREEZE>::new()) }
 }
 
 /// Lets writing go on; `INVAL`: it was not frozen.

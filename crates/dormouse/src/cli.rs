@@ -93,6 +93,9 @@ pub enum Command {
     },
     /// Copy a file or block device: what the vault does not have yet
     Mirror(MirrorArgs),
+    /// Freezes and thaws for a mirror; started by it
+    #[command(hide = true)]
+    FreezeHelper,
     /// List the volumes of the vault
     Volumes {
         /// As JSON

@@ -40,6 +40,7 @@ pub fn run(cli: Cli) -> Result<()> {
         }
         Command::Vault { command: VaultCommand::Show } => show_vault(&home()?),
         Command::Mirror(args) => mirror(&home()?, args),
+        Command::FreezeHelper => freeze_helper(),
         Command::Volumes { json } => list::volumes(&home()?, json),
         Command::Points { volume, all, json } => {
             list::points(&home()?, volume.as_deref(), all, json)
@@ -181,6 +182,13 @@ fn show_vault(home: &Home) -> Result<()> {
     say!("writer    {} (trust group {})", account.writer(), account.trust_group)?;
     say!("server    {} {}", account.target, hex(&account.server))?;
     Ok(())
+}
+
+fn freeze_helper() -> Result<()> {
+    if dormouse_track::freeze::helper_main() == std::process::ExitCode::SUCCESS {
+        return Ok(());
+    }
+    fail(Class::Usage, "this is a part of `dormouse mirror`, which starts it", "")
 }
 
 fn mirror(home: &Home, args: MirrorArgs) -> Result<()> {

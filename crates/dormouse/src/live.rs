@@ -9,6 +9,7 @@
 mod connecting;
 mod disk;
 pub mod foreground;
+mod freezing;
 mod jobs;
 mod pilot;
 
@@ -29,7 +30,7 @@ use jobs::Worker;
 use pilot::Pilot;
 
 /// Most bytes that are held in memory while file systems are frozen.
-pub(crate) const REST_MAX: u64 = 32 << 20;
+pub(crate) const REST_MAX: u64 = 24 << 20;
 
 /// What is mirrored, and how.
 #[derive(Debug, Clone)]
@@ -40,12 +41,25 @@ pub struct Order {
     pub volume: String,
     /// Whether points are forced by freezing.
     pub freeze: Freeze,
+    /// Run before a freeze; if it fails there is none.
+    pub hook_before: Option<Hook>,
+    /// Run after it, whether it was one or not.
+    pub hook_after: Option<Hook>,
     /// Bytes a second that may be sent.
     pub limit: Option<NonZeroU64>,
     /// The zstd level.
     pub level: i32,
     /// Take the volume over from another writer or installation.
     pub takeover: bool,
+}
+
+/// A program that is run before or after a freeze.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hook {
+    /// Its path.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub args: Vec<String>,
 }
 
 /// What was counted since the mirror began.

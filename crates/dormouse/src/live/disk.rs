@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use dormouse_crypt::hash;
 use dormouse_format::limits::{BLOCK_SIZE, LEAF_BLOCKS};
 use dormouse_format::point::StoredPoint;
@@ -256,22 +256,5 @@ impl Leaves for DirtyLeaves<'_> {
         self.read.fetch_add(filled as u64, Ordering::Relaxed);
         claim.shrink(filled as u64);
         Ok(LeafData { runs, bytes, skip, claim })
-    }
-}
-
-/// Blocks that were read before, while the disk stood still.
-pub(super) struct Captured {
-    pub(super) dirty: Dirty,
-    /// Of each leaf, the content of its runs.
-    pub(super) content: Vec<(u64, Vec<u8>)>,
-}
-
-impl Leaves for Captured {
-    fn read_leaf(&self, index: u64, mut claim: Claim) -> Result<LeafData> {
-        let found = self.content.binary_search_by_key(&index, |(leaf, _)| *leaf);
-        let content = found.ok().and_then(|i| self.content.get(i));
-        let (_, content) = content.context("a leaf that was not captured is asked for")?;
-        claim.shrink(content.len() as u64);
-        Ok(LeafData { runs: self.dirty.runs(index), bytes: content.clone(), skip: 0, claim })
     }
 }

@@ -52,7 +52,12 @@ pub fn run(home: &Home, args: &MirrorArgs) -> Result<()> {
     let order = Order {
         device: args.source.clone(),
         volume: args.volume.clone().unwrap_or_else(|| volume_name::of_source(&args.source)),
-        freeze: Freeze::Auto { every: Duration::from_secs(60) },
+        freeze: Freeze::Auto {
+            every: std::env::var("EVERY")
+                .map_or(Duration::from_secs(60), |s| Duration::from_secs(s.parse().unwrap_or(60))),
+        },
+        hook_before: None,
+        hook_after: None,
         limit: None,
         level: args.level,
         takeover: args.takeover,

@@ -22,7 +22,8 @@ use dormouse_track::dirty::Dirty;
 
 use super::Order;
 use super::connecting::{self, Opened};
-use super::disk::{DirtyLeaves, Tracked};
+use super::disk::{DirtyLeaves, Tracked, leaf_set};
+use super::freezing::{self, Freezing, REST_SMALL, Taken};
 use super::pilot::{Cancelled, Pilot, now};
 use crate::engine::{self, Leaves};
 use crate::exit::away_of;
@@ -36,6 +37,8 @@ const WINDOW: u64 = 16 << 20;
 const LEAVES_MAX: usize = 256 << 10;
 /// What a dirty block takes in a delta, at most: tag, chunk, and its share of a run.
 const DELTA_PER_BLOCK: u64 = 48;
+/// Rounds of writing back and sending before a freeze.
+const CONVERGE_MAX: u32 = 3;
 /// How often the newest head is written to the home.
 const REMEMBER_EVERY: Duration = Duration::from_secs(600);
 
@@ -56,6 +59,7 @@ pub(super) struct Worker {
     /// [`dormouse_track::marks::Marks::marked`] when dirty blocks were last counted.
     counted: Option<u64>,
     dirty: u64,
+    freezing: Freezing,
 }
 
 impl Worker {
@@ -80,6 +84,7 @@ impl Worker {
             read: AtomicU64::new(0),
             counted: None,
             dirty: 0,
+            freezing: Freezing::default(),
         }
     }
 
@@ -237,7 +242,7 @@ impl Worker {
             (session.volume.id, session.generation)
         };
         self.tracked.begin_scan(&volume, generation)?;
-        let cut = now();
+        let (cut, time) = (now(), text::now_ns());
         let leaves = self.tracked.source.leaf_set()?;
         let total = leaves.count();
         let plan = self.plan(copy::Mode::Scan, leaves)?;
@@ -246,7 +251,7 @@ impl Worker {
         let mut finish = || {
             let marks = tracked.marks()?;
             let settled = tracked.nothing_under_way() && marks.dirty_blocks() == 0;
-            Ok((if settled { Grade::Settled } else { Grade::Fuzzy }, text::now_ns()))
+            Ok((if settled { Grade::Settled } else { Grade::Fuzzy }, time))
         };
         let outcome = self.run(plan, &reading, &mut finish, &mut |p| {
             let leaf = (tracked.size() / total.max(1)).max(1);
@@ -321,7 +326,7 @@ impl Worker {
     }
 
     fn pass(&mut self, pilot: &mut Pilot<'_>, deltas_max: u64) -> Result<Event> {
-        let cut = now();
+        let (cut, time) = (now(), text::now_ns());
         let (dirty, whole) = self.cut(deltas_max)?;
         let tracked = &self.tracked;
         let source = DirtyLeaves { source: &tracked.source, dirty: &dirty, read: &self.read };
@@ -330,7 +335,7 @@ impl Worker {
             // First that no write is under way, then that none has left a mark.
             let still = whole && tracked.nothing_under_way();
             let settled = still && tracked.marks()?.marked_again(&dirty) == 0;
-            Ok((if settled { Grade::Settled } else { Grade::Fuzzy }, text::now_ns()))
+            Ok((if settled { Grade::Settled } else { Grade::Fuzzy }, time))
         };
         let outcome = self.run(plan, &source, &mut finish, &mut |_| {
             pilot.tell(Event::Dirty { bytes: tracked.dirty()? });
@@ -349,8 +354,54 @@ impl Worker {
         Ok(())
     }
 
-    fn freeze(&mut self, _pilot: &mut Pilot<'_>) -> Result<Event> {
-        Ok(Event::Unfrozen { why: Unfrozen::Impossible, detail: String::new() })
+    fn freeze(&mut self, pilot: &mut Pilot<'_>) -> Result<Event> {
+        let before = self.order.hook_before.clone();
+        if let Some(Err(error)) = before.as_ref().map(freezing::run_hook) {
+            let detail = format!("{error:#}");
+            return Ok(unfrozen(pilot, Unfrozen::Failed, detail));
+        }
+        let taken = self.take_frozen(pilot);
+        if let Some(Err(error)) = self.order.hook_after.as_ref().map(freezing::run_hook) {
+            pilot.line(&format!("{error:#}"));
+        }
+        let taken = match taken? {
+            Ok(taken) => taken,
+            Err((why, detail)) => {
+                self.tracked.marks()?.carry_back();
+                return Ok(unfrozen(pilot, why, detail));
+            }
+        };
+        let plan = self.plan(copy::Mode::Changes, leaf_set(self.tracked.size(), &taken.dirty))?;
+        let tracked = &self.tracked;
+        let earned = (freezing::Taken::GRADE, taken.time);
+        let outcome = self.run(plan, &taken, &mut || Ok(earned), &mut |_| {
+            pilot.tell(Event::Dirty { bytes: tracked.dirty()? });
+            pilot.during()
+        })?;
+        self.acknowledge(&outcome.point, &taken.dirty)?;
+        pilot.line(&format!("point {}: {}", outcome.point.point.seq, taken.said));
+        let event = self.made(pilot, &outcome, taken.cut);
+        self.freezing.give_back(taken);
+        event
+    }
+
+    /// Writes back and sends most of it first, so that little is left while all wait.
+    fn take_frozen(
+        &mut self,
+        pilot: &mut Pilot<'_>,
+    ) -> Result<std::result::Result<Taken, freezing::Refusal>> {
+        let all = match freezing::file_systems(&self.tracked)? {
+            Ok(all) => all,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        for _ in 0..CONVERGE_MAX {
+            freezing::write_back(&all)?;
+            if self.tracked.dirty()? <= REST_SMALL {
+                break;
+            }
+            self.pass(pilot, u64::MAX)?;
+        }
+        self.freezing.take(&self.tracked, &all)
     }
 
     fn checkpoint(&mut self, pilot: &mut Pilot<'_>) -> Result<Event> {
@@ -375,6 +426,12 @@ impl Worker {
         self.deltas = Some(0);
         Ok(Event::Checkpointed { seq: point.point.seq })
     }
+}
+
+/// There is no frozen point.
+fn unfrozen(pilot: &mut Pilot<'_>, why: Unfrozen, detail: String) -> Event {
+    pilot.counters.freezes_failed += 1;
+    Event::Unfrozen { why, detail }
 }
 
 /// All of the disk, with a count of what was read.
@@ -402,5 +459,5 @@ const fn seen(point: &SignedPoint) -> PointSeen {
 /// Time since a point was made, by this machine's clock, which made it.
 fn age(point: &StoredPoint) -> Duration {
     let made = point.point().time;
-    Duration::from_nanos(u64::try_from(text::now_ns().saturating_sub(made)).unwrap_or(0))
+    Duration::from_nanos(text::now_ns().saturating_sub(made))
 }

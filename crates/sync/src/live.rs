@@ -176,7 +176,7 @@ impl Live {
             Event::Dirty { bytes } => self.looked(now, bytes),
             Event::Progress { done, left } => self.progressed(done, left),
             Event::Gap(gap) => self.gap(gap, actions),
-            Event::Resized { size } => self.resized(size),
+            Event::Resized { size } => self.resized(now, size),
             Event::StopAsked => self.stop_asked(now, actions),
         }
         self.decide(now, actions);
@@ -214,11 +214,14 @@ impl Live {
         self.takeover = false;
         self.detail.clear();
         self.baseline = match (proof, head, self.baseline) {
+            // A scan that was cut off is no gap in the watch.
+            (Proof::Unbroken | Proof::Broken(Gap::Incomplete), _, owed @ Baseline::Owed { .. }) => {
+                owed
+            }
             (Proof::Broken(gap), _, _) => {
                 self.lags.gap(gap.watched());
                 Baseline::Owed { gap, begun: false }
             }
-            (Proof::Unbroken, _, owed @ Baseline::Owed { .. }) => owed,
             (Proof::Unbroken, Some(_), _) => Baseline::Whole,
             (Proof::Unbroken, None, _) => Baseline::Owed { gap: Gap::FirstCopy, begun: false },
         };
@@ -366,10 +369,10 @@ impl Live {
         self.state = if self.job.is_some() { State::Rescan(gap) } else { State::Scanning(gap) };
     }
 
-    fn resized(&mut self, size: u64) {
+    /// The next look shows the blocks that this has changed; one of them at least.
+    fn resized(&mut self, now: Moment, size: u64) {
         self.size = size;
-        self.lags.changed = true;
-        self.lags.dirty = self.lags.dirty.max(BLOCK_SIZE as u64);
+        self.looked(now, self.lags.dirty.max(BLOCK_SIZE as u64));
     }
 
     fn stop_asked(&mut self, now: Moment, actions: &mut Vec<Action>) {

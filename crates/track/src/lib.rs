@@ -13,5 +13,6 @@ pub mod freeze;
 mod mapped;
 pub mod marks;
 pub mod record;
+pub mod routes;
 
 pub use error::{Error, Result};

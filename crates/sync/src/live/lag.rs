@@ -110,16 +110,10 @@ impl Lags {
         }
     }
 
-    /// Whether the server had everything, as last looked at.
-    const fn clean(&self, now: Moment) -> bool {
-        match self.looked {
-            Some(looked) => {
-                self.dirty == 0
-                    && self.stale == 0
-                    && now.saturating_sub(looked).as_nanos() <= LOOK_FRESH.as_nanos()
-            }
-            None => false,
-        }
+    /// Whether the server had everything, as a fresh look has shown.
+    fn clean(&self, now: Moment) -> bool {
+        let fresh = self.looked.is_some_and(|at| now.saturating_sub(at) <= LOOK_FRESH);
+        fresh && self.dirty == 0 && self.stale == 0
     }
 
     /// Age of the oldest write that the server does not have, at most.

@@ -209,6 +209,8 @@ impl Away {
 pub enum Gap {
     /// The server has nothing of the volume.
     FirstCopy,
+    /// All was watched, but a scan before has not come to its end.
+    Incomplete,
     /// Nothing is on record of an earlier watch, or it did not end cleanly.
     NoRecord,
     /// The machine was started, or woke from hibernation, since.
@@ -233,8 +235,9 @@ pub enum Gap {
 
 impl Gap {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::FirstCopy,
+        Self::Incomplete,
         Self::NoRecord,
         Self::OtherBoot,
         Self::TrackerGone,
@@ -251,6 +254,7 @@ impl Gap {
     pub const fn text(self) -> &'static str {
         match self {
             Self::FirstCopy => "the first copy of this disk",
+            Self::Incomplete => "the disk was never compared as a whole",
             Self::NoRecord => "no proof of an unbroken watch: nothing was left on record of it",
             Self::OtherBoot => "no proof of an unbroken watch: the machine was started since",
             Self::TrackerGone => "no proof of an unbroken watch: the tracker was gone meanwhile",
@@ -266,7 +270,7 @@ impl Gap {
 
     /// Whether the watch went on: then what was known of the age of unsent writes holds.
     pub const fn watched(self) -> bool {
-        matches!(self, Self::Everything | Self::Resized | Self::Asked)
+        matches!(self, Self::Incomplete | Self::Everything | Self::Resized | Self::Asked)
     }
 }
 

@@ -49,6 +49,10 @@ fn a_scan_that_was_cut_off_goes_on_if_the_watch_did() {
     bench.after(MINUTE, lost(Away::LinkLost));
     bench.sleep();
     let mut broken = bench.clone();
+    let mut recorded = bench.clone();
+    let proof = Proof::Broken(Gap::Incomplete);
+    recorded.tell(Event::Connected { proof, head: None, dirty: 0 });
+    assert_eq!(recorded.job(), Some(Job::Scan { resume: true }), "no gap in the watch");
     // A head without all of the disk does not make it whole.
     let event = bench.connected(MIB);
     assert_eq!(bench.tell(event), [Action::Begin(Job::Scan { resume: true })]);
@@ -124,6 +128,17 @@ fn what_fails_on_this_side_is_tried_again_and_shown() {
     bench.after(SECOND, dirty(MIB));
     bench.tell(failed());
     assert!(bench.sleep() <= 2 * SECOND, "a series of its own");
+}
+
+#[test]
+fn a_head_that_proves_nothing_gets_a_pass_though_nothing_was_written() {
+    for (grade, pass) in [(Grade::Fuzzy, true), (Grade::Frozen, false)] {
+        let mut bench = Bench::new();
+        bench.tick();
+        let head = Some(bench.head(grade));
+        bench.tell(Event::Connected { proof: Proof::Unbroken, head, dirty: 0 });
+        assert_eq!(is_pass(bench.job()), pass, "{grade:?}");
+    }
 }
 
 #[test]

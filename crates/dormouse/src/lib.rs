@@ -24,6 +24,7 @@ pub mod fuzzing;
 pub mod home;
 pub mod invite;
 pub mod join;
+pub mod journal;
 pub mod kit;
 pub mod leaves;
 pub mod link;

@@ -93,6 +93,20 @@ pub enum Command {
     },
     /// Copy a file or block device: what the vault does not have yet
     Mirror(MirrorArgs),
+    /// Mirror the devices that a file names, until SIGTERM; SIGHUP reads it again
+    Daemon {
+        /// The file [default: /etc/dormouse/mirror.toml]
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Check the daemon's file, and say what would be mirrored
+    Check {
+        /// The file [default: /etc/dormouse/mirror.toml]
+        file: Option<PathBuf>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// List the volumes of the vault
     Volumes {
         /// As JSON
@@ -146,7 +160,7 @@ pub enum Command {
         /// HOST:PORT, dormouse://HOST:PORT, or a directory
         target: String,
     },
-    /// Show what this machine has joined, and whether the server answers
+    /// Show what this machine has joined, what its daemons do, and whether the server answers
     Status {
         /// First go on with the home's files that hold; what does not hold is set aside
         ///
@@ -157,6 +171,12 @@ pub enum Command {
         /// As JSON
         #[arg(long)]
         json: bool,
+        /// Only what the daemons do: anew each second, and when something changes
+        #[arg(long, conflicts_with = "accept_state")]
+        watch: bool,
+        /// Only what the daemons do, as metrics for Prometheus
+        #[arg(long, conflicts_with_all = ["accept_state", "json", "watch"])]
+        prometheus: bool,
     },
     /// Show everything at work in one command, on a server of its own
     Demo {

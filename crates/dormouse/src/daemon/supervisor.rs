@@ -142,19 +142,23 @@ impl Supervisor {
             Ok(()) => Some(anyhow!("it ended without being told to")),
             Err(error) => Some(error),
         };
-        if let Some(error) = &failure {
-            log.event(&Entry::new(Level::Error, &format!("{error:#}")));
-        } else {
-            log.line("stopped");
-        }
-        if !stopped && let Some(error) = &failure {
-            if now.saturating_duration_since(running.since) >= RAN_WELL {
-                mirror.failures = 0;
+        match &failure {
+            None => log.line("stopped"),
+            // What goes wrong on the way out is not tried again.
+            Some(error) if stopped => {
+                log.event(&Entry::new(Level::Error, &format!("while it stopped: {error:#}")));
             }
-            let wait = WAIT_FIRST.saturating_mul(1 << mirror.failures.min(16)).min(WAIT_MAX);
-            mirror.failures += 1;
-            mirror.next_try = Some(now + wait);
-            self.context.board.update(&volume, |status| failed(status, error, wait));
+            Some(error) => {
+                if now.saturating_duration_since(running.since) >= RAN_WELL {
+                    mirror.failures = 0;
+                }
+                let wait = WAIT_FIRST.saturating_mul(1 << mirror.failures.min(16)).min(WAIT_MAX);
+                mirror.failures += 1;
+                mirror.next_try = Some(now + wait);
+                self.context.board.update(&volume, |status| failed(status, error, wait));
+                let text = format!("{error:#}; tried again in {} s", wait.as_secs());
+                log.event(&Entry::new(Level::Error, &text));
+            }
         }
         self.forget();
         self.tick(now);

@@ -227,3 +227,18 @@ fn a_file_on_disk_is_named() {
     assert_eq!(text.lines().count(), 2 + TOLD_MAX);
     assert!(text.contains("more"), "{text}");
 }
+
+#[test]
+fn every_key_is_in_the_document() {
+    let document = include_str!("../../../../../docs/daemon.md");
+    let text = "x = 1\n[[mirror]]\nx = 1\n";
+    let keys: Vec<String> = problems(text)
+        .iter()
+        .filter_map(|p| Some(p.split_once("may hold ")?.1.to_owned()))
+        .flat_map(|keys| keys.split(", ").map(str::to_owned).collect::<Vec<_>>())
+        .collect();
+    assert_eq!(keys.len(), 14);
+    for key in keys {
+        assert!(document.contains(&format!("`{key}`")), "{key}");
+    }
+}

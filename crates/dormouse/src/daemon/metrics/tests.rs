@@ -186,3 +186,19 @@ fn the_reader_is_strict() {
         assert!(read(&bad).is_err(), "{bad}");
     }
 }
+
+#[test]
+fn every_metric_and_field_is_in_the_document() {
+    let document = include_str!("../../../../../docs/daemon.md");
+    let volumes = volumes();
+    for (name, ..) in read(&render(&volumes)).unwrap() {
+        assert!(document.contains(&format!("`{name}`")), "{name}");
+    }
+    let status = serde_json::to_value(&volumes[0]).unwrap();
+    let fields = |value: &serde_json::Value| -> Vec<String> {
+        value.as_object().unwrap().keys().cloned().collect()
+    };
+    for field in [fields(&status), fields(&status["counters"])].concat() {
+        assert!(document.contains(&format!("`{field}`")), "{field}");
+    }
+}

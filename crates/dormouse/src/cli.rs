@@ -2,8 +2,11 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::daemon::config::{Freeze, Hook, MirrorConfig, Tracker};
+use crate::daemon::quantity;
 use crate::exit;
 
 /// Keeps an encrypted copy of a disk, with its history, on another machine.
@@ -96,6 +99,20 @@ pub enum Command {
     /// Freezes and thaws for a mirror; started by it
     #[command(hide = true)]
     FreezeHelper,
+    /// Mirror the devices that a file names, until SIGTERM; SIGHUP reads it again
+    Daemon {
+        /// The file [default: /etc/dormouse/mirror.toml]
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Check the daemon's file, and say what would be mirrored
+    Check {
+        /// The file [default: /etc/dormouse/mirror.toml]
+        file: Option<PathBuf>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// List the volumes of the vault
     Volumes {
         /// As JSON
@@ -149,7 +166,7 @@ pub enum Command {
         /// HOST:PORT, dormouse://HOST:PORT, or a directory
         target: String,
     },
-    /// Show what this machine has joined, and whether the server answers
+    /// Show what this machine has joined, what its daemons do, and whether the server answers
     Status {
         /// First go on with the home's files that hold; what does not hold is set aside
         ///
@@ -160,6 +177,12 @@ pub enum Command {
         /// As JSON
         #[arg(long)]
         json: bool,
+        /// Only what the daemons do: anew each second, and when something changes
+        #[arg(long, conflicts_with = "accept_state")]
+        watch: bool,
+        /// Only what the daemons do, as metrics for Prometheus
+        #[arg(long, conflicts_with_all = ["accept_state", "json", "watch"])]
+        prometheus: bool,
     },
     /// Show everything at work in one command, on a server of its own
     Demo {
@@ -222,19 +245,41 @@ pub struct MirrorArgs {
     /// The volume's name [default: the source's]
     #[arg(long, value_name = "NAME")]
     pub volume: Option<String>,
-    /// Copy once, then end
+    /// Copy once, then end; without this the copy follows the device until it is stopped
     #[arg(long)]
     pub once: bool,
-    /// Have the server read every chunk of the source, and send again what is damaged there
+    /// How old the newest consistent point may become, if anything changed, before one is made
+    /// by freezing
+    #[arg(long, value_name = "TIME", default_value = "60s", conflicts_with = "once")]
+    pub point_every: String,
+    /// Whether file systems may be frozen for a point, for some milliseconds
+    #[arg(long, value_enum, default_value = "auto", conflicts_with = "once")]
+    pub freeze: FreezeArg,
+    /// Bytes a second that are sent at most, such as 2MiB
+    #[arg(long, value_name = "RATE", conflicts_with = "once")]
+    pub limit: Option<String>,
+    /// How it is known what changed: programs in the kernel, or a compare now and then
+    #[arg(long, value_enum, default_value = "ebpf", conflicts_with = "once")]
+    pub tracker: TrackerArg,
+    /// Time between two compares, for `--tracker scan`
+    #[arg(long, value_name = "TIME", default_value = "15m", conflicts_with = "once")]
+    pub scan_every: String,
+    /// Program that is run before a freeze, with its arguments; if it fails, there is none
+    #[arg(long, value_name = "COMMAND", conflicts_with = "once")]
+    pub hook_before: Option<String>,
+    /// Program that is run after it
+    #[arg(long, value_name = "COMMAND", conflicts_with = "once")]
+    pub hook_after: Option<String>,
+    /// With --once: have the server read every chunk of the source, and send again what is damaged there
     ///
     /// For when scrub, verify or restore found damage and the source still has the content:
     /// a chunk that is sent again heals all points that need it. Without this flag only tags
     /// are compared, and damage is not seen. The server reads as much as a restore would;
     /// over the link go about 20 bytes for each block, and what is sent again.
-    #[arg(long)]
+    #[arg(long, requires = "once")]
     pub all: bool,
-    /// Events as JSON lines
-    #[arg(long)]
+    /// With --once: events as JSON lines (`dormouse status --watch --json` for a live mirror)
+    #[arg(long, requires = "once")]
     pub json: bool,
     /// Take the volume over from another machine or installation
     #[arg(long)]
@@ -242,9 +287,60 @@ pub struct MirrorArgs {
     /// How hard zstd tries
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(i32).range(1..=19))]
     pub level: i32,
-    /// Nothing but errors
-    #[arg(long)]
+    /// With --once: nothing but errors
+    #[arg(long, requires = "once")]
     pub quiet: bool,
+}
+
+/// `--freeze`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum FreezeArg {
+    /// When a point cannot be had without
+    Auto,
+    /// Never
+    Never,
+}
+
+/// `--tracker`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TrackerArg {
+    /// Programs in the kernel mark each write
+    Ebpf,
+    /// Everything is compared now and then
+    Scan,
+}
+
+impl MirrorArgs {
+    /// What a live mirror is told.
+    pub fn to_config(&self) -> Result<MirrorConfig> {
+        let mut to = MirrorConfig::new(self.source.clone());
+        if let Some(volume) = &self.volume {
+            to.volume.clone_from(volume);
+        }
+        to.point_every = quantity::duration(&self.point_every)?;
+        to.freeze = match self.freeze {
+            FreezeArg::Auto => Freeze::Auto,
+            FreezeArg::Never => Freeze::Never,
+        };
+        to.tracker = match self.tracker {
+            TrackerArg::Ebpf => Tracker::Ebpf,
+            TrackerArg::Scan => Tracker::Scan,
+        };
+        to.limit = self.limit.as_deref().map(quantity::rate).transpose()?;
+        to.scan_every = quantity::duration(&self.scan_every)?;
+        to.hook_before = self.hook_before.as_deref().map(hook);
+        to.hook_after = self.hook_after.as_deref().map(hook);
+        to.level = self.level;
+        to.takeover = self.takeover;
+        Ok(to)
+    }
+}
+
+/// A program and its arguments, parted by spaces.
+fn hook(text: &str) -> Hook {
+    let mut words = text.split_whitespace();
+    let program = words.next().unwrap_or_default().into();
+    Hook { program, args: words.map(str::to_owned).collect() }
 }
 
 /// Of `restore`.

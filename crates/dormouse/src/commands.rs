@@ -8,6 +8,7 @@ use clap::CommandFactory;
 
 use crate::cli::{Cli, Command, JoinArgs, MirrorArgs, RestoreArgs, VaultCommand};
 use crate::connect::Target;
+use crate::daemon::Mirrors;
 use crate::exit::{Class, fail};
 use crate::home::Home;
 use crate::invite::Address;
@@ -16,7 +17,9 @@ use crate::kit::{self, Kit};
 use crate::out::{self, note, say};
 use crate::store_dir::StoreDir;
 use crate::text::{hex, now_ns, time_local};
-use crate::{access, demo, list, mirror, patience, restore, scrub, serve, when, writer_file};
+use crate::{
+    access, daemon, demo, list, mirror, patience, restore, scrub, serve, when, writer_file,
+};
 
 /// Runs one command.
 pub fn run(cli: Cli) -> Result<()> {
@@ -50,7 +53,15 @@ pub fn run(cli: Cli) -> Result<()> {
             verify(&home()?, &what, fuzzy, expect_head, json)
         }
         Command::Scrub { store, accept_state, json } => scrub::run(&store, accept_state, json),
-        Command::Status { accept_state, json } => list::status(&home()?, json, accept_state),
+        Command::Daemon { config } => {
+            daemon::run(home()?, Mirrors::File(daemon::file_or_default(config.as_deref())))
+        }
+        Command::Check { file, json } => {
+            daemon::check::run(&home()?, &daemon::file_or_default(file.as_deref()), json)
+        }
+        Command::Status { watch: true, json, .. } => daemon::status::watch(&home()?, json),
+        Command::Status { prometheus: true, .. } => daemon::status::prometheus(&home()?),
+        Command::Status { accept_state, json, .. } => list::status(&home()?, json, accept_state),
         Command::Retarget { target } => retarget(&home()?, &target),
         Command::Demo { keep, size } => run_demo(keep.as_deref(), size),
         Command::Completions { shell } => {
@@ -193,7 +204,7 @@ fn freeze_helper() -> Result<()> {
 
 fn mirror(home: &Home, args: MirrorArgs) -> Result<()> {
     if !args.once {
-        return crate::live::foreground::run(home, &args);
+        return daemon::run(home.clone(), Mirrors::One(args.to_config()?));
     }
     mirror::run(
         home,

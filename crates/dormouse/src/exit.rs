@@ -297,13 +297,16 @@ const fn of_store(error: &StoreError) -> (Class, &'static str) {
     }
 }
 
+/// The way out of an error; empty where none is known.
+pub fn hint_of(error: &anyhow::Error) -> &str {
+    let own = failure_of(error).and_then(|f| f.hint.as_deref());
+    own.or_else(|| known(error).or_else(|| of_io(error)).map(|(_, hint)| hint)).unwrap_or_default()
+}
+
 /// The text for people: the message, then the way out.
 pub fn text_of(error: &anyhow::Error) -> String {
     let mut text = format!("dormouse: {error:#}");
-    let own = failure_of(error).and_then(|f| f.hint.as_deref());
-    let hint = own.or_else(|| known(error).or_else(|| of_io(error)).map(|(_, hint)| hint));
-    let hint = hint.unwrap_or_default();
-    for line in hint.lines() {
+    for line in hint_of(error).lines() {
         text.push_str("\n  ");
         text.push_str(line);
     }

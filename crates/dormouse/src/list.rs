@@ -10,6 +10,7 @@ use dormouse_sync::history::{Trust, hash_of};
 use serde_json::{Value, json};
 
 use crate::access::{self, Listed};
+use crate::daemon::{self, status_socket};
 use crate::exit::{Class, class_of};
 use crate::home::{Account, Home};
 use crate::kit::kit_reminder;
@@ -205,6 +206,18 @@ fn look(home: &Home, account: &Account) -> Result<()> {
     Ok(())
 }
 
+fn show_home(home: &Home, account: &Account) -> Result<()> {
+    let (identity, authority) = home.has_offline_keys();
+    let here = |b| if b { "on this machine" } else { "not on this machine" };
+    say!("home       {}", home.dir().display())?;
+    say!("client     {} (writer {})", account.name, account.writer())?;
+    say!("vault      {}", account.vault)?;
+    say!("target     {}", account.target)?;
+    say!("server key {}", hex(&account.server))?;
+    say!("identity   {}", here(identity))?;
+    say!("authority  {}", here(authority))
+}
+
 /// `dormouse status`: what this home is, whether the server answers, and whether its volumes
 /// go on from what this machine knows.
 pub fn status(home: &Home, as_json: bool, accept_state: bool) -> Result<()> {
@@ -215,6 +228,12 @@ pub fn status(home: &Home, as_json: bool, accept_state: bool) -> Result<()> {
     }
     let account = home.account()?;
     let (identity, authority) = home.has_offline_keys();
+    let daemons = status_socket::documents(home);
+    if !as_json {
+        // The server may keep one waiting.
+        show_home(home, &account)?;
+        say!("\n{}", daemon::status::text(&daemons))?;
+    }
     let reached = look(home, &account);
     let state = reached.as_ref().map_or_else(|e| format!("{e:#}"), |()| "reached".into());
     if as_json {
@@ -232,16 +251,9 @@ pub fn status(home: &Home, as_json: bool, accept_state: bool) -> Result<()> {
             "reached": reached.as_ref().map_or_else(|e| class_of(e) == Class::Damaged, |()| true),
             "state": state,
             "exit_class": reached.as_ref().map_or_else(|e| class_of(e) as u8, |()| 0),
+            "daemons": daemons,
         }))?;
     } else {
-        let here = |b| if b { "on this machine" } else { "not on this machine" };
-        say!("home       {}", home.dir().display())?;
-        say!("client     {} (writer {})", account.name, account.writer())?;
-        say!("vault      {}", account.vault)?;
-        say!("target     {}", account.target)?;
-        say!("server key {}", hex(&account.server))?;
-        say!("identity   {}", here(identity))?;
-        say!("authority  {}", here(authority))?;
         say!("server     {state}")?;
         if let Some(reminder) = kit_reminder(home) {
             say!("reminder   {reminder}")?;

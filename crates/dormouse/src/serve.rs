@@ -25,6 +25,7 @@ use crossbeam_channel::{Receiver, Sender};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::access::Access;
+use crate::daemon::notify::Notify;
 use crate::exit::{Class, Failure, text_of};
 use crate::files::Lock;
 use crate::log::Log;
@@ -401,17 +402,21 @@ pub fn run(store: &std::path::Path, listen: Option<&str>, url: Option<&str>) -> 
         signal_hook::low_level::pipe::register(number, signal.try_clone()?)
             .context("cannot listen for signals")?;
     }
-    let server = Server::start(store, &listen, Log::stderr())?;
+    let server = Server::start(store, &listen, Log::system())?;
     // In one write: who started this may read one line and close its end.
     let said =
         format!("listening on {}\nfingerprint {}\n", server.address(), hex(server.fingerprint()));
     out::write(said.as_bytes())?;
+    let mut notify = Notify::from_env();
+    notify.status(&format!("listening on {}", server.address()));
+    notify.ready();
     let mut byte = [0];
     while let Err(error) = signalled.read_exact(&mut byte) {
         if error.kind() != io::ErrorKind::Interrupted {
             return Err(error).context("waiting for signals");
         }
     }
+    notify.stopping();
     server.stop();
     Ok(())
 }

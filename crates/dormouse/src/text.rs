@@ -70,6 +70,18 @@ pub fn size(bytes: u64) -> String {
     if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
+/// How long something lasts, as `0.7 s`, `42 s`, `5 min`, `3.0 h` or `2.5 d`.
+pub fn lasting(ms: u64) -> String {
+    let seconds = ms as f64 / 1000.0;
+    match ms {
+        0..9_950 => format!("{seconds:.1} s"),
+        9_950..119_500 => format!("{seconds:.0} s"),
+        119_500..5_970_000 => format!("{:.0} min", seconds / 60.0),
+        5_970_000..172_620_000 => format!("{:.1} h", seconds / 3600.0),
+        _ => format!("{:.1} d", seconds / 86_400.0),
+    }
+}
+
 /// Nanoseconds since 1970.
 pub fn now_ns() -> TimeNs {
     std::time::SystemTime::now()
@@ -150,6 +162,25 @@ mod tests {
         assert_eq!(size(u64::MAX), "16.0 EiB");
         let rows = vec![vec!["a".into(), "10".into()], vec!["bcd".into(), "9".into()]];
         assert_eq!(table(&["N", "SIZE"], &[1], &rows), "N    SIZE\na      10\nbcd     9\n");
+    }
+
+    #[test]
+    fn how_long_something_lasts() {
+        for (ms, text) in [
+            (0, "0.0 s"),
+            (700, "0.7 s"),
+            (9_949, "9.9 s"),
+            (9_950, "10 s"),
+            (119_499, "119 s"),
+            (119_500, "2 min"),
+            (5_969_999, "99 min"),
+            (5_970_000, "1.7 h"),
+            (172_619_999, "47.9 h"),
+            (172_620_000, "2.0 d"),
+            (u64::MAX, "213503982334.6 d"),
+        ] {
+            assert_eq!(lasting(ms), text);
+        }
     }
 
     #[test]

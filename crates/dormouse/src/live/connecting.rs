@@ -9,8 +9,8 @@ use dormouse_format::message::Message;
 use dormouse_format::point::StoredPoint;
 use dormouse_format::vault::Volume;
 
-use super::Order;
 use crate::connect::{ask, unexpected};
+use crate::daemon::config::MirrorConfig;
 use crate::engine::Sealing;
 use crate::home::{Account, Home};
 use crate::link::Link;
@@ -37,13 +37,13 @@ pub(super) struct Opened {
 pub(super) fn open(
     home: &Home,
     account: &Account,
-    order: &Order,
+    config: &MirrorConfig,
     takeover: bool,
     pace: Option<Arc<Pace>>,
 ) -> Result<Opened> {
-    let mut session = Session::open(home, account, Some(&order.volume), Span::Seen)?;
+    let mut session = Session::open(home, account, Some(&config.volume), Span::Seen)?;
     let Found { volume, head, checkpoint, new } =
-        mirror::find(&mut session, account, &order.volume)?;
+        mirror::find(&mut session, account, &config.volume)?;
     let link = session.link;
     if new {
         let body = account.signing.sign_body(&volume);
@@ -60,7 +60,7 @@ pub(super) fn open(
         return Err(dormouse_sync::Error::Moved.into());
     }
     let consistent = newest_consistent(&link, &volume, head.as_ref())?;
-    let mut sealing = mirror::sealing(account, volume.id, order.level)?;
+    let mut sealing = mirror::sealing(account, volume.id, config.level)?;
     sealing.pace = pace;
     mirror::put_key(&link, account, &sealing)?;
     Ok(Opened { link, volume, generation, head, checkpoint, consistent, sealing })

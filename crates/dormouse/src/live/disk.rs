@@ -20,7 +20,7 @@ use dormouse_track::ebpf::{self, Watch};
 use dormouse_track::marks::Marks;
 use dormouse_track::record::Record;
 
-use super::Order;
+use crate::daemon::config::MirrorConfig;
 use crate::engine::Leaves;
 use crate::exit::{Class, Failure};
 use crate::home::Home;
@@ -38,11 +38,11 @@ pub(super) struct Tracked {
 
 impl Tracked {
     /// Opens the device, and finds its watch or begins one.
-    pub(super) fn open(home: &Home, order: &Order) -> Result<Self> {
-        let disk = Disk::of(&order.device).map_err(not_watched)?;
-        let source = Source::open(&order.device)?;
-        let pins = ebpf::place().join(pins_name(home, &order.volume));
-        let known = home.known_volume(&order.volume)?;
+    pub(super) fn open(home: &Home, config: &MirrorConfig) -> Result<Self> {
+        let disk = Disk::of(&config.device).map_err(not_watched)?;
+        let source = Source::open(&config.device)?;
+        let pins = ebpf::place().join(pins_name(home, &config.volume));
+        let known = home.known_volume(&config.volume)?;
         let found = match &known {
             Some(id) => Watch::find(&disk, &pins, &id.0).map_err(not_watched)?,
             None => Err(ebpf::Gap::None),
@@ -195,7 +195,8 @@ fn pins_name(home: &Home, volume: &str) -> String {
 const fn of_gap(gap: ebpf::Gap) -> Gap {
     match gap {
         ebpf::Gap::None => Gap::OtherBoot,
-        ebpf::Gap::Unrecorded | ebpf::Gap::Incomplete => Gap::NoRecord,
+        ebpf::Gap::Unrecorded => Gap::NoRecord,
+        ebpf::Gap::Incomplete => Gap::Incomplete,
         ebpf::Gap::Parts | ebpf::Gap::Links => Gap::TrackerGone,
         ebpf::Gap::Disk => Gap::OtherDisk,
         ebpf::Gap::Size => Gap::OtherSize,

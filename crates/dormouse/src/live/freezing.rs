@@ -20,9 +20,10 @@ use dormouse_track::freeze::{
     FileSystem, FreezeError, Freezer, Roots, lock_memory, settle_writes, survey,
 };
 
+use super::REST_MAX;
 use super::disk::Tracked;
 use super::pilot::now;
-use super::{Hook, REST_MAX};
+use crate::daemon::config::Hook;
 use crate::engine::Leaves;
 use crate::source::{ALIGN, AlignedBuf, Source};
 use crate::text;

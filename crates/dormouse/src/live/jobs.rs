@@ -20,11 +20,11 @@ use dormouse_sync::leaf::LeafSet;
 use dormouse_sync::live::{Away, DELTAS_SMALL, Event, Head, Job, Made, PointSeen, Unfrozen};
 use dormouse_track::dirty::Dirty;
 
-use super::Order;
 use super::connecting::{self, Opened};
 use super::disk::{DirtyLeaves, Tracked, leaf_set};
 use super::freezing::{self, Freezing, REST_SMALL, Taken};
 use super::pilot::{Cancelled, Pilot, now};
+use crate::daemon::config::MirrorConfig;
 use crate::engine::{self, Leaves};
 use crate::exit::away_of;
 use crate::home::{Account, Anchor, Home};
@@ -46,7 +46,7 @@ const REMEMBER_EVERY: Duration = Duration::from_secs(600);
 pub(super) struct Worker {
     home: Home,
     account: Arc<Account>,
-    order: Order,
+    config: MirrorConfig,
     pace: Option<Arc<Pace>>,
     pub(super) tracked: Tracked,
     session: Option<Opened>,
@@ -66,14 +66,14 @@ impl Worker {
     pub(super) fn new(
         home: Home,
         account: Arc<Account>,
-        order: Order,
+        config: MirrorConfig,
         pace: Option<Arc<Pace>>,
         tracked: Tracked,
     ) -> Self {
         Self {
             home,
             account,
-            order,
+            config,
             pace,
             tracked,
             session: None,
@@ -101,7 +101,7 @@ impl Worker {
             Ok(event) => event,
             Err(error) => self.failed(pilot, &error),
         };
-        pilot.counters.bytes_read = self.read.load(Ordering::Relaxed);
+        pilot.teller.counters.bytes_read = self.read.load(Ordering::Relaxed);
         self.counted = None;
         Ok(event)
     }
@@ -118,7 +118,7 @@ impl Worker {
         // The link is in the middle of something: the next begins anew. What was put stays put.
         self.session = None;
         let away = away_of(error).unwrap_or(Away::Failed);
-        pilot.line(&detail);
+        pilot.teller.warn(&detail);
         Event::Lost { away, detail }
     }
 
@@ -162,10 +162,10 @@ impl Worker {
         self.session = None;
         let (sender, opened) = bounded(1);
         let (home, account) = (self.home.clone(), Arc::clone(&self.account));
-        let (order, pace) = (self.order.clone(), self.pace.clone());
+        let (config, pace) = (self.config.clone(), self.pace.clone());
         std::thread::Builder::new().name("connect".into()).spawn(move || {
             // If nobody waits any more, the link is dropped here.
-            let _ = sender.send(connecting::open(&home, &account, &order, takeover, pace));
+            let _ = sender.send(connecting::open(&home, &account, &config, takeover, pace));
         })?;
         let opened = loop {
             match opened.recv_timeout(Duration::from_millis(100)) {
@@ -189,7 +189,7 @@ impl Worker {
             consistent: opened.consistent.map(|p| (seen(&p.signed), age(&p))),
             deltas,
         });
-        pilot.counters.reconnects += u64::from(self.connected);
+        pilot.teller.counters.reconnects += u64::from(self.connected);
         self.connected = true;
         self.session = Some(opened);
         Ok(Event::Connected { proof, head, dirty: self.tracked.dirty()? })
@@ -236,7 +236,7 @@ impl Worker {
     }
 
     fn scan(&mut self, pilot: &mut Pilot<'_>) -> Result<Event> {
-        pilot.counters.scans += 1;
+        pilot.teller.counters.scans += 1;
         let (volume, generation) = {
             let session = self.session()?;
             (session.volume.id, session.generation)
@@ -294,19 +294,15 @@ impl Worker {
     fn made(&mut self, pilot: &mut Pilot<'_>, outcome: &Outcome, cut: Duration) -> Result<Event> {
         let signed = outcome.point;
         self.take_for_head(signed, outcome.receipt)?;
-        let counters = &mut pilot.counters;
-        *match signed.point.grade {
-            Grade::Settled => &mut counters.settled,
-            Grade::Fuzzy => &mut counters.fuzzy,
-            _ => &mut counters.frozen,
-        } += 1;
-        counters.bytes_sent += outcome.progress.sent_bytes;
+        let point = seen(&signed);
+        pilot.teller.count(&point);
+        pilot.teller.counters.bytes_sent += outcome.progress.sent_bytes;
         let deltas = outcome.progress.extent_bytes;
         if !signed.point.is_checkpoint() {
             self.deltas = self.deltas.map(|sum| sum + deltas);
         }
         Ok(Event::Made(Made {
-            point: seen(&signed),
+            point,
             cut,
             bytes: outcome.progress.changed * BLOCK_SIZE as u64,
             deltas: if signed.point.is_checkpoint() { 0 } else { deltas },
@@ -355,14 +351,14 @@ impl Worker {
     }
 
     fn freeze(&mut self, pilot: &mut Pilot<'_>) -> Result<Event> {
-        let before = self.order.hook_before.clone();
+        let before = self.config.hook_before.clone();
         if let Some(Err(error)) = before.as_ref().map(freezing::run_hook) {
             let detail = format!("{error:#}");
             return Ok(unfrozen(pilot, Unfrozen::Failed, detail));
         }
         let taken = self.take_frozen(pilot);
-        if let Some(Err(error)) = self.order.hook_after.as_ref().map(freezing::run_hook) {
-            pilot.line(&format!("{error:#}"));
+        if let Some(Err(error)) = self.config.hook_after.as_ref().map(freezing::run_hook) {
+            pilot.teller.warn(&format!("{error:#}"));
         }
         let taken = match taken? {
             Ok(taken) => taken,
@@ -379,7 +375,7 @@ impl Worker {
             pilot.during()
         })?;
         self.acknowledge(&outcome.point, &taken.dirty)?;
-        pilot.line(&format!("point {}: {}", outcome.point.point.seq, taken.said));
+        pilot.teller.frozen(outcome.point.point.seq, &taken.said);
         let event = self.made(pilot, &outcome, taken.cut);
         self.freezing.give_back(taken);
         event
@@ -430,7 +426,7 @@ impl Worker {
 
 /// There is no frozen point.
 fn unfrozen(pilot: &mut Pilot<'_>, why: Unfrozen, detail: String) -> Event {
-    pilot.counters.freezes_failed += 1;
+    pilot.teller.counters.freezes_failed += 1;
     Event::Unfrozen { why, detail }
 }
 

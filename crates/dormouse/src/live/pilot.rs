@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
 use dormouse_sync::live::{Action, Event, Job, Live, Moment, PASS_MIN};
+use dormouse_track::routes::RouteWatch;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::jobs::Worker;
-use super::{Audience, Counters};
+use super::telling::Teller;
 
 /// How often it is told how things stand.
 const TELL_EVERY: Duration = Duration::from_millis(200);
@@ -35,14 +36,18 @@ pub(super) struct Pilot<'a> {
     stops: u8,
     cancelled: bool,
     stopped: bool,
-    audience: &'a dyn Audience,
+    routes: Option<RouteWatch>,
     told: Option<Instant>,
-    state: &'static str,
-    pub(super) counters: Counters,
+    pub(super) teller: Teller,
 }
 
 impl<'a> Pilot<'a> {
-    pub(super) fn new(machine: Live, stop: &'a Receiver<()>, audience: &'a dyn Audience) -> Self {
+    pub(super) fn new(
+        machine: Live,
+        stop: &'a Receiver<()>,
+        routes: Option<RouteWatch>,
+        teller: Teller,
+    ) -> Self {
         Self {
             machine,
             actions: Vec::new(),
@@ -50,20 +55,15 @@ impl<'a> Pilot<'a> {
             stops: 0,
             cancelled: false,
             stopped: false,
-            audience,
+            routes,
             told: None,
-            state: "",
-            counters: Counters::default(),
+            teller,
         }
     }
 
     /// Tells the machine what happened.
     pub(super) fn tell(&mut self, event: Event) {
         self.machine.step(now(), event, &mut self.actions);
-    }
-
-    pub(super) fn line(&self, text: &str) {
-        self.audience.line(text);
     }
 
     /// Does what the machine decides until it has stopped.
@@ -110,6 +110,8 @@ impl<'a> Pilot<'a> {
             Err(TryRecvError::Disconnected) if self.stops > 0 => {}
             Ok(()) | Err(TryRecvError::Disconnected) => self.stop_asked(),
         }
+        self.hear_of_routes();
+        self.tell(Event::Tick);
         for action in self.actions.drain(..) {
             match action {
                 Action::Cancel => self.cancelled = true,
@@ -122,6 +124,12 @@ impl<'a> Pilot<'a> {
             return Err(Cancelled.into());
         }
         Ok(())
+    }
+
+    fn hear_of_routes(&mut self) {
+        if self.routes.as_ref().is_some_and(|routes| routes.drain().unwrap_or(false)) {
+            self.tell(Event::RouteChanged);
+        }
     }
 
     fn stop_asked(&mut self) {
@@ -141,6 +149,7 @@ impl<'a> Pilot<'a> {
                 self.stop_asked();
             }
         }
+        self.hear_of_routes();
         self.tell(Event::Tick);
         self.show(false);
     }
@@ -151,12 +160,6 @@ impl<'a> Pilot<'a> {
         }
         self.told = Some(Instant::now());
         let view = self.machine.view(now());
-        if view.state.name() != self.state {
-            self.state = view.state.name();
-            let detail =
-                if view.detail.is_empty() { String::new() } else { format!(" ({})", view.detail) };
-            self.audience.line(&format!("{}: {}{detail}", self.state, view.state.reason()));
-        }
-        self.audience.seen(&view, &self.counters);
+        self.teller.seen(&view);
     }
 }

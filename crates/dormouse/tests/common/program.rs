@@ -95,6 +95,11 @@ impl Running {
         links.into_iter().any(|l| l.to_string_lossy().ends_with(" (deleted)"))
     }
 
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
     /// kill -9.
     pub fn kill(mut self) -> Said {
         let _ = self.child.kill();
@@ -268,18 +273,29 @@ impl Place {
     }
 
     pub fn start_in(&self, home: &str, args: &[&str]) -> Running {
+        self.start_with(home, args, |_| {})
+    }
+
+    /// With a change to the command.
+    pub fn start_with(
+        &self,
+        home: &str,
+        args: &[&str],
+        change: impl FnOnce(&mut Command),
+    ) -> Running {
         static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
         let n = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let (out, err) = (self.path(&format!(".out-{n}")), self.path(&format!(".err-{n}")));
-        let child = Command::new(PROGRAM)
+        let mut command = Command::new(PROGRAM);
+        command
             .args(args)
             .env("DORMOUSE_HOME", self.path(home))
             .env("TZ", "UTC")
             .stdin(Stdio::null())
             .stdout(File::create(&out).unwrap())
-            .stderr(File::create(&err).unwrap())
-            .spawn()
-            .unwrap();
+            .stderr(File::create(&err).unwrap());
+        change(&mut command);
+        let child = command.spawn().unwrap();
         Running { child, out, err, since: Instant::now() }
     }
 

@@ -96,6 +96,11 @@ pub enum Command {
     },
     /// Copy a file or block device: what the vault does not have yet
     Mirror(MirrorArgs),
+    /// Thaw what a mirror has left frozen that was killed together with its helper
+    ///
+    /// For `ExecStopPost=`: does nothing where nothing was left. A file system that somebody else
+    /// froze is not touched.
+    Thaw,
     /// Freezes and thaws for a mirror; started by it
     #[command(hide = true)]
     FreezeHelper,

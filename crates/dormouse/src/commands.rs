@@ -43,6 +43,7 @@ pub fn run(cli: Cli) -> Result<()> {
         }
         Command::Vault { command: VaultCommand::Show } => show_vault(&home()?),
         Command::Mirror(args) => mirror(&home()?, args),
+        Command::Thaw => crate::live::thaw_left(),
         Command::FreezeHelper => freeze_helper(),
         Command::Volumes { json } => list::volumes(&home()?, json),
         Command::Points { volume, all, json } => {
@@ -216,6 +217,7 @@ fn mirror(home: &Home, args: MirrorArgs) -> Result<()> {
             level: args.level,
             json: args.json,
             quiet: args.quiet,
+            stop: None,
         },
     )
 }

@@ -11,6 +11,7 @@ mod disk;
 mod freezing;
 mod jobs;
 mod pilot;
+mod scanning;
 mod telling;
 
 use std::sync::Arc;
@@ -30,11 +31,16 @@ use jobs::Worker;
 use pilot::Pilot;
 use telling::Teller;
 
+pub use freezing::thaw_left;
+
 /// Most bytes that are held in memory while file systems are frozen.
 pub(crate) const REST_MAX: u64 = 24 << 20;
 
 /// Mirrors a device until `context.stop` says so, and a clean stop is done.
 pub fn run(config: &MirrorConfig, context: &Context) -> Result<()> {
+    if config.tracker == config::Tracker::Scan {
+        return scanning::run(config, context);
+    }
     let Context { home, board, log, stop } = context;
     let account = Arc::new(home.account()?);
     if !name_is_valid(&config.volume) {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use crossbeam_channel::{Receiver, TryRecvError};
 use dormouse_crypt::seal::DataKey;
 use dormouse_crypt::{OsRandom, Random, record};
 use dormouse_format::message::Message;
@@ -46,6 +47,17 @@ pub struct Options {
     pub json: bool,
     /// Nothing but errors.
     pub quiet: bool,
+    /// Ends the copy when it is closed.
+    pub stop: Option<Receiver<()>>,
+}
+
+/// A copy that was made.
+#[derive(Debug)]
+pub struct Copied {
+    /// What it did, and its point.
+    pub outcome: Outcome,
+    /// Why the point is only fuzzy, if it is.
+    pub why_fuzzy: Option<String>,
 }
 
 /// How often a copy begins anew because the head moved under it.
@@ -62,38 +74,15 @@ pub(crate) struct Found {
 
 /// Runs the command.
 pub fn run(home: &Home, options: &Options) -> Result<()> {
-    let account = home.account()?;
-    let name = options.volume.clone().unwrap_or_else(|| volume_name::of_source(&options.source));
-    if !name_is_valid(&name) {
-        return Err(Failure::new(Class::Usage, format!("'{name}' cannot name a volume"))
-            .hint("use 1 to 64 letters, digits, '.', '_' and '-'")
-            .into());
-    }
-    let _lock = home.lock_named(&format!("volume-{name}"))?;
-    let source = Source::open(&options.source)?;
     let mut report = Report::new(options.json, options.quiet);
     if let Some(reminder) = kit::kit_reminder(home) {
         report.note(&reminder);
     }
-    let mut tries = 0;
-    let (link, volume, outcome) = loop {
-        tries += 1;
-        match copy_once(home, &account, &name, &source, options, &mut report) {
-            Err(e) if tries < TRIES && e.downcast_ref() == Some(&dormouse_sync::Error::Moved) => {}
-            done => break done?,
-        }
-    };
-    home.remember(&volume, &Anchor { head: outcome.point, vouched: true }).with_context(|| {
+    let Copied { outcome, why_fuzzy } = copy(home, options, &mut report)?;
+    if let Some(why) = why_fuzzy {
+        let name = name_of(options);
         let seq = outcome.point.point.seq;
-        format!("point {seq} of '{name}' is whole on the server, and cannot be remembered here")
-    })?;
-    tell(&mut report, &link, &name, &options.source, &outcome);
-    if outcome.point.point.grade == Grade::Fuzzy {
-        let message = format!(
-            "point {} of '{name}' is only fuzzy: {}",
-            outcome.point.point.seq,
-            source.why_fuzzy()
-        );
+        let message = format!("point {seq} of '{name}' is only fuzzy: {why}");
         return Err(Failure::new(Class::Fuzzy, message)
             .hint(
                 "it is not listed by default and no restore chooses it unasked; copy a snapshot, or \
@@ -102,6 +91,38 @@ pub fn run(home: &Home, options: &Options) -> Result<()> {
             .into());
     }
     report.said()
+}
+
+fn name_of(options: &Options) -> String {
+    options.volume.clone().unwrap_or_else(|| volume_name::of_source(&options.source))
+}
+
+/// Copies once.
+pub fn copy(home: &Home, options: &Options, report: &mut Report) -> Result<Copied> {
+    let account = home.account()?;
+    let name = name_of(options);
+    if !name_is_valid(&name) {
+        return Err(Failure::new(Class::Usage, format!("'{name}' cannot name a volume"))
+            .hint("use 1 to 64 letters, digits, '.', '_' and '-'")
+            .into());
+    }
+    let _lock = home.lock_named(&format!("volume-{name}"))?;
+    let source = Source::open(&options.source)?;
+    let mut tries = 0;
+    let (link, volume, outcome) = loop {
+        tries += 1;
+        match copy_once(home, &account, &name, &source, options, report) {
+            Err(e) if tries < TRIES && e.downcast_ref() == Some(&dormouse_sync::Error::Moved) => {}
+            done => break done?,
+        }
+    };
+    home.remember(&volume, &Anchor { head: outcome.point, vouched: true }).with_context(|| {
+        let seq = outcome.point.point.seq;
+        format!("point {seq} of '{name}' is whole on the server, and cannot be remembered here")
+    })?;
+    tell(report, &link, &name, &options.source, &outcome);
+    let fuzzy = outcome.point.point.grade == Grade::Fuzzy;
+    Ok(Copied { outcome, why_fuzzy: fuzzy.then(|| source.why_fuzzy()) })
 }
 
 fn copy_once(
@@ -147,6 +168,8 @@ fn copy_once(
     let mut finish = || Ok((source.grade()?, text::now_ns()));
     let outcome = engine::run_copy(&link, &mut copy, &sealing, source, &mut finish, &mut |p| {
         report.copying(p, total);
+        let stop = options.stop.as_ref().map(Receiver::try_recv);
+        anyhow::ensure!(stop != Some(Err(TryRecvError::Disconnected)), "told to stop");
         Ok(())
     });
     report.clear();

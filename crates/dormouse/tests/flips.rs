@@ -216,6 +216,7 @@ fn copy(home: &Home, source: &Path) {
         level: 1,
         json: false,
         quiet: true,
+        stop: None,
     };
     mirror::run(home, &options).unwrap();
 }

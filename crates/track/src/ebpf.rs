@@ -18,7 +18,7 @@ use aya::{Btf, EbpfLoader};
 use crate::device::{Disk, Kind};
 use crate::error::{Error, Result};
 use crate::mapped::Mapped;
-use crate::marks::{CONTROL_WORDS, Marks, Range};
+use crate::marks::{CONTROL_WORDS, Marks, Range, left_frozen, no_longer_frozen};
 use crate::record::{LINKS, Record};
 
 /// The programs, as `cargo xtask bpf` builds them from `bpf/track.bpf.c`.
@@ -213,6 +213,42 @@ impl Watch {
     pub fn end(self) -> Result<()> {
         remove(&self.directory)
     }
+}
+
+/// A disk whose file systems a daemon was freezing when it ended.
+#[derive(Debug)]
+pub struct LeftFrozen {
+    /// Device number of the whole disk, as in `st_rdev`.
+    pub rdev: u64,
+    control: Mapped,
+}
+
+impl LeftFrozen {
+    /// Nothing of it is frozen any more.
+    pub fn done(self) {
+        no_longer_frozen(self.control.words());
+    }
+}
+
+/// Disks that a daemon has left while it froze them, of all watches.
+pub fn all_left_frozen() -> Result<Vec<LeftFrozen>> {
+    let names = match fs::read_dir(PLACE) {
+        Ok(names) => names,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(pin("read", place(), e)),
+    };
+    let mut all = Vec::new();
+    for name in names {
+        let path = name.map_err(|e| pin("read", place(), e))?.path();
+        // One that is being made or removed now has no control page.
+        let Ok(map) = MapData::from_pin(path.join("control")) else { continue };
+        let control = map_memory(&map, CONTROL_WORDS, &path)?;
+        if let Some(dev) = left_frozen(control.words()) {
+            let rdev = rustix::fs::makedev((dev >> 20) as u32, (dev & 0xf_ffff) as u32);
+            all.push(LeftFrozen { rdev, control });
+        }
+    }
+    Ok(all)
 }
 
 /// Where pins are made until all are there. (Dots are not allowed in these names.)

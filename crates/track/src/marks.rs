@@ -39,6 +39,8 @@ mod at {
     pub(super) const WHOLE: usize = 7;
     /// Which of the two records counts: 0 none, else its number.
     pub(super) const RECORD: usize = 8;
+    /// 1 while a daemon freezes what lies on the disk.
+    pub(super) const FREEZING: usize = 9;
     pub(super) const RECORDS: [usize; 2] = [64, 256];
 }
 
@@ -251,6 +253,12 @@ impl<'a> Marks<'a> {
         self.active().iter().zip(self.old()).map(count).sum()
     }
 
+    /// Says, where it outlives the daemon, that file systems of the disk are being frozen or
+    /// are frozen; or that they are not any more.
+    pub fn set_freezing(&self, freezing: bool) {
+        self.control[at::FREEZING].store(u64::from(freezing), Ordering::SeqCst);
+    }
+
     /// What the daemon has recorded of its watch.
     pub fn record(&self) -> Option<Record> {
         let slot = self.control[at::RECORD].load(Ordering::Acquire).checked_sub(1)?;
@@ -270,6 +278,19 @@ impl<'a> Marks<'a> {
             word.store(value, Ordering::Release);
         }
         self.control[at::RECORD].store(slot as u64 + 1, Ordering::SeqCst);
+    }
+}
+
+/// Of a control page alone: which disk it is about, if a daemon has left that in a freeze.
+pub(crate) fn left_frozen(control: &[AtomicU64]) -> Option<u64> {
+    let get = |field: usize| control.get(field).map(|w| w.load(Ordering::Acquire));
+    (get(at::FREEZING)? == 1).then(|| get(at::DEV))?
+}
+
+/// Of a control page alone: nothing of its disk is frozen.
+pub(crate) fn no_longer_frozen(control: &[AtomicU64]) {
+    if let Some(word) = control.get(at::FREEZING) {
+        word.store(0, Ordering::SeqCst);
     }
 }
 

@@ -16,8 +16,9 @@ use dormouse_format::{TimeNs, point::Grade};
 use dormouse_sync::leaf::{Claim, LeafData};
 use dormouse_sync::live::{Moment, Unfrozen};
 use dormouse_track::dirty::Dirty;
+use dormouse_track::ebpf::all_left_frozen;
 use dormouse_track::freeze::{
-    FileSystem, FreezeError, Freezer, Roots, lock_memory, settle_writes, survey,
+    FileSystem, FreezeError, Freezer, Roots, lock_memory, settle_writes, survey, thaw_all,
 };
 
 use super::REST_MAX;
@@ -26,7 +27,7 @@ use super::pilot::now;
 use crate::daemon::config::Hook;
 use crate::engine::Leaves;
 use crate::source::{ALIGN, AlignedBuf, Source};
-use crate::text;
+use crate::{out, text};
 
 /// The longest hold. Programs that write wait for so long at most.
 const HOLD_MAX: Duration = Duration::from_secs(1);
@@ -123,6 +124,7 @@ impl Freezing {
                 memory
             }
         };
+        tracked.marks()?.set_freezing(true);
         match hold(freezer, tracked, all, memory) {
             Ok(Ok(taken)) => Ok(Ok(taken)),
             Ok(Err((memory, refusal))) => {
@@ -164,6 +166,10 @@ fn hold(
     let reading = began.elapsed();
     // From here on it goes on, whatever was read.
     let held = frozen.thaw()?;
+    // (If there was an error, `dormouse thaw` looks once too often.)
+    if let Ok(marks) = tracked.marks() {
+        marks.set_freezing(false);
+    }
     Ok(match read {
         Ok(Ok((dirty, places))) => {
             let said = format!(
@@ -286,4 +292,20 @@ pub(super) fn run_hook(hook: &Hook) -> Result<()> {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// `dormouse thaw`: what a mirror left frozen that was killed together with its helper.
+pub fn thaw_left() -> Result<()> {
+    for left in all_left_frozen()? {
+        let found = survey(&Roots::default(), left.rdev)?;
+        let thawed = thaw_all(&found.file_systems);
+        for point in &thawed.thawed {
+            out::say!("thawed {}", point.display())?;
+        }
+        if let Some(error) = thawed.faults.into_iter().next() {
+            return Err(error.into());
+        }
+        left.done();
+    }
+    Ok(())
 }

@@ -4,8 +4,8 @@
 //
 // Owns: the bits of two bitmaps, and the counters beside them. Invariant: when a write is issued,
 // and again when it completes, its blocks are marked in the bitmap that is active then; nothing is
-// queued, so nothing can be dropped. What has no range, or lies where there are no bits, counts as
-// everything. Who swaps and reads the bitmaps: ../src/marks.rs, which has the same rules in Rust.
+// queued, so nothing can be dropped. What has no range counts as everything; what lies behind the
+// last bit, on a disk that has grown, is counted by itself. Who swaps and reads the bitmaps: ../src/marks.rs, which has the same rules in Rust.
 //
 // Built by `cargo xtask bpf`; the object beside it is what the program carries.
 
@@ -71,7 +71,9 @@ struct control {
 	u64 sectors;     // and its length
 	u64 words;       // of 64 bits, in one bitmap
 	u64 whole;       // what is tracked is the whole disk
-	u8 room[4096 - 64];
+	u64 daemon[2];   // not used here
+	u64 beyond;      // how often something was written behind the end of what is tracked
+	u8 room[4096 - 88];
 };
 
 // Maps in the form that the loader reads: types and numbers as array lengths.
@@ -150,7 +152,7 @@ __attribute__((noinline)) int mark(u64 sector, u64 sectors)
 	u64 tracked_end = c->first + c->sectors;
 	if (end > tracked_end) {
 		if (c->whole)
-			__sync_fetch_and_add(&c->everything, 1);
+			__sync_fetch_and_add(&c->beyond, 1);
 		end = tracked_end;
 	}
 	if (sector < c->first)

@@ -101,6 +101,13 @@ impl Disk {
         self.range.sectors * SECTOR
     }
 
+    /// Whether it is the same appearance of the same disk, and begins at the same place; the
+    /// size may differ.
+    pub fn is_same_but_for_size(&self, other: &Self) -> bool {
+        let sectors = self.range.sectors;
+        *self == Self { range: Range { sectors, ..other.range }, ..other.clone() }
+    }
+
     /// The same device now, under the same path.
     pub fn again(&self) -> Result<Self> {
         Self::of(&self.path)

@@ -92,21 +92,52 @@ impl Watch {
     pub fn begin(disk: &Disk, directory: &Path) -> Result<Self> {
         let parent = directory.parent().unwrap_or(directory);
         on_bpf_fs(parent)?;
-        let made = unfinished(directory);
         remove(directory)?;
+        let mut watch = Self::beside(disk, directory)?;
+        watch.take_name(directory)?;
+        Ok(watch)
+    }
+
+    /// Begins a watch whose pins do not have their name yet.
+    fn beside(disk: &Disk, directory: &Path) -> Result<Self> {
+        let made = unfinished(directory);
         remove(&made)?;
         fs::create_dir(&made).map_err(|e| pin("make", &made, e))?;
-        match Self::load(disk, &made) {
-            Ok(mut watch) => {
-                fs::rename(&made, directory).map_err(|e| pin("name", directory, e))?;
-                watch.directory = directory.to_owned();
-                Ok(watch)
-            }
-            Err(error) => {
-                remove(&made)?;
-                Err(error)
-            }
+        let watch = Self::load(disk, &made);
+        if watch.is_err() {
+            remove(&made)?;
         }
+        watch
+    }
+
+    fn take_name(&mut self, directory: &Path) -> Result<()> {
+        fs::rename(&self.directory, directory).map_err(|e| pin("name", directory, e))?;
+        self.directory = directory.to_owned();
+        Ok(())
+    }
+
+    /// Goes on with the same disk in another size: the new watch sees all writes before the old
+    /// one ends, and has its marks and its record. What the size itself changes is marked: the
+    /// last block of both sizes, and what is new.
+    pub fn resized(self, disk: &Disk) -> Result<Self> {
+        let directory = self.directory.clone();
+        let mut new = Self::beside(disk, &directory)?;
+        let (from, to) = (self.marks()?, new.marks()?);
+        to.take_over(&from);
+        let blocks = |marks: &Marks<'_>| marks.range().sectors.div_ceil(8);
+        let (old, now) = (blocks(&from), blocks(&to));
+        let least = old.min(now).saturating_sub(1);
+        to.mark(least, now - least);
+        if let Some(record) = from.record() {
+            let size = disk.size();
+            let record = Record { size, links: new.links, everything: to.everything(), ..record };
+            // If something had no range, it is not known here either.
+            let same = from.record().is_some_and(|r| r.everything == from.everything());
+            to.set_record(&Record { complete: record.complete && same, ..record });
+        }
+        remove(&directory)?;
+        new.take_name(&directory)?;
+        Ok(new)
     }
 
     fn load(disk: &Disk, directory: &Path) -> Result<Self> {

@@ -41,6 +41,8 @@ mod at {
     pub(super) const RECORD: usize = 8;
     /// 1 while a daemon freezes what lies on the disk.
     pub(super) const FREEZING: usize = 9;
+    /// Of the program in the kernel.
+    pub(super) const BEYOND: usize = 10;
     pub(super) const RECORDS: [usize; 2] = [64, 256];
 }
 
@@ -129,6 +131,11 @@ impl<'a> Marks<'a> {
     /// How often something was written that has no range here. Grows.
     pub fn everything(&self) -> u64 {
         self.control[at::EVERYTHING].load(Ordering::Acquire)
+    }
+
+    /// How often something was written behind the last bit: the disk has grown. Grows.
+    pub fn beyond(&self) -> u64 {
+        self.control[at::BEYOND].load(Ordering::Acquire)
     }
 
     /// Changes whenever a bit is newly set: cheaper to look at than the bitmap.
@@ -243,6 +250,19 @@ impl<'a> Marks<'a> {
         self.carry_back();
         self.cut();
         self.old().iter().for_each(|word| word.store(0, Ordering::SeqCst));
+    }
+
+    /// Marks here what is marked there, as far as it has a place here.
+    pub fn take_over(&self, other: &Marks<'_>) {
+        for from in [other.active(), other.old()] {
+            for (word, bits) in from.iter().enumerate().take(self.words()) {
+                let bits = bits.load(Ordering::SeqCst);
+                if bits != 0 {
+                    self.active()[word].fetch_or(bits, Ordering::SeqCst);
+                }
+            }
+        }
+        self.control[at::MARKED].fetch_add(1, Ordering::Relaxed);
     }
 
     /// Blocks that are marked, in both bitmaps.

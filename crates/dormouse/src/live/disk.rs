@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use dormouse_crypt::hash;
 use dormouse_format::limits::{BLOCK_SIZE, LEAF_BLOCKS};
 use dormouse_format::point::StoredPoint;
@@ -30,7 +30,8 @@ use crate::source::{ALIGN, Source};
 pub(super) struct Tracked {
     pub(super) disk: Disk,
     pub(super) source: Source,
-    watch: Watch,
+    /// None only while it is replaced.
+    watch: Option<Watch>,
     pins: PathBuf,
     /// Why all must be compared, as long as it must.
     gap: Option<Gap>,
@@ -51,14 +52,18 @@ impl Tracked {
             Ok((watch, _)) => (watch, None),
             Err(gap) => (Watch::begin(&disk, &pins).map_err(not_watched)?, Some(of_gap(gap))),
         };
-        let tracked = Self { disk, source, watch, pins, gap };
+        let tracked = Self { disk, source, watch: Some(watch), pins, gap };
         // What a pass carried that was not acknowledged.
         tracked.marks()?.carry_back();
         Ok(tracked)
     }
 
+    fn watch(&self) -> Result<&Watch> {
+        self.watch.as_ref().context("the tracker was lost when the disk changed its size")
+    }
+
     pub(super) fn marks(&self) -> Result<Marks<'_>> {
-        self.watch.marks().map_err(not_watched)
+        self.watch()?.marks().map_err(not_watched)
     }
 
     pub(super) fn size(&self) -> u64 {
@@ -122,7 +127,7 @@ impl Tracked {
         let disk = self.disk.again().map_err(not_watched)?;
         if disk != self.disk {
             self.source = Source::open(&disk.path)?;
-            self.watch = Watch::begin(&disk, &self.pins).map_err(not_watched)?;
+            self.watch = Some(Watch::begin(&disk, &self.pins).map_err(not_watched)?);
             self.disk = disk;
         }
         let marks = self.marks()?;
@@ -130,7 +135,7 @@ impl Tracked {
             volume: volume.0,
             disk_sequence: self.disk.sequence,
             size: self.disk.size(),
-            links: self.watch.links(),
+            links: self.watch()?.links(),
             head: [0; 32],
             seq: 0,
             generation,
@@ -159,22 +164,44 @@ impl Tracked {
         Ok(())
     }
 
-    /// What has made the marks less than all, if something has.
-    pub(super) fn new_gap(&mut self) -> Result<Option<Gap>> {
+    /// What has become of the disk since it was last looked at.
+    pub(super) fn change(&mut self) -> Result<Option<Change>> {
+        let disk = self.disk.again().map_err(not_watched)?;
+        if disk != self.disk {
+            return self.changed(disk).map(Some);
+        }
         if self.gap.is_some() {
             return Ok(None);
         }
-        let record = self.record()?;
-        let everything = self.marks()?.everything();
-        let size = self.disk.again().map_err(not_watched)?.size();
-        self.gap = if size != self.disk.size() {
-            Some(Gap::Resized)
-        } else if record.is_some_and(|r| r.everything != everything) {
-            Some(Gap::Everything)
-        } else {
-            None
-        };
-        Ok(self.gap)
+        let (marks, record) = (self.marks()?, self.record()?);
+        if record.is_some_and(|r| r.everything != marks.everything()) {
+            self.gap = Some(Gap::Everything);
+        } else if marks.beyond() > 0 {
+            // It was longer for a moment, and was not looked at then.
+            self.gap = Some(Gap::Resized);
+        }
+        Ok(self.gap.map(Change::Gap))
+    }
+
+    /// The device is another one, or has another size.
+    fn changed(&mut self, disk: Disk) -> Result<Change> {
+        if !disk.is_same_but_for_size(&self.disk) {
+            return Err(Failure::new(
+                Class::Place,
+                format!("{} is another disk now", disk.path.display()),
+            )
+            .hint("name it by a link that stays with the disk: /dev/disk/by-id/…")
+            .into());
+        }
+        let old = self.watch.take().context("there is no tracker")?;
+        self.watch = Some(old.resized(&disk).map_err(not_watched)?);
+        self.source = Source::open(&disk.path)?;
+        self.disk = disk;
+        if self.record()?.is_some_and(|r| !r.complete) && self.gap.is_none() {
+            self.gap = Some(Gap::Everything);
+            return Ok(Change::Gap(Gap::Everything));
+        }
+        Ok(Change::Size(self.size()))
     }
 
     /// Whether no write was begun before the cut and has not ended: then each that was has
@@ -182,6 +209,14 @@ impl Tracked {
     pub(super) fn nothing_under_way(&self) -> bool {
         (0..8).any(|_| self.disk.writes_in_flight().is_ok_and(|n| n == 0))
     }
+}
+
+/// What has become of a disk.
+pub(super) enum Change {
+    /// The marks do not tell all any more.
+    Gap(Gap),
+    /// It has this size now; what that changes is marked.
+    Size(u64),
 }
 
 /// One directory of pins for each volume of each home. (Dots are not allowed in its name.)

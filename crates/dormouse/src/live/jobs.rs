@@ -21,7 +21,7 @@ use dormouse_sync::live::{Away, DELTAS_SMALL, Event, Head, Job, Made, PointSeen,
 use dormouse_track::dirty::Dirty;
 
 use super::connecting::{self, Opened};
-use super::disk::{DirtyLeaves, Tracked, leaf_set};
+use super::disk::{Change, DirtyLeaves, Tracked, leaf_set};
 use super::freezing::{self, Freezing, REST_SMALL, Taken};
 use super::pilot::{Cancelled, Pilot, now};
 use crate::daemon::config::MirrorConfig;
@@ -124,8 +124,10 @@ impl Worker {
 
     /// Looks at the marks between jobs.
     pub(super) fn look(&mut self, pilot: &mut Pilot<'_>) -> Result<()> {
-        if let Some(gap) = self.tracked.new_gap()? {
-            pilot.tell(Event::Gap(gap));
+        match self.tracked.change()? {
+            Some(Change::Gap(gap)) => pilot.tell(Event::Gap(gap)),
+            Some(Change::Size(size)) => pilot.tell(Event::Resized { size }),
+            None => {}
         }
         let marked = self.tracked.marks()?.marked();
         if self.counted != Some(marked) {

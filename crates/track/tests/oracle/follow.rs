@@ -11,7 +11,7 @@ use crate::place::Place;
 const BLOCK: usize = 4096;
 
 pub struct Follower {
-    watch: Watch,
+    watch: Option<Watch>,
     device: File,
     copy: Vec<u8>,
     pub passes: u64,
@@ -26,7 +26,7 @@ impl Follower {
         let direct = rustix::fs::OFlags::DIRECT.bits() as i32;
         let device = File::options().read(true).custom_flags(direct).open(&place.device).unwrap();
         let copy = vec![0; disk.size() as usize];
-        let mut follower = Self { watch, device, copy, passes: 0, marked: 0 };
+        let mut follower = Self { watch: Some(watch), device, copy, passes: 0, marked: 0 };
         follower.copy = follower.whole();
         follower
     }
@@ -45,7 +45,7 @@ impl Follower {
     /// Takes over what is marked. Every seventh fails after it was read.
     pub fn pass(&mut self) {
         self.passes += 1;
-        let marks = self.watch.marks().unwrap();
+        let marks = self.watch.as_ref().unwrap().marks().unwrap();
         marks.cut();
         let (dirty, _) = marks.carried(usize::MAX, u64::MAX);
         let mut buffer = Aligned::new(BLOCK);
@@ -88,8 +88,24 @@ impl Follower {
         (std::mem::take(&mut self.marked), changed)
     }
 
+    /// Goes on with the new size, as a daemon that notices it late.
+    pub fn resized(&mut self, place: &Place) {
+        let disk = Disk::of(&place.device).unwrap();
+        let watch = self.watch.take().unwrap();
+        self.watch = Some(watch.resized(&disk).unwrap());
+        self.copy.resize(disk.size() as usize, 0);
+    }
+
+    pub fn beyond(&self) -> u64 {
+        self.watch().marks().unwrap().beyond()
+    }
+
+    fn watch(&self) -> &Watch {
+        self.watch.as_ref().unwrap()
+    }
+
     pub fn everything(&self) -> u64 {
-        self.watch.marks().unwrap().everything()
+        self.watch().marks().unwrap().everything()
     }
 }
 

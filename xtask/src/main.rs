@@ -76,6 +76,8 @@ commands:
             --rounds N        3 without it
             --large           the 4 GiB image of bench, not the 1 GiB one
             --images DIR      bench's directory, target/bench without it
+    follow     a mirror of a disk in use: what the tracker costs, lags, freezes, memory, traffic
+            --seconds N       of load, 60 without it
     strangers  a first copy while strangers hold all places of the server, against none
             --connections N   strangers, 2000 without it
             --image-mib N     size of the disk, 512 without it

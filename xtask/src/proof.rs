@@ -1,6 +1,7 @@
 //! Proofs of what no test can show in a second: sizes and links of the real world, on the real
 //! program. Each prints what it measured and fails if a promise does not hold.
 
+mod follow;
 mod latency;
 mod relay;
 mod sparse;
@@ -21,7 +22,8 @@ pub fn run(arguments: &[String]) -> Result<ExitCode> {
         Some((name, rest)) if name == "sparse" => sparse::run(&Options::parse(rest)?),
         Some((name, rest)) if name == "latency" => latency::run(&Options::parse(rest)?),
         Some((name, rest)) if name == "strangers" => strangers::run(&Options::parse(rest)?),
-        _ => bail!("proof knows 'sparse', 'latency' and 'strangers': see cargo xtask help"),
+        Some((name, rest)) if name == "follow" => follow::run(&Options::parse(rest)?),
+        _ => bail!("proof knows 'sparse', 'latency', 'strangers', 'follow': see cargo xtask help"),
     }
 }
 
@@ -37,6 +39,7 @@ struct Options {
     large: bool,
     connections: usize,
     image_mib: usize,
+    seconds: u64,
     images: PathBuf,
 }
 
@@ -53,6 +56,7 @@ impl Options {
             large: false,
             connections: 2000,
             image_mib: 512,
+            seconds: 60,
             images: "target/bench".into(),
         };
         let mut arguments = arguments.iter();
@@ -72,6 +76,7 @@ impl Options {
                 "--rounds" => options.rounds = number()? as usize,
                 "--connections" => options.connections = number()? as usize,
                 "--image-mib" => options.image_mib = number()? as usize,
+                "--seconds" => options.seconds = number()?,
                 "--dormouse" => options.dormouse = text.into(),
                 "--dir" => options.directory = text.into(),
                 "--images" => options.images = text.into(),

@@ -34,7 +34,7 @@ use telling::Teller;
 pub use freezing::thaw_left;
 
 /// Most bytes that are held in memory while file systems are frozen.
-pub(crate) const REST_MAX: u64 = 24 << 20;
+pub(crate) const REST_MAX: u64 = 16 << 20;
 
 /// Mirrors a device until `context.stop` says so, and a clean stop is done.
 pub fn run(config: &MirrorConfig, context: &Context) -> Result<()> {

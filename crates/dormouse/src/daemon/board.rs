@@ -72,6 +72,8 @@ pub struct Counters {
     pub bytes_read: u64,
     /// Sent to the server.
     pub bytes_sent: u64,
+    /// Bytes that crossed the link, both ways, with all that is not content.
+    pub bytes_on_link: u64,
     /// Connections after the first.
     pub reconnects: u64,
     /// Full compares.

@@ -31,8 +31,8 @@ use crate::home::{Account, Anchor, Home};
 use crate::pace::Pace;
 use crate::{connect, text};
 
-/// Bytes of leaves in flight: enough for a link of 100 MB/s and 100 ms.
-const WINDOW: u64 = 16 << 20;
+/// Bytes of leaves in flight: enough for a link of 80 MB/s and 100 ms.
+const WINDOW: u64 = 8 << 20;
 /// Leaves of one pass: what it keeps in memory about them is 40 bytes each.
 const LEAVES_MAX: usize = 256 << 10;
 /// What a dirty block takes in a delta, at most: tag, chunk, and its share of a run.
@@ -60,6 +60,8 @@ pub(super) struct Worker {
     counted: Option<u64>,
     dirty: u64,
     freezing: Freezing,
+    /// Bytes that had crossed the present link when they were last counted.
+    moved: u64,
 }
 
 impl Worker {
@@ -85,6 +87,7 @@ impl Worker {
             counted: None,
             dirty: 0,
             freezing: Freezing::default(),
+            moved: 0,
         }
     }
 
@@ -102,6 +105,11 @@ impl Worker {
             Err(error) => self.failed(pilot, &error),
         };
         pilot.teller.counters.bytes_read = self.read.load(Ordering::Relaxed);
+        if let Some(session) = &self.session {
+            let moved = session.link.moved();
+            pilot.teller.counters.bytes_on_link += moved - self.moved.min(moved);
+            self.moved = moved;
+        }
         self.counted = None;
         Ok(event)
     }
@@ -193,6 +201,7 @@ impl Worker {
         });
         pilot.teller.counters.reconnects += u64::from(self.connected);
         self.connected = true;
+        self.moved = 0;
         self.session = Some(opened);
         Ok(Event::Connected { proof, head, dirty: self.tracked.dirty()? })
     }

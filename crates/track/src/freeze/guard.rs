@@ -20,6 +20,8 @@ use super::link::{self, Arrival, Body, Cause, Message};
 
 /// How long after its deadline a helper may be silent.
 const SILENCE_MAX: Duration = Duration::from_millis(500);
+/// How long a helper may take to thaw before the daemon helps out.
+const ENDING_MAX: Duration = Duration::from_secs(3);
 /// How long a thaw may take before it is reported as failed; it goes on.
 const THAW_MAX: Duration = Duration::from_secs(10);
 
@@ -57,15 +59,15 @@ impl Guard {
     fn watch(mut self, until: Instant) {
         let mut until = Some(until);
         let mut begun = 0;
+        let mut ending = false;
         loop {
             match link::receive(&self.link, until) {
                 Ok(Arrival::Message(Message { round, body }, _)) if round == self.round => {
                     match body {
                         Body::Started { index } => begun = index + 1,
                         Body::Ending { cause } => {
-                            // From here on the helper waits for the kernel, however long that
-                            // takes: nothing could be done better from here.
-                            until = None;
+                            ending = true;
+                            until = Some(Instant::now() + ENDING_MAX);
                             if let Cause::Refused(index, _) = cause {
                                 begun = index;
                             }
@@ -77,13 +79,7 @@ impl Guard {
                 }
                 Ok(Arrival::Message(..)) => {}
                 Ok(Arrival::Silence) => {
-                    until = None;
-                    // A helper that were to wake later could thaw what is no longer its own.
-                    if let Some(helper) = self.helper {
-                        let _ = kill_process(helper, Signal::KILL);
-                    }
-                    let fault = self.thaw(begun);
-                    self.tell(Event::Gone(fault));
+                    until = self.speak_up(begun, ending);
                 }
                 // Also after a kill: a freeze that was under way then ends only now.
                 Ok(Arrival::Closed) | Err(_) => {
@@ -92,6 +88,23 @@ impl Guard {
                 }
             }
         }
+    }
+
+    /// The helper is silent: thaws in its place. Returns when to do so again.
+    fn speak_up(&mut self, begun: usize, ending: bool) -> Option<Instant> {
+        if ending {
+            // It waits for the kernel, most likely, and must live for what comes back from there.
+            // A thaw of our own that waits there too is enough.
+            let waits = matches!(self.thaw(begun), Some((_, Errno::TIMEDOUT)));
+            return (!waits).then(|| Instant::now() + ENDING_MAX);
+        }
+        // If it were to wake later, it could thaw what is no longer its own.
+        if let Some(helper) = self.helper {
+            let _ = kill_process(helper, Signal::KILL);
+        }
+        let fault = self.thaw(begun);
+        self.tell(Event::Gone(fault));
+        None
     }
 
     /// Thaws the first `begun`, less those that it has thawed before: by now somebody else may

@@ -2,13 +2,18 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use dormouse_track::freeze::{FreezeError, Freezer};
-use rustix::process::{Pid, Signal, getsid, kill_process};
+use rustix::process::{
+    Pid, PidfdFlags, PidfdGetfdFlags, Signal, getsid, kill_process, pidfd_getfd, pidfd_open,
+};
 
 use crate::roles::{Player, freezer};
-use crate::stand::{LONG, Volume, Write1, is_frozen, possible, until, until_thawed};
+use crate::stand::{
+    LONG, Volume, Write1, freeze_by_hand, is_frozen, possible, thaw_by_hand, until, until_thawed,
+};
 
 /// Long before a deadline, with room for a loaded machine.
 const AT_ONCE: Duration = Duration::from_secs(2);
@@ -74,6 +79,28 @@ fn a_helper_that_hangs_leaves_nothing_frozen() {
     until_thawed(volume.point());
     assert!(start.elapsed() < hold_max + AT_ONCE);
     assert!(matches!(frozen.thaw(), Err(FreezeError::HelperGone)));
+}
+
+#[test]
+fn a_helper_that_hung_is_thawed_for_once_only() {
+    if !possible("somebody else's freeze after a hang") {
+        return;
+    }
+    let volume = Volume::new("ext4");
+    let mut freezer = freezer();
+    let helper = pid(freezer.pid());
+    // Its end of the link outlives it: the daemon does not see it die.
+    let flags = (PidfdFlags::empty(), PidfdGetfdFlags::empty());
+    let link = pidfd_getfd(pidfd_open(helper, flags.0).unwrap(), 0, flags.1).unwrap();
+    let hold_max = Duration::from_millis(200);
+    let frozen = freezer.freeze(&volume.file_systems(), hold_max).unwrap();
+    kill_process(helper, Signal::STOP).unwrap();
+    until_thawed(volume.point());
+    assert!(matches!(frozen.thaw(), Err(FreezeError::HelperGone)));
+    freeze_by_hand(volume.point());
+    drop(link);
+    thread::sleep(Duration::from_millis(300));
+    assert!(thaw_by_hand(volume.point()), "somebody else's freeze was thawed");
 }
 
 #[test]

@@ -147,12 +147,16 @@ fn two_file_systems_are_held_at_once_the_later_frozen_first() {
     }
     let volumes = [Volume::new("ext4"), Volume::new("btrfs")];
     let both: Vec<_> = volumes.iter().flat_map(Volume::file_systems).collect();
-    freeze_by_hand(volumes[0].point());
     let mut freezer = freezer();
-    // The first in the list is the one that fails, after the second had been frozen.
-    let watched = volumes[1].point().to_owned();
-    assert!(matches!(freezer.freeze(&both, LONG), Err(FreezeError::AlreadyFrozen { .. })));
-    assert!(!is_frozen(&watched));
+    let mut refused = || match freezer.freeze(&both, LONG).map(drop) {
+        Err(FreezeError::AlreadyFrozen { mount_point }) => mount_point,
+        other => panic!("{other:?}"),
+    };
+    volumes.iter().for_each(|volume| freeze_by_hand(volume.point()));
+    assert_eq!(refused(), Path::new(volumes[1].point()), "the first that was tried");
+    assert!(thaw_by_hand(volumes[1].point()));
+    assert_eq!(refused(), Path::new(volumes[0].point()));
+    assert!(!is_frozen(volumes[1].point()), "it was frozen before the other was tried");
     assert!(thaw_by_hand(volumes[0].point()));
 
     let frozen = freezer.freeze(&both, LONG).unwrap();

@@ -10,7 +10,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use dormouse_track::freeze::FreezeError;
+use rustix::process::Signal;
 
+use crate::deaths::signal;
 use crate::roles::{Player, freezer};
 use crate::stand::{
     Disk, LONG, Mounted, Volume, file_system_at, freeze_by_hand, is_frozen, possible, thaw_by_hand,
@@ -93,10 +95,39 @@ fn a_daemon_that_dies_meanwhile_leaves_nothing_frozen() {
     thread::sleep(Duration::from_millis(300));
     daemon.kill();
     let alive = || Path::new(&format!("/proc/{helper}")).exists();
+    let used = cpu_ticks(helper);
+    thread::sleep(Duration::from_millis(500));
     assert!(alive(), "the helper did not wait for the kernel");
+    assert!(cpu_ticks(helper) - used < 10, "the helper does not rest");
     nested.release();
     until("the helper ends", || !alive());
     assert!(!is_frozen(nested.inner.point()));
+}
+
+/// Processor time of a process, in hundredths of a second.
+fn cpu_ticks(process: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    let fields: Vec<_> = text.rsplit(')').next().unwrap().split_whitespace().collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+#[test]
+fn a_helper_that_hangs_meanwhile_leaves_nothing_frozen() {
+    if !possible("a helper that hangs in a slow freeze") {
+        return;
+    }
+    let nested = Nested::stuck();
+    let mut freezer = freezer();
+    let inner = [file_system_at(nested.inner.point())];
+    let result = freezer.freeze(&inner, Duration::from_millis(200)).map(drop);
+    assert!(matches!(result, Err(FreezeError::TooSlow { .. })), "{result:?}");
+    let helper = freezer.pid();
+    signal(helper, Signal::STOP);
+    nested.release();
+    let waited = until_thawed(nested.inner.point());
+    assert!(waited > Duration::from_millis(500), "it was never frozen: this shows nothing");
+    signal(helper, Signal::CONT);
+    until("the helper is ready again", || freezer.freeze(&inner, LONG).is_ok());
 }
 
 #[test]
@@ -110,7 +141,7 @@ fn a_helper_that_dies_meanwhile_leaves_nothing_frozen() {
     let file_systems = [file_system_at(nested.inner.point())];
     let freezing = thread::spawn(move || freezer.freeze(&file_systems, LONG).map(drop));
     thread::sleep(Duration::from_millis(300));
-    crate::deaths::signal(helper, rustix::process::Signal::KILL);
+    signal(helper, Signal::KILL);
     thread::sleep(Duration::from_millis(100));
     assert!(!freezing.is_finished());
     nested.release();

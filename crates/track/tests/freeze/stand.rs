@@ -155,9 +155,9 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        thaw_by_hand(self.point());
         let until = Instant::now() + SOON;
-        while !self.unmount() {
+        // Thawed first: what is unmounted while it is frozen stays so, out of reach.
+        while thaw_by_hand(self.point()) || !self.unmount() {
             if Instant::now() > until {
                 try_run(&["umount", "--lazy", self.point()]);
                 return;

@@ -20,6 +20,7 @@ mod error;
 mod freezer;
 mod guard;
 mod helper;
+mod hurry;
 mod kernel;
 mod lane;
 mod link;

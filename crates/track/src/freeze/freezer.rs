@@ -19,6 +19,7 @@ use rustix::process::Pid;
 
 use super::guard::Guard;
 use super::helper::WISHES;
+use super::hurry::Hurry;
 use super::link::{self, Arrival, Body, Cause, Message};
 use super::watch::{Ended, THAW_MAX, Watch};
 use super::{FILE_SYSTEMS_MAX, FileSystem, FreezeError};
@@ -124,6 +125,7 @@ impl Freezer {
             helper: Pid::from_raw(self.child.id().cast_signed()),
             round,
             fds: fds.iter().cloned().map(Some).collect(),
+            hurry: Some(Hurry::new()).filter(Hurry::is_calm),
             events: sender,
         };
         let deadline = Instant::now() + hold_max;

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::hurry::Hurry;
 use super::kernel::{STACK_BYTES, thaw_together};
 use super::link::{self, Arrival, Body, Cause, Message};
 
@@ -44,6 +45,8 @@ pub struct Guard {
     pub round: u32,
     /// What is to be frozen, in the order of the message; less what was thawed here.
     pub fds: Vec<Option<Arc<OwnedFd>>>,
+    /// If it was off before: turned off in place of a helper that is gone.
+    pub hurry: Option<Hurry>,
     /// Where to tell.
     pub events: Sender<Event>,
 }
@@ -83,6 +86,7 @@ impl Guard {
                 }
                 // Also after a kill: a freeze that was under way then ends only now.
                 Ok(Arrival::Closed) | Err(_) => {
+                    self.calm();
                     let fault = self.thaw(begun);
                     return self.tell_last(Event::Gone(fault));
                 }
@@ -98,6 +102,7 @@ impl Guard {
             let waits = matches!(self.thaw(begun), Some((_, Errno::TIMEDOUT)));
             return (!waits).then(|| Instant::now() + ENDING_MAX);
         }
+        self.calm();
         // If it were to wake later, it could thaw what is no longer its own.
         if let Some(helper) = self.helper {
             let _ = kill_process(helper, Signal::KILL);
@@ -105,6 +110,12 @@ impl Guard {
         let fault = self.thaw(begun);
         self.tell(Event::Gone(fault));
         None
+    }
+
+    fn calm(&self) {
+        if let Some(hurry) = &self.hurry {
+            hurry.calm();
+        }
     }
 
     /// Thaws the first `begun`, less those that it has thawed before: by now somebody else may

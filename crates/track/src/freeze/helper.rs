@@ -21,18 +21,20 @@ use signal_hook::consts::{
     SIGALRM, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGVTALRM, SIGXCPU,
 };
 
+use super::hurry::Hurry;
 use super::lane::{Lane, Report, Step};
 use super::link::{self, Arrival, Body, Cause, Message};
 use super::lock_memory;
 use super::round::Round;
 
 /// What the helper asks for at its start; a bit of `Hello::refused` says which it did not get.
-pub const WISHES: [&str; 5] = [
+pub const WISHES: [&str; 6] = [
     "its memory is not locked",
     "it has no session of its own",
     "it has no raised priority",
     "it may be chosen when memory runs out",
     "its allocations may wait for the disk",
+    "each freeze takes some 30 ms longer, as /sys/kernel/rcu_expedited cannot be written",
 ];
 
 /// Every signal that would end a process and can be caught. Where one is a sign of a bug
@@ -60,6 +62,7 @@ struct Helper {
     wake: UnixStream,
     waker: Arc<UnixStream>,
     current: Option<Current>,
+    hurry: Hurry,
     quitting: bool,
 }
 
@@ -79,10 +82,12 @@ impl Helper {
         let (wake, waker) = wake_pair()?;
         // It must not keep a file system from being unmounted.
         std::env::set_current_dir("/")?;
-        let hello = Body::Hello { version: link::VERSION, refused: prepare() };
+        let hurry = Hurry::new();
+        let refused = prepare(hurry.is_possible());
+        let hello = Body::Hello { version: link::VERSION, refused };
         link::send(&link, Message { round: 0, body: hello }, &[])?;
         let waker = Arc::new(waker);
-        Ok(Helper { link, signals, wake, waker, current: None, quitting: false })
+        Ok(Helper { link, signals, wake, waker, current: None, hurry, quitting: false })
     }
 
     fn run(mut self) -> io::Result<()> {
@@ -100,6 +105,9 @@ impl Helper {
                 self.hear();
             }
             self.with_round(|round, tell| round.tick(Instant::now(), tell));
+            if !self.current.as_ref().is_some_and(|current| current.round.is_freezing()) {
+                self.hurry.stop();
+            }
             if self.current.as_ref().is_some_and(|current| current.round.is_over()) {
                 self.current = None;
             }
@@ -163,6 +171,7 @@ impl Helper {
             tell(Body::Ended { held: Duration::ZERO, thawing: Duration::ZERO, fault: None });
             return;
         }
+        self.hurry.start();
         let round = Round::begin(lanes, hold_max, Instant::now(), &mut tell);
         self.current = Some(Current { id, round, steps });
     }
@@ -193,13 +202,14 @@ fn tell(link: &OwnedFd, round: u32, body: Body) {
 }
 
 /// Asks for what makes the helper reliable; each answer is a bit. It works without any of them.
-fn prepare() -> u64 {
+fn prepare(hurries: bool) -> u64 {
     let answers = [
         lock_memory().is_ok(),
         rustix::process::setsid().is_ok(),
         rustix::process::setpriority_process(None, -20).is_ok(),
         std::fs::write("/proc/self/oom_score_adj", "-1000").is_ok(),
         rustix::process::configure_io_flusher_behavior(true).is_ok(),
+        hurries,
     ];
     (0..).zip(answers).filter(|(_, granted)| !granted).map(|(bit, _)| 1u64 << bit).sum()
 }

@@ -51,6 +51,11 @@ impl Round {
         self.ending.is_none().then_some(self.deadline)
     }
 
+    /// Not all are frozen yet, and they are to be.
+    pub fn is_freezing(&self) -> bool {
+        self.ending.is_none() && self.complete.is_none()
+    }
+
     /// Everything is thawed and told.
     pub fn is_over(&self) -> bool {
         self.ending.is_some() && self.over == self.count

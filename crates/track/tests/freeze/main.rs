@@ -12,6 +12,7 @@
 
 mod deaths;
 mod holds;
+mod hurry;
 mod memory;
 mod roles;
 mod slow;

@@ -20,15 +20,15 @@ use crate::stand::{
 };
 
 /// A file system in a file of another one. The inner one goes first.
-struct Nested {
-    inner: Mounted,
+pub struct Nested {
+    pub inner: Mounted,
     _disk: Disk,
     base: Volume,
 }
 
 impl Nested {
     /// With something to write back, and a base that does not take it.
-    fn stuck() -> Nested {
+    pub fn stuck() -> Nested {
         let base = Volume::new("ext4");
         let disk = Disk::over(&base.mounted.file("image"), 64);
         let inner = Mounted::fresh("ext4", &disk.device);
@@ -38,7 +38,7 @@ impl Nested {
         nested
     }
 
-    fn release(&self) {
+    pub fn release(&self) {
         assert!(thaw_by_hand(self.base.point()));
     }
 }

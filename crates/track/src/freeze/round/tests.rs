@@ -70,7 +70,9 @@ fn freezes_one_after_the_other_and_tells_each_before() {
     assert_eq!((stand.orders().as_str(), stand.told()), ("f-", vec![Body::Started { index: 0 }]));
     stand.step(10, 0, Step::Frozen);
     assert_eq!((stand.orders().as_str(), stand.told()), ("-f", vec![Body::Started { index: 1 }]));
+    assert!(stand.round.is_freezing());
     stand.step(30, 1, Step::Frozen);
+    assert!(!stand.round.is_freezing());
     assert_eq!(stand.told(), [Body::Frozen { freezing: millis(30) }]);
     stand.stop(130, Cause::Asked);
     assert_eq!(stand.orders(), "xx");
@@ -112,6 +114,7 @@ fn the_deadline_lets_go_also_what_is_still_freezing() {
     assert_eq!(stand.orders(), "ff");
     stand.told();
     stand.tick(1000);
+    assert!(!stand.round.is_freezing());
     assert_eq!(stand.orders(), "xx");
     assert_eq!(stand.told(), [Body::Ending { cause: Cause::Late(1) }]);
     // The kernel comes back from freezing: that does not make it frozen.

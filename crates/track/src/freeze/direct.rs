@@ -9,9 +9,6 @@ use rustix::io::Errno;
 use super::error::Action;
 use super::{FileSystem, FreezeError, kernel};
 
-/// How long a thaw may take before it is reported as failed; it goes on.
-const THAW_MAX: Duration = Duration::from_secs(10);
-
 /// Writes back what the writable ones hold in memory, one after the other, and returns how long
 /// each took (nothing for the others). Right before a freeze this makes the freeze short, since a
 /// freeze writes back with its writers already held. Waits for as long as the disk takes.
@@ -51,7 +48,7 @@ pub fn thaw_all(file_systems: &[FileSystem]) -> Thawed {
             Err(error) => result.faults.push(error),
         }
     }
-    for (point, answer) in points.into_iter().zip(kernel::thaw_together(&fds, THAW_MAX)) {
+    for (point, answer) in points.into_iter().zip(kernel::thaw_together(&fds)) {
         match answer {
             Some(Ok(())) => result.thawed.push(point),
             Some(Err(Errno::INVAL | Errno::OPNOTSUPP)) => {}

@@ -20,8 +20,9 @@ use rustix::process::Pid;
 use super::guard::Guard;
 use super::helper::WISHES;
 use super::hurry::Hurry;
+use super::kernel::THAW_MAX;
 use super::link::{self, Arrival, Body, Cause, Message};
-use super::watch::{Ended, THAW_MAX, Watch};
+use super::watch::{Ended, Watch};
 use super::{FILE_SYSTEMS_MAX, FileSystem, FreezeError};
 
 /// How long a program has to show that it is a helper.
@@ -252,8 +253,8 @@ impl Frozen<'_> {
         // If that fails the helper is gone: the guard finds out.
         let _ = link::send(&self.freezer.link, thaw, &[]);
         watch.until_over(THAW_MAX);
-        let result = match (watch.cause, watch.ended) {
-            (Some(Cause::Asked), Some(Ended { held, thawing, fault: None })) => {
+        let result = match (watch.cause, watch.ended, watch.gone) {
+            (Some(Cause::Asked), Some(Ended { held, thawing, fault: None }), None) => {
                 Ok(Held { freezing: self.freezing, held, thawing })
             }
             _ => Err(watch.error()),

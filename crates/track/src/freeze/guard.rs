@@ -23,8 +23,6 @@ use super::link::{self, Arrival, Body, Cause, Message};
 const SILENCE_MAX: Duration = Duration::from_millis(500);
 /// How long a helper may take to thaw before the daemon helps out.
 const ENDING_MAX: Duration = Duration::from_secs(3);
-/// How long a thaw may take before it is reported as failed; it goes on.
-const THAW_MAX: Duration = Duration::from_secs(10);
 
 /// What the daemon is told.
 #[derive(Debug)]
@@ -125,7 +123,7 @@ impl Guard {
         let left: Vec<_> = chosen().filter_map(|(index, fd)| Some((index, fd.clone()?))).collect();
         let (places, fds): (Vec<_>, Vec<_>) = left.into_iter().unzip();
         let mut fault = None;
-        for (index, result) in places.into_iter().zip(thaw_together(&fds, THAW_MAX)) {
+        for (index, result) in places.into_iter().zip(thaw_together(&fds)) {
             match result {
                 Some(Ok(())) => self.fds[index] = None,
                 // The helper had thawed it, or has not come to freeze it yet.

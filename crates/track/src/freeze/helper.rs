@@ -13,6 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -37,8 +38,8 @@ pub const WISHES: [&str; 6] = [
     "each freeze takes some 30 ms longer, as /sys/kernel/rcu_expedited cannot be written",
 ];
 
-/// Every signal that would end a process and can be caught. Where one is a sign of a bug
-/// (`SIGSEGV`) the process dies, and the daemon thaws.
+/// What is sent to end a process, or ends it by default. Of what is missing here, a sign of a bug
+/// (`SIGSEGV`) or beyond its power (`SIGKILL`), it dies, and the daemon thaws.
 const SIGNALS: [i32; 11] = [
     SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM, SIGPROF, SIGIO, SIGXCPU,
 ];
@@ -46,7 +47,7 @@ const SIGNALS: [i32; 11] = [
 /// The whole life of the helper: serves the daemon whose link is descriptor 0, until that is
 /// closed or a signal comes.
 pub fn helper_main() -> ExitCode {
-    match Helper::start().and_then(Helper::run) {
+    match Helper::start().map(Helper::run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let text = "the freeze helper is started by its daemon, not by hand";
@@ -64,6 +65,13 @@ struct Helper {
     current: Option<Current>,
     hurry: Hurry,
     quitting: bool,
+}
+
+/// What a wait ended for; none of them at the deadline.
+struct Ready {
+    wake: bool,
+    signals: bool,
+    link: bool,
 }
 
 struct Current {
@@ -90,18 +98,23 @@ impl Helper {
         Ok(Helper { link, signals, wake, waker, current: None, hurry, quitting: false })
     }
 
-    fn run(mut self) -> io::Result<()> {
+    fn run(mut self) {
         while !(self.quitting && self.current.is_none()) {
-            let (woken, signalled, linked) = self.wait()?;
-            if woken {
+            let ready = self.wait().unwrap_or_else(|_| {
+                // It can no longer hear: it lets go, and looks by itself whether that is done.
+                self.quit();
+                thread::sleep(Duration::from_millis(1));
+                Ready { wake: true, signals: false, link: false }
+            });
+            if ready.wake {
                 drain(&mut self.wake);
                 self.collect_steps();
             }
-            if signalled {
+            if ready.signals {
                 drain(&mut self.signals);
                 self.quit();
             }
-            if linked {
+            if ready.link {
                 self.hear();
             }
             self.with_round(|round, tell| round.tick(Instant::now(), tell));
@@ -112,11 +125,10 @@ impl Helper {
                 self.current = None;
             }
         }
-        Ok(())
     }
 
     /// Waits until something is to be done: a lane, a signal, the link; or the deadline.
-    fn wait(&self) -> io::Result<(bool, bool, bool)> {
+    fn wait(&self) -> rustix::io::Result<Ready> {
         let deadline = self.current.as_ref().and_then(|current| current.round.deadline());
         let timeout = deadline.map(link::timeout_until);
         let mut fds = vec![PollFd::new(&self.wake, PollFlags::IN)];
@@ -127,10 +139,10 @@ impl Helper {
         }
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
+            Err(errno) => return Err(errno),
         }
         let ready = |at: usize| fds.get(at).is_some_and(|fd: &PollFd<'_>| !fd.revents().is_empty());
-        Ok((ready(0), ready(1), ready(2)))
+        Ok(Ready { wake: ready(0), signals: ready(1), link: ready(2) })
     }
 
     fn collect_steps(&mut self) {

@@ -16,6 +16,8 @@ use rustix::ioctl::{NoArg, Opcode, ioctl, opcode};
 
 /// The stacks of threads here are locked into memory, and they do little.
 pub const STACK_BYTES: usize = 64 << 10;
+/// How long a thaw may take before it is reported as failed; it goes on.
+pub const THAW_MAX: Duration = Duration::from_secs(10);
 
 const FIFREEZE: Opcode = opcode::read_write::<i32>(b'X', 119);
 const FITHAW: Opcode = opcode::read_write::<i32>(b'X', 120);
@@ -67,9 +69,9 @@ pub fn thaw(fd: impl AsFd) -> Result<()> {
 }
 
 /// Thaws each of them at the same time: one whose disk hangs must not keep the others. `None`:
-/// still at it after `patience`.
-pub fn thaw_together(fds: &[Arc<OwnedFd>], patience: Duration) -> Vec<Option<Result<()>>> {
-    let until = Instant::now() + patience;
+/// still at it after [`THAW_MAX`].
+pub fn thaw_together(fds: &[Arc<OwnedFd>]) -> Vec<Option<Result<()>>> {
+    let until = Instant::now() + THAW_MAX;
     let mut results = vec![None; fds.len()];
     let (sender, done) = channel();
     for (index, fd) in fds.iter().enumerate() {

@@ -11,10 +11,8 @@ use rustix::io::Errno;
 use super::FreezeError;
 use super::error::Action;
 use super::guard::Event;
+use super::kernel::THAW_MAX;
 use super::link::{Body, Cause};
-
-/// How long to wait for the kernel to thaw.
-pub const THAW_MAX: Duration = Duration::from_secs(10);
 
 /// What is known of one round.
 pub struct Watch {

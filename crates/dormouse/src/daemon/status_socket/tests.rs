@@ -151,8 +151,9 @@ fn a_slow_reader_holds_up_neither_the_mirrors_nor_other_readers() {
     // In the end they are closed, with a document cut short.
     std::thread::sleep((began + PATIENCE + Duration::from_secs(1)) - Instant::now());
     for stream in &mut slow {
+        // As much as fits on the way, and no more comes.
         let mut got = Vec::new();
-        stream.read_to_end(&mut got).unwrap();
-        assert!(!got.is_empty() && got.last() != Some(&b'\n'), "{}", got.len());
+        stream.take(4 << 20).read_to_end(&mut got).unwrap();
+        assert!(!got.is_empty() && !got.contains(&b'\n'), "{} bytes", got.len());
     }
 }

@@ -20,6 +20,7 @@ use anyhow::Result;
 use dormouse_crypt::{OsRandom, Random};
 use dormouse_format::vault::name_is_valid;
 use dormouse_sync::live::{Event, Freeze, Live, Settings};
+use dormouse_track::priority::last_at_the_disk;
 use dormouse_track::routes::RouteWatch;
 
 use crate::daemon::Context;
@@ -50,6 +51,8 @@ pub fn run(config: &MirrorConfig, context: &Context) -> Result<()> {
             .into());
     }
     let _lock = home.lock_named(&format!("volume-{}", config.volume))?;
+    // The engine's threads are started by this one. Where it is not allowed, it goes on as others.
+    let _ = last_at_the_disk();
     let tracked = Tracked::open(home, config)?;
     let settings = Settings {
         size: tracked.size(),

@@ -12,6 +12,7 @@ mod error;
 pub mod freeze;
 mod mapped;
 pub mod marks;
+pub mod priority;
 pub mod record;
 pub mod routes;
 

@@ -131,13 +131,18 @@ impl Tracked {
             self.disk = disk;
         }
         let marks = self.marks()?;
+        // What the server has acknowledged stays on record: it must go on showing that.
+        let (head, seq) = match marks.record().filter(|r| r.volume == volume.0) {
+            Some(before) => (before.head, before.seq),
+            None => ([0; 32], 0),
+        };
         let record = Record {
             volume: volume.0,
             disk_sequence: self.disk.sequence,
             size: self.disk.size(),
             links: self.watch()?.links(),
-            head: [0; 32],
-            seq: 0,
+            head,
+            seq,
             generation,
             complete: false,
             everything: marks.everything(),

@@ -26,7 +26,7 @@ use super::freezing::{self, Freezing, REST_SMALL, Taken};
 use super::pilot::{Cancelled, Pilot, now};
 use crate::daemon::config::MirrorConfig;
 use crate::engine::{self, Leaves};
-use crate::exit::away_of;
+use crate::exit::{Class, Failure, away_of};
 use crate::home::{Account, Anchor, Home};
 use crate::pace::Pace;
 use crate::{connect, text};
@@ -185,6 +185,7 @@ impl Worker {
             }
         };
         let id = opened.volume.id;
+        self.check_history(&opened)?;
         let proof = self.tracked.prove(&id, opened.head.as_ref(), opened.generation)?;
         let deltas = match &opened.head {
             None => 0,
@@ -204,6 +205,33 @@ impl Worker {
         self.moved = 0;
         self.session = Some(opened);
         Ok(Event::Connected { proof, head, dirty: self.tracked.dirty()? })
+    }
+
+    /// The server must show the last point that it has acknowledged. The home may know an older
+    /// one only: it is written now and then.
+    fn check_history(&self, opened: &Opened) -> Result<()> {
+        let volume = opened.volume.id;
+        let record = self.tracked.record()?.filter(|r| r.volume == volume.0 && r.seq > 0);
+        let Some(record) = record else { return Ok(()) };
+        let is_ours = |p: &StoredPoint| hash_of(&p.signed).0 == record.head;
+        if opened.head.as_ref().is_some_and(is_ours) {
+            return Ok(());
+        }
+        let question = Message::ListPoints { volume, from: record.seq, limit: 1 };
+        if let Message::Points { points } = connect::ask(&opened.link, question)?
+            && points.first().is_some_and(is_ours)
+        {
+            return Ok(());
+        }
+        let name = &opened.volume.name;
+        let message = format!(
+            "the server does not show point {} of '{name}' any more, which it had acknowledged",
+            record.seq
+        );
+        Err(Failure::new(Class::Damaged, message)
+            .hint("its store may have been put back to an older state: look there first")
+            .away(Away::LostHistory)
+            .into())
     }
 
     fn session(&self) -> Result<&Opened> {

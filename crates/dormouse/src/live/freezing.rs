@@ -33,6 +33,8 @@ use crate::{out, text};
 const HOLD_MAX: Duration = Duration::from_secs(1);
 /// Less than this is left to a freeze without another pass before it.
 pub(super) const REST_SMALL: u64 = 4 << 20;
+/// To write back takes no longer if nearly all is written.
+const QUICK: Duration = Duration::from_millis(10);
 /// Threads that read what is left.
 const READERS: usize = 4;
 /// The longest that a hook may take.
@@ -89,10 +91,10 @@ pub(super) fn file_systems(
     Ok(Ok(all))
 }
 
-/// Has the file systems write back what they hold, so that freezing is quick.
-pub(super) fn write_back(all: &[FileSystem]) -> Result<()> {
-    settle_writes(all)?;
-    Ok(())
+/// Has the file systems write back what they hold, so that freezing is quick. Whether it was
+/// quick itself: then little was left.
+pub(super) fn write_back(all: &[FileSystem]) -> Result<bool> {
+    Ok(settle_writes(all)?.iter().sum::<Duration>() <= QUICK)
 }
 
 impl Freezing {
@@ -110,8 +112,8 @@ impl Freezing {
         let freezer = match &mut self.freezer {
             Some(freezer) => freezer,
             none => {
-                let me = std::env::current_exe().context("cannot find this program")?;
-                let mut helper = Command::new(me);
+                // Also after an upgrade, when this program's file has another content or none.
+                let mut helper = Command::new("/proc/self/exe");
                 helper.arg("freeze-helper");
                 none.insert(Freezer::start(helper)?)
             }

@@ -38,7 +38,7 @@ const LEAVES_MAX: usize = 256 << 10;
 /// What a dirty block takes in a delta, at most: tag, chunk, and its share of a run.
 const DELTA_PER_BLOCK: u64 = 48;
 /// Rounds of writing back and sending before a freeze.
-const CONVERGE_MAX: u32 = 3;
+const CONVERGE_MAX: u32 = 5;
 /// How often the newest head is written to the home.
 const REMEMBER_EVERY: Duration = Duration::from_secs(600);
 
@@ -430,11 +430,14 @@ impl Worker {
             Err(refusal) => return Ok(Err(refusal)),
         };
         for _ in 0..CONVERGE_MAX {
-            freezing::write_back(&all)?;
-            if self.tracked.dirty()? <= REST_SMALL {
+            let quick = freezing::write_back(&all)?;
+            let little = self.tracked.dirty()? <= REST_SMALL;
+            if quick && little {
                 break;
             }
-            self.pass(pilot, u64::MAX)?;
+            if !little {
+                self.pass(pilot, u64::MAX)?;
+            }
         }
         self.freezing.take(&self.tracked, &all)
     }

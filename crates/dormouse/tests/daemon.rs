@@ -451,7 +451,7 @@ fn check_says_what_would_happen() {
         said.out,
         format!(
             "image: {image}, 8.8 KiB; volume known here\n  \
-             a point every 1.0 s, never freezes, tracker scan, at most 1.0 MiB a second\n"
+             never freezes, tracker scan, at most 1.0 MiB a second\n"
         )
     );
     let more = "[[mirror]]\ndevice = \"/dev/sdzz\"\nhook-after = [\"/none/x\"]\n";

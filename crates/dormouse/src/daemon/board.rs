@@ -268,7 +268,7 @@ mod tests {
                 "next_try_s": null, "notes": ["n"], "age_ms": 0,
                 "counters": {
                     "points": 0, "frozen": 0, "settled": 0, "fuzzy": 0, "freezes_failed": 0,
-                    "bytes_read": 0, "bytes_sent": 0, "reconnects": 0, "scans": 0,
+                    "bytes_read": 0, "bytes_sent": 0, "bytes_on_link": 0, "reconnects": 0, "scans": 0,
                     "read_errors": 0,
                 },
             })

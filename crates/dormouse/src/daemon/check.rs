@@ -207,13 +207,15 @@ fn same_devices(outlooks: &mut [Outlook]) {
 fn text_of(outlook: &Outlook) -> String {
     let bytes = outlook.size.map_or_else(|| "size unknown".to_owned(), size);
     let known = if outlook.known { "known here" } else { "new here" };
-    let freeze = if outlook.freeze == "auto" { "may freeze" } else { "never freezes" };
+    let freeze = match outlook.freeze {
+        "auto" => format!("freezes for a point every {}", lasting(outlook.point_every_ms)),
+        _ => "never freezes".to_owned(),
+    };
     let limit = outlook.limit_bytes_per_s.map(|l| format!(", at most {} a second", size(l)));
     let mut text = format!(
-        "{}: {}, {bytes}; volume {known}\n  a point every {}, {freeze}, tracker {}{}\n",
+        "{}: {}, {bytes}; volume {known}\n  {freeze}, tracker {}{}\n",
         outlook.volume,
         outlook.device.display(),
-        lasting(outlook.point_every_ms),
         outlook.tracker,
         limit.unwrap_or_default(),
     );

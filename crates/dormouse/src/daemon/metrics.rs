@@ -100,6 +100,9 @@ const FAMILIES: &[Family] = &[
     counter("dormouse_sent_bytes_total", "Bytes sent to the server.", |v, out| {
         out.add(&[], v.counters.bytes_sent);
     }),
+    counter("dormouse_link_bytes_total", "Bytes that crossed the link, both ways.", |v, out| {
+        out.add(&[], v.counters.bytes_on_link);
+    }),
     counter("dormouse_reconnects_total", "Connections after the first.", |v, out| {
         out.add(&[], v.counters.reconnects);
     }),

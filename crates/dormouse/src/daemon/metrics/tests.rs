@@ -98,7 +98,7 @@ fn volumes() -> Vec<VolumeStatus> {
     root.age_ms = 30;
     let c = &mut root.counters;
     (c.points, c.frozen, c.settled, c.fuzzy) = (6, 1, 2, 3);
-    (c.freezes_failed, c.bytes_read, c.bytes_sent) = (4, 5, 6);
+    (c.freezes_failed, c.bytes_read, c.bytes_sent, c.bytes_on_link) = (4, 5, 6, 9);
     (c.reconnects, c.scans, c.read_errors) = (7, 8, u64::MAX);
     vec![VolumeStatus::new("home", "/dev/h", State::NoConn, "refused"), root]
 }
@@ -141,6 +141,7 @@ fn every_status_is_there_in_seconds_and_bytes() {
             "freezes_failed_total 4",
             "read_bytes_total 5",
             "sent_bytes_total 6",
+            "link_bytes_total 9",
             "reconnects_total 7",
             "scans_total 8",
             "read_errors_total 18446744073709552000",

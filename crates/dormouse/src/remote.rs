@@ -52,6 +52,9 @@ pub struct Session<'a> {
     /// The writers that the vault's authority has certified.
     pub trust: Trust,
     volumes: Vec<Listed>,
+    /// What this machine had seen before it asked. Another process of it, which mirrors, may
+    /// have seen more by the time of the answer.
+    seen: HashMap<VolumeId, Option<Anchor>>,
     /// Answers about points, not verified yet, and from which point on they were asked for.
     ahead: HashMap<VolumeId, (Seq, Result<Message>)>,
 }
@@ -63,8 +66,11 @@ impl<'a> Session<'a> {
     pub fn open(home: &'a Home, account: &Account, name: Option<&str>, span: Span) -> Result<Self> {
         let known = known_volumes(home, name)?;
         let mut asked = Vec::new();
+        let mut seen = HashMap::new();
         for (_, id) in &known {
-            match (span, home.anchor(id)?) {
+            let anchor = home.anchor(id)?;
+            seen.insert(*id, anchor);
+            match (span, anchor) {
                 (Span::All, _) => asked.push((*id, 1)),
                 (Span::Seen, Some(seen)) => asked.push((*id, seen.head.point.seq)),
                 (Span::Seen, None) => {}
@@ -78,7 +84,7 @@ impl<'a> Session<'a> {
         let volumes = volumes(&link, &trust)?;
         // An error among these counts only if the volume is there.
         let ahead = asked.into_iter().map(|(id, from)| (id, (from, receive(&link)))).collect();
-        let session = Self { home, link, trust, volumes, ahead };
+        let session = Self { home, link, trust, volumes, seen, ahead };
         for (name, id) in known {
             if session.find(&name).is_none_or(|l| l.volume.id != id) {
                 return Err(Failure::new(
@@ -117,6 +123,11 @@ impl<'a> Session<'a> {
         })
     }
 
+    /// The head that is the least to be shown.
+    fn anchor(&self, volume: &VolumeId) -> Result<Option<Anchor>> {
+        self.seen.get(volume).map_or_else(|| self.home.anchor(volume), |seen| Ok(*seen))
+    }
+
     /// Points of a volume from `from` on, verified one by one and as a chain that begins
     /// there and holds the head that was shown before.
     fn points_from(&mut self, volume: &VolumeId, from: Seq) -> Result<Vec<StoredPoint>> {
@@ -141,7 +152,7 @@ impl<'a> Session<'a> {
     /// All points of a volume, verified, and whether they go on from what this machine knows.
     pub fn history(&mut self, volume: &VolumeId) -> Result<(Vec<StoredPoint>, Freshness)> {
         let points = self.points_from(volume, 1)?;
-        let anchor = self.home.anchor(volume)?;
+        let anchor = self.anchor(volume)?;
         if let Some(anchor) = &anchor {
             let from = points.partition_point(|p| p.point().seq < anchor.head.point.seq);
             self.goes_on(anchor, &points[from..], points.last())?;
@@ -161,7 +172,7 @@ impl<'a> Session<'a> {
     ) -> Result<(Vec<StoredPoint>, Freshness)> {
         let points = self.points_from(volume, 1)?;
         check_expected(&points, hash)?;
-        let anchor = self.home.anchor(volume)?;
+        let anchor = self.anchor(volume)?;
         let holds = |a: Anchor| points.iter().any(|p| p.signed == a.head);
         if !anchor.is_none_or(holds) {
             return Ok((points, Freshness::Unproven));
@@ -178,7 +189,7 @@ impl<'a> Session<'a> {
         volume: &VolumeId,
         head: Option<&StoredPoint>,
     ) -> Result<Freshness> {
-        let anchor = self.home.anchor(volume)?;
+        let anchor = self.anchor(volume)?;
         if let Some(anchor) = &anchor {
             // What is older needs no more questions.
             let older = head.is_none_or(|h| h.point().seq < anchor.head.point.seq);

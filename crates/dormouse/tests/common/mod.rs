@@ -3,6 +3,7 @@
 
 pub mod loops;
 pub mod program;
+pub mod relay;
 
 use std::path::{Path, PathBuf};
 

@@ -8,7 +8,6 @@
 
 #[path = "../common/mod.rs"]
 mod common;
-mod relay;
 
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
@@ -17,9 +16,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use relay::Relay;
-
 use common::program::{Numbers, Place, Running, Serving, chunks, log_of, same, text};
+use common::relay::Relay;
 
 const MIB: usize = 1 << 20;
 

@@ -1,15 +1,19 @@
-//! A relay between client and server that cuts a connection after so many bytes.
+//! A relay between client and server that counts what goes up, and cuts connections: after so
+//! many bytes, or those that there are now.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 /// Stands before a server until the test ends.
 pub struct Relay {
     /// Where clients connect.
     pub address: String,
     limits: Arc<RwLock<Limits>>,
+    /// Both ends of each connection that was made.
+    open: Arc<Mutex<Vec<TcpStream>>>,
+    up: Arc<AtomicU64>,
 }
 
 /// Bytes that may still go up (to the server) and down, of all connections together.
@@ -23,20 +27,27 @@ impl Relay {
     pub fn start(server: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let limits: Arc<RwLock<Limits>> = Arc::default();
-        let (server, shared) = (server.to_owned(), limits.clone());
+        let relay =
+            Self { address, limits: Arc::default(), open: Arc::default(), up: Arc::default() };
+        let (limits, open, up) =
+            (Arc::clone(&relay.limits), Arc::clone(&relay.open), Arc::clone(&relay.up));
+        let server = server.to_owned();
         std::thread::spawn(move || {
             for client in listener.incoming() {
                 let (Ok(client), Ok(server)) = (client, TcpStream::connect(&server)) else {
                     continue;
                 };
-                let limits = shared.read().unwrap_or_else(PoisonError::into_inner).clone();
+                let limits = limits.read().unwrap_or_else(PoisonError::into_inner).clone();
                 let back = (server.try_clone().unwrap(), client.try_clone().unwrap());
-                std::thread::spawn(move || pass(client, server, limits.up));
-                std::thread::spawn(move || pass(back.0, back.1, limits.down));
+                open.lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .extend([server.try_clone().unwrap(), client.try_clone().unwrap()]);
+                let up = Arc::clone(&up);
+                std::thread::spawn(move || pass(client, server, limits.up, &up));
+                std::thread::spawn(move || pass(back.0, back.1, limits.down, &AtomicU64::new(0)));
             }
         });
-        Self { address, limits }
+        relay
     }
 
     /// Connections from now on are cut when `bytes` went this way.
@@ -51,9 +62,21 @@ impl Relay {
     pub fn heal(&self) {
         *self.limits.write().unwrap_or_else(PoisonError::into_inner) = Limits::default();
     }
+
+    /// Ends the connections that there are.
+    pub fn sever(&self) {
+        for socket in self.open.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Bytes that went up until now.
+    pub fn sent(&self) -> u64 {
+        self.up.load(Ordering::Relaxed)
+    }
 }
 
-fn pass(mut from: TcpStream, mut to: TcpStream, limit: Option<Arc<AtomicI64>>) {
+fn pass(mut from: TcpStream, mut to: TcpStream, limit: Option<Arc<AtomicI64>>, count: &AtomicU64) {
     let mut buffer = [0; 16 << 10];
     let mut cut = false;
     while let Ok(n @ 1..) = from.read(&mut buffer) {
@@ -63,6 +86,7 @@ fn pass(mut from: TcpStream, mut to: TcpStream, limit: Option<Arc<AtomicI64>>) {
         if to.write_all(&buffer[..n]).is_err() || cut {
             break;
         }
+        count.fetch_add(n as u64, Ordering::Relaxed);
     }
     // A goodbye is passed on in its own direction; a cut ends both.
     let how = if cut { Shutdown::Both } else { Shutdown::Write };

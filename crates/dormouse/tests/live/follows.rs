@@ -1,0 +1,83 @@
+//! The copy follows a disk in use, of whatever size, and no faster than it may.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
+
+use crate::load::Load;
+use crate::stand::{SIZE, Stand, numbers, sh, until};
+
+const MIB: u64 = 1 << 20;
+
+#[test]
+fn what_is_written_to_a_mounted_disk_is_in_the_newest_point() {
+    let Some(mut stand) = Stand::live(&[]) else { return };
+    let load = Load::start(&stand.mount, numbers(), 8);
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(load.end() > 100, "too little was written to prove anything");
+    stand.umount();
+    stand.comes_back();
+    // As people see it.
+    let json = stand.place.run(&["status", "--json"]).ok().json();
+    let seen = &json["daemons"][0]["volumes"][0];
+    assert_eq!(seen["volume"], *stand.volume);
+    assert_eq!(seen["state"], "LIVE", "{seen}");
+    for lag in ["data_lag_ms", "point_lag_ms"] {
+        assert!(seen[lag].as_u64().is_some_and(|ms| ms < 60_000), "{lag}: {seen}");
+    }
+    assert_eq!(seen["backlog_bytes"], 0, "{seen}");
+    assert!(seen["counters"]["bytes_sent"].as_u64().unwrap() > 0, "{seen}");
+    assert_eq!(stand.scans().len(), 1, "{}", stand.log());
+    stand.stop();
+    stand.comes_back();
+}
+
+#[test]
+fn a_limit_holds() {
+    const LIMIT: u64 = MIB;
+    let Some(mut stand) = Stand::new() else { return };
+    stand.start(&["--limit", "1MiB"]);
+    // The first copy is small: an empty file system.
+    stand.is_live();
+    let file = stand.mount.join("noise");
+    std::fs::write(&file, numbers().noise(24 << 20)).unwrap();
+    sh(&format!("sync {}", file.display()));
+    let (began, before) = (Instant::now(), stand.relay.sent());
+    std::thread::sleep(Duration::from_secs(4));
+    let (sent, took) = (stand.relay.sent() - before, began.elapsed().as_millis() as u64);
+    let allowed = LIMIT * took / 1000;
+    println!("{sent} bytes in {took} ms, {allowed} allowed");
+    // A chunk or two more may be under way; and it is used.
+    assert!(sent < allowed + MIB && sent > allowed / 2, "{sent} bytes in {took} ms");
+    stand.kill();
+}
+
+#[test]
+fn a_disk_that_grows_and_shrinks_goes_on() {
+    let Some(mut stand) = Stand::live(&["--point-every", "1s"]) else { return };
+    let load = Load::start(&stand.mount, numbers(), 8);
+    stand.resize(SIZE + 32 * MIB + 4096);
+    std::thread::sleep(Duration::from_secs(1));
+    load.end();
+    stand.umount();
+    sh(&format!("e2fsck -fp {0}; resize2fs {0}", stand.device.display()));
+    // In its last block too.
+    let device = OpenOptions::new().write(true).open(&stand.device).unwrap();
+    device.write_all_at(&[7; 4096], SIZE + 32 * MIB).unwrap();
+    device.sync_all().unwrap();
+    drop(device);
+    stand.comes_back();
+    stand.is_live();
+    // Not by whole blocks: the last one is padded with zeros.
+    stand.resize(40 * MIB + 512);
+    let device = OpenOptions::new().write(true).open(&stand.device).unwrap();
+    device.write_all_at(&[8; 4096], 39 * MIB).unwrap();
+    device.write_all_at(&[9; 512], 40 * MIB).unwrap();
+    device.sync_all().unwrap();
+    drop(device);
+    stand.comes_back();
+    until("it is LIVE again", || stand.status().is_some_and(|v| v["state"] == "LIVE"));
+    // The old tail stays in history.
+    assert!(stand.points("settled").len() + stand.points("frozen").len() >= 2);
+    stand.stop();
+}

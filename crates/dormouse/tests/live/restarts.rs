@@ -1,0 +1,148 @@
+//! Whatever dies, and whenever: nothing is lost, and nothing is compared again without need.
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::common::program::Numbers;
+use crate::load::Load;
+use crate::stand::{SIZE, Stand, numbers};
+
+const SHORT: Duration = Duration::from_millis(500);
+
+#[test]
+fn after_a_break_it_goes_on_without_a_scan() {
+    let Some(mut stand) = Stand::live(&["--point-every", "1s"]) else { return };
+    let load = Load::start(&stand.mount, numbers(), 8);
+    std::thread::sleep(SHORT);
+    for clean in [false, true, false] {
+        if clean {
+            stand.stop()
+        } else {
+            stand.kill()
+        }
+        // What is written while nobody looks is marked all the same.
+        std::thread::sleep(SHORT);
+        stand.start(&["--point-every", "1s"]);
+        stand.is_live();
+        let read = stand.counter("bytes_read");
+        assert!(read < SIZE / 4, "{read} bytes were read of {SIZE}");
+    }
+    let reconnects = stand.counter("reconnects");
+    stand.restart_server(SHORT);
+    stand.is_live();
+    stand.relay.sever();
+    std::thread::sleep(SHORT);
+    stand.is_live();
+    assert!(stand.counter("reconnects") >= reconnects + 2, "{}", stand.log());
+    std::thread::sleep(SHORT);
+    let scans = stand.counter("scans");
+    load.end();
+    stand.umount();
+    stand.comes_back();
+    assert_eq!((stand.scans().len(), scans), (1, 0), "{}", stand.log());
+    stand.stop();
+}
+
+#[test]
+fn a_daemon_that_is_killed_at_any_moment_loses_nothing() {
+    let kills = std::env::var("DORMOUSE_LIVE_KILLS").map_or(10, |n| n.parse().unwrap());
+    let mut numbers = numbers();
+    let more = ["--point-every", "1s"];
+    let Some(mut stand) = Stand::live(&more) else { return };
+    let mut load = Load::start(&stand.mount, numbers.clone(), 4);
+    let mut sampled = [0, 0];
+    for kill in 0..kills {
+        std::thread::sleep(Duration::from_millis(numbers.below(900)));
+        // Every third time the server stands still meanwhile: the daemon dies between its cut
+        // and the acknowledgement, and the point is made, or not, when nobody waits for it.
+        let held = kill % 3 == 2;
+        if held {
+            stand.server.as_ref().unwrap().signal(Signal::STOP);
+            std::thread::sleep(Duration::from_millis(numbers.below(300)));
+        }
+        stand.kill();
+        if held {
+            stand.server.as_ref().unwrap().signal(Signal::CONT);
+        }
+        if kill % 5 == 4 {
+            stand.restart_server(Duration::ZERO);
+        }
+        stand.start(&more);
+        stand.is_live();
+        for (i, grade) in ["frozen", "settled"].into_iter().enumerate() {
+            let points = stand.points(grade);
+            if kill % 4 == 3 && !points.is_empty() {
+                let newest = points.len() as u64 - 1;
+                stand.is_sound(points[(newest - numbers.below(newest.min(3) + 1)) as usize], grade);
+                sampled[i] += 1;
+            }
+        }
+        if kill % 10 == 9 {
+            load.end();
+            stand.umount();
+            stand.comes_back();
+            stand.mount();
+            load = Load::start(&stand.mount, Numbers(numbers.next()), 4);
+        }
+    }
+    load.end();
+    stand.umount();
+    stand.comes_back();
+    assert_eq!(stand.scans().len(), 1, "{}", stand.log());
+    assert!(sampled[0] + sampled[1] > 0, "no point was looked at");
+    println!(
+        "{kills} kills, points that were sound: {} frozen, {} settled",
+        sampled[0], sampled[1]
+    );
+    stand.stop();
+}
+
+#[test]
+fn a_watch_that_was_broken_is_answered_by_a_scan() {
+    let Some(mut stand) = Stand::live(&[]) else { return };
+    stand.stop();
+    assert!(stand.remove_pins());
+    let load = Load::start(&stand.mount, numbers(), 2);
+    std::thread::sleep(SHORT);
+    load.end();
+    stand.start(&[]);
+    stand.is_live();
+    stand.umount();
+    stand.comes_back();
+    let scans = stand.scans();
+    assert_eq!(scans.len(), 2, "{}", stand.log());
+    assert!(scans[1].contains("no proof of an unbroken watch"), "{scans:?}");
+    assert_eq!(stand.counter("scans"), 1);
+    stand.stop();
+}
+
+#[test]
+fn a_volume_that_another_took_over_is_left_to_it() {
+    let Some(mut stand) = Stand::live(&[]) else { return };
+    // Another installation in the same vault.
+    let (kit, server) = (stand.place.name("kit"), &stand.relay.address);
+    stand.place.run_in("clone", &["join", "--kit", &kit, server]).ok();
+    let once = stand.place.run_in("clone", &stand.mirror(&["--once"]));
+    once.fails(12, &["--takeover"]);
+    assert!(stand.status().is_some_and(|v| v["state"] == "LIVE"));
+    let once = stand.place.run_in("clone", &stand.mirror(&["--once", "--takeover"]));
+    assert!(matches!(once.code, Some(0 | 3)), "{once:?}");
+    let load = Load::start(&stand.mount, numbers(), 2);
+    stand.becomes("NOCONN");
+    // It does not fight.
+    std::thread::sleep(Duration::from_secs(3));
+    let status = stand.status().unwrap();
+    assert_eq!(status["state"], "NOCONN", "{}", stand.log());
+    let reason = status["reason"].as_str().unwrap();
+    assert!(reason.contains("another instance has taken this volume over"), "{reason}");
+    assert!(status["notes"].to_string().contains("--takeover"), "{status}");
+    stand.kill();
+    stand.start(&["--takeover"]);
+    stand.is_live();
+    load.end();
+    stand.umount();
+    stand.comes_back();
+    assert_eq!(stand.scans().len(), 2, "{}", stand.log());
+    stand.stop();
+}

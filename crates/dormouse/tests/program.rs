@@ -65,7 +65,8 @@ fn each_bad_input_has_its_code_and_its_words() {
     std::fs::create_dir(path("full")).unwrap();
     std::fs::write(path("full/x"), "x").unwrap();
     fails(&home, &["mirror"], 2, "SOURCE");
-    fails(&home, &["mirror", &path("file")], 2, "live mirroring is not there yet");
+    fails(&home, &["mirror", &path("file")], 4, "nothing is joined");
+    fails(&home, &["mirror", &path("file"), "--json"], 2, "--once");
     fails(&home, &["mirror", &path("file"), "--once"], 4, "nothing is joined");
     fails(&home, &["status"], 4, "nothing is joined");
     fails(&home, &["invite", &path("none"), "c", "--url", "h"], 4, "no store");

@@ -81,7 +81,15 @@ commands:
     strangers  a first copy while strangers hold all places of the server, against none
             --connections N   strangers, 2000 without it
             --image-mib N     size of the disk, 512 without it
-            --rounds N        3 without it";
+            --rounds N        3 without it
+    live      file systems in use by real programs, mirrored while the link is cut and both sides
+              are killed: their points restored, and judged by fsck and by those programs
+            --fs NAME         ext4, xfs or btrfs; all three without it; may be given several times
+            --load NAME       ledger, tree, git, sqlite, postgres or fio; likewise
+            --points N        points that are judged for each file system, 24 without it
+            --rounds N        1 without it
+            --seed N          of the faults and loads; from the clock without it
+            --short           ext4 with ledger, tree and sqlite, four points";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();

@@ -3,6 +3,7 @@
 
 mod follow;
 mod latency;
+mod live;
 mod relay;
 mod sparse;
 mod strangers;
@@ -23,7 +24,8 @@ pub fn run(arguments: &[String]) -> Result<ExitCode> {
         Some((name, rest)) if name == "latency" => latency::run(&Options::parse(rest)?),
         Some((name, rest)) if name == "strangers" => strangers::run(&Options::parse(rest)?),
         Some((name, rest)) if name == "follow" => follow::run(&Options::parse(rest)?),
-        _ => bail!("proof knows 'sparse', 'latency', 'strangers', 'follow': see cargo xtask help"),
+        Some((name, rest)) if name == "live" => live::run(rest),
+        _ => bail!("there is no such proof: see cargo xtask help"),
     }
 }
 

@@ -74,6 +74,11 @@ impl World {
     /// Starts the server on a free port and waits until it listens.
     pub fn serve(&self) -> Result<Server> {
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        self.serve_at(address)
+    }
+
+    /// The same at this address.
+    pub fn serve_at(&self, address: SocketAddr) -> Result<Server> {
         let log = self.scratch.join("server");
         let output = File::create(&log)?;
         let child = self
@@ -86,7 +91,7 @@ impl World {
             .stderr(output)
             .spawn()
             .with_context(|| format!("cannot start {}", self.program.display()))?;
-        let mut server = Server { child, address };
+        let mut server = Server { child, killed: false, address };
         measure::wait_for("'listening on' of the server", START_LIMIT, || {
             let said = fs::read_to_string(&log)?;
             if let Some(status) = server.child.try_wait()? {
@@ -141,6 +146,7 @@ pub fn output(mut command: Command) -> Result<String> {
 /// A running server; stopped when dropped.
 pub struct Server {
     child: Child,
+    killed: bool,
     /// Where it listens.
     pub address: SocketAddr,
 }
@@ -150,10 +156,21 @@ impl Server {
     pub fn id(&self) -> u32 {
         self.child.id()
     }
+
+    /// kill -9.
+    pub fn kill(mut self) -> Result<()> {
+        self.killed = true;
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
+        if self.killed {
+            return;
+        }
         let stopped = i32::try_from(self.child.id())
             .map_err(anyhow::Error::from)
             .and_then(|id| Ok(kill(Pid::from_raw(id), Signal::SIGTERM)?))

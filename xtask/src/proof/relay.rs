@@ -25,6 +25,8 @@ pub struct Relay {
     /// Where to connect instead of the server.
     pub address: SocketAddr,
     counters: Arc<Counters>,
+    /// Both ends of what was relayed.
+    open: Arc<Mutex<Vec<TcpStream>>>,
 }
 
 #[derive(Default)]
@@ -40,14 +42,27 @@ impl Relay {
         let address = listener.local_addr()?;
         let counters = Arc::new(Counters::default());
         let shared = Arc::clone(&counters);
+        let open: Arc<Mutex<Vec<TcpStream>>> = Arc::default();
+        let relayed = Arc::clone(&open);
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
-                if let Err(error) = connect(client, server, delay, &shared) {
-                    eprintln!("relay: {error:#}");
+                match connect(client, server, delay, &shared) {
+                    Ok(ends) => {
+                        relayed.lock().unwrap_or_else(PoisonError::into_inner).extend(ends);
+                    }
+                    Err(error) => eprintln!("relay: {error:#}"),
                 }
             }
         });
-        Ok(Self { address, counters })
+        Ok(Self { address, counters, open })
+    }
+
+    /// Cuts the connections that there are.
+    pub fn sever(&self) {
+        for end in self.open.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            // It may have ended by itself.
+            let _ = end.shutdown(Shutdown::Both);
+        }
     }
 
     /// Bytes from clients and to clients since the last call: the streams of TCP, without headers.
@@ -62,15 +77,16 @@ fn connect(
     server: SocketAddr,
     delay: Duration,
     counters: &Arc<Counters>,
-) -> Result<()> {
+) -> Result<[TcpStream; 2]> {
     let server = TcpStream::connect(server)?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
     // The handshake of TCP was answered at once; on a real link it takes a round trip.
     let from = Instant::now() + 2 * delay;
+    let ends = [client.try_clone()?, server.try_clone()?];
     direct(client.try_clone()?, server.try_clone()?, delay, from, counters, |c| &c.up);
     direct(server, client, delay, from, counters, |c| &c.down);
-    Ok(())
+    Ok(ends)
 }
 
 fn direct(

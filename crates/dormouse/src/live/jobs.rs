@@ -450,7 +450,8 @@ impl Worker {
             head: head.context("there is no point yet")?,
             checkpoint: checkpoint.context("there is no checkpoint yet")?,
             grade: head.map_or(Grade::Fuzzy, |h| h.point().grade),
-            time: text::now_ns(),
+            // It is the same state.
+            time: head.map_or_else(text::now_ns, |h| h.point().time),
         };
         let mut run = Checkpoint::new(plan, Arc::clone(&session.sealing.signer))?;
         // It is short, and ends a link if it is broken off: it is not.

@@ -168,6 +168,9 @@ impl Daemon {
         let stop = crossbeam_channel::never();
         let context = Context { home: home.clone(), board: board.clone(), log: log.clone(), stop };
         let mut supervisor = Supervisor::new(run, context);
+        if matches!(mirrors, Mirrors::One(_)) {
+            supervisor = supervisor.without_retries();
+        }
         supervisor.want(config.mirrors, Instant::now());
         let notify = Notify::from_env();
         notify.ready();

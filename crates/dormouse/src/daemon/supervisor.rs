@@ -34,6 +34,8 @@ pub struct Ended {
 /// All mirrors.
 pub struct Supervisor {
     run: Run,
+    /// Whether a mirror that failed is tried again.
+    again: bool,
     /// For each mirror with another log and stop.
     context: Context,
     mirrors: BTreeMap<String, Mirror>,
@@ -61,7 +63,15 @@ struct Running {
 impl Supervisor {
     /// Without any mirror yet.
     pub fn new(run: Run, context: Context) -> Self {
-        Self { run, context, mirrors: BTreeMap::new(), ended: crossbeam_channel::unbounded() }
+        let ended = crossbeam_channel::unbounded();
+        Self { run, again: true, context, mirrors: BTreeMap::new(), ended }
+    }
+
+    /// The same, but a mirror that fails has ended: the caller tells of it.
+    #[must_use]
+    pub fn without_retries(mut self) -> Self {
+        self.again = false;
+        self
     }
 
     /// Where ends are told; each goes to [`Self::on_end`].
@@ -148,6 +158,7 @@ impl Supervisor {
             Some(error) if stopped => {
                 log.event(&Entry::new(Level::Error, &format!("while it stopped: {error:#}")));
             }
+            Some(_) if !self.again => mirror.wanted = None,
             Some(error) => {
                 if now.saturating_duration_since(running.since) >= RAN_WELL {
                     mirror.failures = 0;

@@ -88,13 +88,22 @@ pub struct Source {
 }
 
 impl Source {
-    /// Opens a file or a block device.
+    /// Opens a file or a block device; the latter exclusively, if nobody else uses it.
     pub fn open(path: &Path) -> Result<Self> {
+        Self::open_as(path, true)
+    }
+
+    /// Opens a file or a block device that others may go on using, and begin to use.
+    pub fn open_shared(path: &Path) -> Result<Self> {
+        Self::open_as(path, false)
+    }
+
+    fn open_as(path: &Path, alone: bool) -> Result<Self> {
         let shown = path.display();
         let meta = std::fs::metadata(path).map_err(|e| open_failure(path, &e))?;
         let kind = meta.file_type();
         let (file, kind) = if kind.is_block_device() {
-            open_device(path, meta.rdev())?
+            open_device(path, meta.rdev(), alone)?
         } else if kind.is_file() {
             let file = File::open(path).map_err(|e| open_failure(path, &e))?;
             let stamp = still(&file).with_context(|| format!("cannot read {shown}"))?;
@@ -299,12 +308,12 @@ fn open_failure(path: &Path, error: &io::Error) -> Failure {
     Failure::new(Class::Place, format!("cannot open {}: {error}", path.display())).hint(hint)
 }
 
-fn open_device(path: &Path, rdev: u64) -> Result<(File, Kind)> {
+fn open_device(path: &Path, rdev: u64, alone: bool) -> Result<(File, Kind)> {
     let direct = OFlags::DIRECT.bits() as i32;
     let exclusive = OFlags::EXCL.bits() as i32;
     let open = |flags| OpenOptions::new().read(true).custom_flags(flags).open(path);
-    let (file, exclusive) = match open(direct | exclusive) {
-        Ok(file) => (file, true),
+    let (file, exclusive) = match open(if alone { direct | exclusive } else { direct }) {
+        Ok(file) => (file, alone),
         Err(e) if e.kind() == io::ErrorKind::ResourceBusy => {
             (open(direct).map_err(|e| open_failure(path, &e))?, false)
         }

@@ -41,7 +41,7 @@ impl Tracked {
     /// Opens the device, and finds its watch or begins one.
     pub(super) fn open(home: &Home, config: &MirrorConfig) -> Result<Self> {
         let disk = Disk::of(&config.device).map_err(not_watched)?;
-        let source = Source::open(&config.device)?;
+        let source = Source::open_shared(&config.device)?;
         let pins = ebpf::place().join(pins_name(home, &config.volume));
         let known = home.known_volume(&config.volume)?;
         let found = match &known {
@@ -126,7 +126,7 @@ impl Tracked {
     pub(super) fn begin_scan(&mut self, volume: &VolumeId, generation: u64) -> Result<()> {
         let disk = self.disk.again().map_err(not_watched)?;
         if disk != self.disk {
-            self.source = Source::open(&disk.path)?;
+            self.source = Source::open_shared(&disk.path)?;
             self.watch = Some(Watch::begin(&disk, &self.pins).map_err(not_watched)?);
             self.disk = disk;
         }
@@ -200,7 +200,7 @@ impl Tracked {
         }
         let old = self.watch.take().context("there is no tracker")?;
         self.watch = Some(old.resized(&disk).map_err(not_watched)?);
-        self.source = Source::open(&disk.path)?;
+        self.source = Source::open_shared(&disk.path)?;
         self.disk = disk;
         if self.record()?.is_some_and(|r| !r.complete) && self.gap.is_none() {
             self.gap = Some(Gap::Everything);

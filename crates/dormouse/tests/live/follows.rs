@@ -32,6 +32,24 @@ fn what_is_written_to_a_mounted_disk_is_in_the_newest_point() {
     stand.comes_back();
 }
 
+/// Nobody is kept from a disk because it is mirrored.
+#[test]
+fn a_disk_may_be_mounted_and_made_anew_while_it_is_followed() {
+    let Some(mut stand) = Stand::new() else { return };
+    stand.umount();
+    stand.start(&[]);
+    stand.is_live();
+    sh(&format!("mke2fs -q -F -t ext4 -L anew {}", stand.device.display()));
+    stand.mount();
+    let load = Load::start(&stand.mount, numbers(), 8);
+    std::thread::sleep(Duration::from_secs(1));
+    load.end();
+    stand.umount();
+    stand.comes_back();
+    assert_eq!(stand.scans().len(), 1, "{}", stand.log());
+    stand.stop();
+}
+
 #[test]
 fn a_limit_holds() {
     const LIMIT: u64 = MIB;

@@ -101,6 +101,15 @@ pub enum Command {
     /// For `ExecStopPost=`: does nothing where nothing was left. A file system that somebody else
     /// froze is not touched.
     Thaw,
+    /// End the tracker of a volume that is not mirrored any more
+    ///
+    /// A mirror that has ended leaves its tracker in the kernel, so that the next needs no scan:
+    /// some memory (64 MiB for 1 TiB), and 0.3 µs for each write. This takes it away; a mirror of the
+    /// volume then compares all of the disk.
+    Untrack {
+        /// The volume
+        volume: String,
+    },
     /// Freezes and thaws for a mirror; started by it
     #[command(hide = true)]
     FreezeHelper,

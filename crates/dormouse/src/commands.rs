@@ -44,6 +44,16 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Vault { command: VaultCommand::Show } => show_vault(&home()?),
         Command::Mirror(args) => mirror(&home()?, args),
         Command::Thaw => crate::live::thaw_left(),
+        Command::Untrack { volume } => {
+            if crate::live::untrack(&home()?, &volume)? {
+                return say!("the tracker of '{volume}' has ended");
+            }
+            fail(
+                Class::NotFound,
+                format!("there is no tracker of '{volume}'"),
+                "`dormouse status` shows what is mirrored; trackers belong to a home",
+            )
+        }
         Command::FreezeHelper => freeze_helper(),
         Command::Volumes { json } => list::volumes(&home()?, json),
         Command::Points { volume, all, json } => {

@@ -32,6 +32,7 @@ use jobs::Worker;
 use pilot::Pilot;
 use telling::Teller;
 
+pub use disk::untrack;
 pub use freezing::thaw_left;
 
 /// Most bytes that are held in memory while file systems are frozen.

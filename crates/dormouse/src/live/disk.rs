@@ -224,6 +224,15 @@ pub(super) enum Change {
     Size(u64),
 }
 
+/// `dormouse untrack`: ends the watch that outlives the daemon. Whether there was one.
+pub fn untrack(home: &Home, volume: &str) -> Result<bool> {
+    let _lock = home.lock_named(&format!("volume-{volume}"))?;
+    let pins = ebpf::place().join(pins_name(home, volume));
+    let there = pins.exists();
+    ebpf::remove(&pins).map_err(not_watched)?;
+    Ok(there)
+}
+
 /// One directory of pins for each volume of each home. (Dots are not allowed in its name.)
 fn pins_name(home: &Home, volume: &str) -> String {
     let key = format!("{}\0{volume}", home.dir().display());

@@ -229,7 +229,10 @@ impl Worker {
             record.seq
         );
         Err(Failure::new(Class::Damaged, message)
-            .hint("its store may have been put back to an older state: look there first")
+            .hint(format!(
+                "its store may have been put back to an older state: look there first;\n\
+                 to go on from what it has: stop the mirror, `dormouse untrack {name}`, start it again"
+            ))
             .away(Away::LostHistory)
             .into())
     }

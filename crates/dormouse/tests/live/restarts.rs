@@ -6,7 +6,7 @@ use rustix::process::Signal;
 
 use crate::common::program::Numbers;
 use crate::load::Load;
-use crate::stand::{SIZE, Stand, numbers};
+use crate::stand::{SIZE, Stand, numbers, sh, until};
 
 const SHORT: Duration = Duration::from_millis(500);
 
@@ -143,6 +143,53 @@ fn a_volume_that_another_took_over_is_left_to_it() {
     load.end();
     stand.umount();
     stand.comes_back();
+    assert_eq!(stand.scans().len(), 2, "{}", stand.log());
+    stand.stop();
+}
+
+/// Between two writes of the home only the record beside the marks knows what was acknowledged.
+#[test]
+fn a_server_that_has_gone_back_gets_nothing() {
+    let Some(mut stand) = Stand::live(&[]) else { return };
+    let (store, old, new) =
+        (stand.place.path("store"), stand.place.path("old"), stand.place.path("new"));
+    stand.server.take().unwrap().kill();
+    sh(&format!("cp -a {} {}", store.display(), old.display()));
+    stand.serve();
+    let load = Load::start(&stand.mount, numbers(), 2);
+    until("a point is made", || stand.counter("points") > 3);
+    load.end();
+    stand.server.take().unwrap().kill();
+    sh(&format!("mv {0} {1}; mv {2} {0}", store.display(), new.display(), old.display()));
+    stand.serve();
+    until("the loss is noticed", || {
+        stand.status().is_some_and(|v| v["reason"].to_string().contains("lost history"))
+    });
+    assert_eq!(stand.status().unwrap()["state"], "NOCONN");
+    stand.kill();
+    // It was a mistake: nothing was sent, and it goes on where it was.
+    stand.server.take().unwrap().kill();
+    sh(&format!("mv {0} {1}; mv {2} {0}", store.display(), old.display(), new.display()));
+    stand.serve();
+    stand.start(&[]);
+    stand.is_live();
+    stand.umount();
+    stand.comes_back();
+    assert_eq!(stand.scans().len(), 1, "{}", stand.log());
+    stand.stop();
+}
+
+#[test]
+fn a_tracker_that_is_not_wanted_any_more_can_be_ended() {
+    let Some(mut stand) = Stand::live(&[]) else { return };
+    let name = stand.volume.clone();
+    stand.place.run(&["untrack", &name]).fails(12, &["in use"]);
+    stand.stop();
+    stand.place.run(&["untrack", &name]).ok();
+    stand.place.run(&["untrack", &name]).fails(4, &["no tracker"]);
+    assert!(!stand.remove_pins());
+    stand.start(&[]);
+    stand.is_live();
     assert_eq!(stand.scans().len(), 2, "{}", stand.log());
     stand.stop();
 }

@@ -186,6 +186,11 @@ impl Stand {
     pub fn restart_server(&mut self, after: Duration) {
         self.server.take().unwrap().kill();
         std::thread::sleep(after);
+        self.serve();
+    }
+
+    /// Starts the server where it was.
+    pub fn serve(&mut self) {
         self.server = Some(self.place.serve(&self.address));
     }
 

@@ -12,6 +12,7 @@ mod freezing;
 mod jobs;
 mod pilot;
 mod scanning;
+mod stale;
 mod telling;
 
 use std::sync::Arc;

@@ -145,6 +145,11 @@ impl Source {
     /// `offset` is a multiple of 4096 and `out` is an [`AlignedBuf`], or a part of one
     /// at such multiples. May be called from many threads.
     pub fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+        self.try_read(offset, out).map_err(|e| self.told(offset, &e))
+    }
+
+    /// The same, with what the system said: [`io::ErrorKind::UnexpectedEof`] if it ends there.
+    pub fn try_read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let left = self.size.saturating_sub(offset);
         let want = usize::try_from(left).unwrap_or(usize::MAX).min(out.len());
         out[want..].fill(0);
@@ -156,14 +161,23 @@ impl Source {
         let mut done = 0;
         while done < want {
             match self.file.read_at(&mut out[done..ask], offset + done as u64) {
-                Ok(0) => return self.shrank(offset + done as u64),
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(n) => done += n,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(self.read_failure(offset + done as u64, &e).into()),
+                Err(e) => return Err(e),
             }
         }
         out[want..].fill(0);
         Ok(())
+    }
+
+    /// An error of [`Self::try_read`], for people.
+    pub fn told(&self, at: u64, error: &io::Error) -> anyhow::Error {
+        match error.kind() {
+            io::ErrorKind::UnexpectedEof => self.shrank::<()>(at).err(),
+            _ => None,
+        }
+        .unwrap_or_else(|| self.read_failure(at, error).into())
     }
 
     fn shrank<T>(&self, at: u64) -> Result<T> {
@@ -269,6 +283,13 @@ impl Source {
             Err(error) => error.to_string(),
         }
     }
+}
+
+/// Whether the disk is there and does not give this place: it may give others.
+pub fn cannot_be_read(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(errno, Some(Errno::IO | Errno::NODATA | Errno::ILSEQ))
 }
 
 /// Iterates over [`Source::data_ranges`].

@@ -79,6 +79,25 @@ impl Dirty {
         })
     }
 
+    /// Whether a block is among them.
+    pub fn has(&self, block: u64) -> bool {
+        let found = self.leaves.binary_search_by_key(&(block / LEAF_BLOCKS), |(leaf, _)| *leaf);
+        let within = (block % LEAF_BLOCKS) as usize;
+        found.is_ok_and(|i| self.leaves[i].1[within / 64] >> (within % 64) & 1 == 1)
+    }
+
+    /// Without these blocks.
+    pub fn remove(&mut self, blocks: &std::collections::BTreeSet<u64>) {
+        self.leaves.retain_mut(|(leaf, words)| {
+            let first = *leaf * LEAF_BLOCKS;
+            for block in blocks.range(first..first + LEAF_BLOCKS) {
+                let within = (block - first) as usize;
+                words[within / 64] &= !(1 << (within % 64));
+            }
+            *words != [0; LEAF_WORDS]
+        });
+    }
+
     /// Without the blocks from `end` on: those are gone from the disk.
     pub fn truncate(&mut self, end: u64) {
         self.leaves.retain_mut(|(leaf, words)| {
@@ -104,6 +123,14 @@ mod tests {
         assert_eq!(dirty.runs(2), []);
         assert_eq!((dirty.leaves(), dirty.blocks()), (3, 8));
         assert_eq!(dirty.all_blocks().collect::<Vec<_>>(), [3, 4, 5, 63, 64, 255, 256, 1000]);
+    }
+
+    #[test]
+    fn blocks_can_be_taken_out() {
+        let mut dirty = Dirty::of_blocks([1, 2, 64, 300, 5000]);
+        assert!(dirty.has(64) && !dirty.has(65) && dirty.has(5000) && !dirty.has(700));
+        dirty.remove(&[2, 3, 300, 5000].into());
+        assert_eq!(dirty, Dirty::of_blocks([1, 64]));
     }
 
     #[test]

@@ -20,6 +20,7 @@ use dormouse_track::ebpf::{self, Watch};
 use dormouse_track::marks::Marks;
 use dormouse_track::record::Record;
 
+use super::stale::Failed;
 use crate::daemon::config::MirrorConfig;
 use crate::engine::Leaves;
 use crate::exit::{Class, Failure};
@@ -274,6 +275,7 @@ pub(super) struct DirtyLeaves<'a> {
     pub(super) source: &'a Source,
     pub(super) dirty: &'a Dirty,
     pub(super) read: &'a AtomicU64,
+    pub(super) failed: &'a Failed,
 }
 
 impl DirtyLeaves<'_> {
@@ -296,15 +298,17 @@ impl Leaves for DirtyLeaves<'_> {
         let half = LEAF_BLOCKS as usize * BLOCK_SIZE / 2;
         let mut bytes = if total > half { claim.buffer() } else { vec![0; total + ALIGN] };
         let skip = bytes.as_ptr().align_offset(ALIGN).min(ALIGN);
-        let mut filled = 0;
-        for (first, count) in &runs {
-            let len = usize::from(*count) * BLOCK_SIZE;
-            let at = (index * LEAF_BLOCKS + u64::from(*first)) * BLOCK_SIZE as u64;
-            self.source.read_at(at, &mut bytes[skip + filled..skip + filled + len])?;
-            filled += len;
+        let (mut got, mut filled) = (Vec::with_capacity(runs.len()), 0);
+        for run in runs {
+            let len = usize::from(run.1) * BLOCK_SIZE;
+            let out = &mut bytes[skip + filled..skip + filled + len];
+            for run in self.failed.read(self.source, index, run, out)? {
+                filled += usize::from(run.1) * BLOCK_SIZE;
+                got.push(run);
+            }
         }
         self.read.fetch_add(filled as u64, Ordering::Relaxed);
         claim.shrink(filled as u64);
-        Ok(LeafData { runs, bytes, skip, claim })
+        Ok(LeafData { runs: got, bytes, skip, claim })
     }
 }

@@ -24,6 +24,7 @@ use super::connecting::{self, Opened};
 use super::disk::{Change, DirtyLeaves, Tracked, leaf_set};
 use super::freezing::{self, Freezing, REST_SMALL, Taken};
 use super::pilot::{Cancelled, Pilot, now};
+use super::stale::{Failed, Stale};
 use crate::daemon::config::MirrorConfig;
 use crate::engine::{self, Leaves};
 use crate::exit::{Class, Failure, away_of};
@@ -60,6 +61,7 @@ pub(super) struct Worker {
     counted: Option<u64>,
     dirty: u64,
     freezing: Freezing,
+    stale: Stale,
     /// Bytes that had crossed the present link when they were last counted.
     moved: u64,
 }
@@ -87,6 +89,7 @@ impl Worker {
             counted: None,
             dirty: 0,
             freezing: Freezing::default(),
+            stale: Stale::default(),
             moved: 0,
         }
     }
@@ -142,7 +145,7 @@ impl Worker {
             self.counted = Some(marked);
             self.dirty = self.tracked.dirty()?;
         }
-        pilot.tell(Event::Dirty { bytes: self.dirty });
+        pilot.tell(Event::Dirty { bytes: self.stale.without(self.dirty) });
         if let Some(ended) = self.session.as_ref().and_then(|s| s.link.tx.ended()) {
             let failure = connect::link_failure(&ended).into();
             let event = self.failed(pilot, &failure);
@@ -284,6 +287,7 @@ impl Worker {
             (session.volume.id, session.generation)
         };
         self.tracked.begin_scan(&volume, generation)?;
+        self.stale = Stale::default();
         let (cut, time) = (now(), text::now_ns());
         let leaves = self.tracked.source.leaf_set()?;
         let total = leaves.count();
@@ -348,8 +352,8 @@ impl Worker {
             cut,
             bytes: outcome.progress.changed * BLOCK_SIZE as u64,
             deltas: if signed.point.is_checkpoint() { 0 } else { deltas },
-            left: self.tracked.dirty()?,
-            stale: 0,
+            left: self.stale.without(self.tracked.dirty()?),
+            stale: self.stale.len(),
         }))
     }
 
@@ -365,20 +369,29 @@ impl Worker {
 
     fn pass(&mut self, pilot: &mut Pilot<'_>, deltas_max: u64) -> Result<Event> {
         let (cut, time) = (now(), text::now_ns());
-        let (dirty, whole) = self.cut(deltas_max)?;
-        let tracked = &self.tracked;
-        let source = DirtyLeaves { source: &tracked.source, dirty: &dirty, read: &self.read };
+        let (mut dirty, whole) = self.cut(deltas_max)?;
+        self.stale.leave_out(&mut dirty, self.tracked.blocks());
+        let (tracked, stale, failed) = (&self.tracked, &self.stale, Failed::default());
+        let read = &self.read;
+        let source = DirtyLeaves { source: &tracked.source, dirty: &dirty, read, failed: &failed };
         let plan = self.plan(copy::Mode::Changes, source.leaf_set())?;
+        // A block that was left out, or could not be read, is not as it is on the disk.
+        let left_out = stale.blocks().any(|block| !dirty.has(block));
         let mut finish = || {
+            let all = whole && !left_out && failed.is_empty();
             // First that no write is under way, then that none has left a mark.
-            let still = whole && tracked.nothing_under_way();
+            let still = all && tracked.nothing_under_way();
             let settled = still && tracked.marks()?.marked_again(&dirty) == 0;
             Ok((if settled { Grade::Settled } else { Grade::Fuzzy }, time))
         };
         let outcome = self.run(plan, &source, &mut finish, &mut |_| {
-            pilot.tell(Event::Dirty { bytes: tracked.dirty()? });
+            pilot.tell(Event::Dirty { bytes: stale.without(tracked.dirty()?) });
             pilot.during()
         })?;
+        for line in self.stale.found(&failed, &mut dirty) {
+            pilot.teller.counters.read_errors += 1;
+            pilot.teller.warn(&line);
+        }
         self.acknowledge(&outcome.point, &dirty)?;
         self.made(pilot, &outcome, cut)
     }
@@ -428,6 +441,10 @@ impl Worker {
         &mut self,
         pilot: &mut Pilot<'_>,
     ) -> Result<std::result::Result<Taken, freezing::Refusal>> {
+        if self.stale.len() > 0 {
+            let why = format!("{} blocks cannot be read", self.stale.len());
+            return Ok(Err((Unfrozen::Impossible, why)));
+        }
         let all = match freezing::file_systems(&self.tracked)? {
             Ok(all) => all,
             Err(refusal) => return Ok(Err(refusal)),

@@ -99,3 +99,40 @@ fn a_disk_that_grows_and_shrinks_goes_on() {
     assert!(stand.points("settled").len() + stand.points("frozen").len() >= 2);
     stand.stop();
 }
+
+/// The image behind the device is cut short: what lay there cannot be read.
+#[test]
+fn what_cannot_be_read_is_named_and_the_rest_goes_on() {
+    let Some(mut stand) = Stand::new() else { return };
+    stand.umount();
+    stand.start(&[]);
+    stand.is_live();
+    let device = OpenOptions::new().write(true).open(&stand.device).unwrap();
+    let write = |at: u64, byte: u8| {
+        device.write_all_at(&[byte; 8192], at).unwrap();
+        device.sync_all().unwrap();
+    };
+    write(SIZE - MIB, 3);
+    stand.comes_back();
+    stand.kill();
+    write(SIZE - MIB, 4);
+    write(5 * MIB, 5);
+    stand.cut_short(SIZE - 2 * MIB);
+    stand.start(&[]);
+    let notes = |stand: &Stand| stand.status().map_or_else(String::new, |v| v["notes"].to_string());
+    until("it is noticed", || notes(&stand).contains("2 blocks of the device cannot be read"));
+    let at = format!("cannot read the block at byte {}", SIZE - MIB);
+    assert!(stand.log().contains(&at), "{}", stand.log());
+    assert_eq!(stand.counter("read_errors"), 2);
+    // The rest goes on, and nothing is called more than it is.
+    let before = stand.counter("fuzzy");
+    write(7 * MIB, 6);
+    until("the rest goes on", || stand.counter("fuzzy") > before);
+    assert_eq!(stand.counter("settled") + stand.counter("frozen"), 0, "{}", stand.log());
+    // The disk gives them again.
+    stand.cut_short(SIZE);
+    stand.comes_back();
+    until("all is well", || !notes(&stand).contains("cannot be read"));
+    assert_eq!(stand.scans().len(), 1, "{}", stand.log());
+    stand.stop();
+}

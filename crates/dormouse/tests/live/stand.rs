@@ -296,6 +296,11 @@ impl Stand {
         }
     }
 
+    /// Makes the image behind the device as long as this; the device does not know.
+    pub fn cut_short(&self, size: u64) {
+        std::fs::File::options().write(true).open(&self.image).unwrap().set_len(size).unwrap();
+    }
+
     /// Makes the device as large as this.
     pub fn resize(&self, size: u64) {
         File::options().write(true).open(&self.image).unwrap().set_len(size).unwrap();

@@ -24,6 +24,7 @@ const STEPS: &[&[&str]] = &[
     &["xtask", "sim", "--canary"],
     &["xtask", "mutants", "--short"],
     &["xtask", "proof", "sparse", "--blocks", "20000"],
+    &["xtask", "proof", "live", "--short", "--seed", "1"],
 ];
 
 /// Runs every step; stops at the first that fails.

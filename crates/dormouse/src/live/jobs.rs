@@ -36,6 +36,9 @@ use crate::{connect, text};
 const WINDOW: u64 = 8 << 20;
 /// Leaves of one pass: what it keeps in memory about them is 40 bytes each.
 const LEAVES_MAX: usize = 256 << 10;
+/// Blocks of one pass: 64 MiB, a second or two. What a pass carries is forgotten when its point is
+/// acknowledged; a link that breaks ever again must let some through.
+const BLOCKS_MAX: u64 = 16 << 10;
 /// What a dirty block takes in a delta, at most: tag, chunk, and its share of a run.
 const DELTA_PER_BLOCK: u64 = 48;
 /// Rounds of writing back and sending before a freeze.
@@ -362,7 +365,8 @@ impl Worker {
         let marks = self.tracked.marks()?;
         marks.carry_back();
         marks.cut();
-        let (mut dirty, whole) = marks.carried(LEAVES_MAX, deltas_max / DELTA_PER_BLOCK);
+        let blocks_max = BLOCKS_MAX.min(deltas_max / DELTA_PER_BLOCK);
+        let (mut dirty, whole) = marks.carried(LEAVES_MAX, blocks_max);
         dirty.truncate(self.tracked.blocks());
         Ok((dirty, whole))
     }

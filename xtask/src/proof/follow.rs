@@ -17,11 +17,12 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use dormouse_track::device::Disk;
+use dormouse_track::device::Disk as Watched;
 use dormouse_track::ebpf::{self, Watch};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::live::disk::{Attached, Disk, FileSystem};
 use super::{MIB, Options, Verdict};
 use crate::measure;
 use crate::random::SplitMix;
@@ -46,53 +47,11 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     Ok(verdict.code())
 }
 
-/// A disk in a file, as a loop device; gone when dropped.
-struct Loop {
-    device: PathBuf,
-    file: PathBuf,
-}
-
-impl Loop {
-    fn new(directory: &Path) -> Result<Self> {
-        let file = directory.join("follow.img");
-        File::create(&file)?.set_len(SIZE)?;
-        let out = crate::world::output({
-            let mut losetup = Command::new("losetup");
-            losetup.args(["--show", "-f"]).arg(&file);
-            losetup
-        })?;
-        Ok(Self { device: out.trim().into(), file })
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").arg("-d").arg(&self.device).status();
-        let _ = fs::remove_file(&self.file);
-    }
-}
-
-struct Mounted(PathBuf);
-
-impl Mounted {
-    fn new(disk: &Loop, at: &Path) -> Result<Self> {
-        succeed(Command::new("mke2fs").args(["-q", "-F", "-t", "ext4"]).arg(&disk.device))?;
-        fs::create_dir_all(at)?;
-        succeed(Command::new("mount").arg(&disk.device).arg(at))?;
-        Ok(Self(at.to_owned()))
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
-    }
-}
-
-fn succeed(command: &mut Command) -> Result<()> {
-    let out = command.output().with_context(|| format!("cannot start {command:?}"))?;
-    ensure!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr));
-    Ok(())
+/// A disk without a file system, of an image that is removed by whoever made the directory.
+fn bare(directory: &Path) -> Result<Attached> {
+    let image = directory.join("bare.img");
+    File::create(&image)?.set_len(SIZE)?;
+    Attached::to(&image, &[])
 }
 
 fn fio(target: &Path, arguments: &str) -> Command {
@@ -116,13 +75,14 @@ fn iops(json: &[u8]) -> Result<f64> {
 }
 
 fn tracker(options: &Options, verdict: &mut Verdict) -> Result<()> {
-    let disk = Loop::new(&options.directory)?;
+    let root = options.directory.join("follow");
+    fs::create_dir_all(&root)?;
+    let disk = bare(&root)?;
     let pins = ebpf::place().join(format!("proof-{}", std::process::id()));
     let load = "--direct=1 --ioengine=libaio --iodepth=16 --size=1g --runtime=5";
     let measure = |tracked: bool| -> Result<f64> {
-        let watch =
-            if tracked { Some(Watch::begin(&Disk::of(&disk.device)?, &pins)?) } else { None };
-        let out = fio(&disk.device, load).output().context("cannot start fio")?;
+        let watch = if tracked { Some(Watch::begin(&Watched::of(&disk.0)?, &pins)?) } else { None };
+        let out = fio(&disk.0, load).output().context("cannot start fio")?;
         if let Some(watch) = watch {
             watch.end()?;
         }
@@ -141,6 +101,8 @@ fn tracker(options: &Options, verdict: &mut Verdict) -> Result<()> {
     }
     ratios.sort_by(f64::total_cmp);
     let median = ratios[ratios.len() / 2];
+    drop(disk);
+    fs::remove_dir_all(&root)?;
     let what = format!("the tracker costs at most 2 % of the writes: median {median:.3}");
     verdict.check(&what, median >= 0.98);
     Ok(())
@@ -228,8 +190,7 @@ fn lag(options: &Options, verdict: &mut Verdict) -> Result<()> {
     let world = World::fresh(&options.dormouse, &root)?;
     let server = world.serve()?;
     world.join(server.address)?;
-    let disk = Loop::new(&options.directory)?;
-    let mounted = Mounted::new(&disk, &root.join("mnt"))?;
+    let mut disk = Disk::create(&root, FileSystem::Ext4, SIZE)?;
     let mut mirror = Mirror::start(&world, &disk.device, "mirror")?;
     mirror.wait_even()?;
     let before = mirror.status().context("the mirror does not answer")?;
@@ -237,7 +198,7 @@ fn lag(options: &Options, verdict: &mut Verdict) -> Result<()> {
         "--direct=1 --ioengine=libaio --iodepth=8 --size=512m --rate={RATE_MB}000000 --runtime={}",
         options.seconds
     );
-    let mut fio = fio(&mounted.0.join("file"), &load).spawn().context("cannot start fio")?;
+    let mut fio = fio(&disk.mount.join("file"), &load).spawn().context("cannot start fio")?;
     // The file is laid out first, as fast as that goes: not part of the load.
     std::thread::sleep(Duration::from_secs(5));
     let (mut data, mut point) = (Vec::new(), Vec::new());
@@ -253,7 +214,7 @@ fn lag(options: &Options, verdict: &mut Verdict) -> Result<()> {
     mirror.wait_even()?;
     let log = fs::read_to_string(&mirror.log)?;
     mirror.stop()?;
-    drop(mounted);
+    disk.umount()?;
     data.sort_by(f64::total_cmp);
     point.sort_by(f64::total_cmp);
     let mut frozen = frozen_ms(&log);
@@ -318,8 +279,8 @@ fn second(options: &Options) -> Result<()> {
     let world = World::fresh(&options.dormouse, &root)?;
     let server = world.serve()?;
     world.join(server.address)?;
-    let disk = Loop::new(&options.directory)?;
-    let device = File::options().write(true).open(&disk.device)?;
+    let disk = bare(&root)?;
+    let device = File::options().write(true).open(&disk.0)?;
     let mut random = SplitMix::new(SEED);
     let mut piece = vec![0; 1 << 20];
     let mut write = |at: u64| -> Result<()> {
@@ -335,7 +296,7 @@ fn second(options: &Options) -> Result<()> {
         write(mib << 21)?;
     }
     device.sync_all()?;
-    let mut mirror = Mirror::start(&world, &disk.device, "first")?;
+    let mut mirror = Mirror::start(&world, &disk.0, "first")?;
     mirror.wait_even()?;
     mirror.stop()?;
     for mib in 0..CHANGED_MIB {
@@ -344,7 +305,7 @@ fn second(options: &Options) -> Result<()> {
     device.sync_all()?;
     measure::fill_memory(&world.scratch)?;
     let began = Instant::now();
-    let mut mirror = Mirror::start(&world, &disk.device, "second")?;
+    let mut mirror = Mirror::start(&world, &disk.0, "second")?;
     mirror.wait_even()?;
     let took = began.elapsed();
     let status = mirror.status().unwrap_or_default();

@@ -7,7 +7,7 @@
 //! point is the device, bit for bit. Leaves to others: the disk ([`disk`]), the mirror and its
 //! faults ([`mirror`]), the loads and what each may find of itself ([`loads`]).
 
-mod disk;
+pub(super) mod disk;
 mod judge;
 mod loads;
 mod mirror;

@@ -145,11 +145,11 @@ impl Source {
     /// `offset` is a multiple of 4096 and `out` is an [`AlignedBuf`], or a part of one
     /// at such multiples. May be called from many threads.
     pub fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<()> {
-        self.try_read(offset, out).map_err(|e| self.told(offset, &e))
+        self.try_read(offset, out).map_err(|e| self.told(&e))
     }
 
-    /// The same, with what the system said: [`io::ErrorKind::UnexpectedEof`] if it ends there.
-    pub fn try_read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+    /// The same, with what the system said.
+    pub fn try_read(&self, offset: u64, out: &mut [u8]) -> std::result::Result<(), Unread> {
         let left = self.size.saturating_sub(offset);
         let want = usize::try_from(left).unwrap_or(usize::MAX).min(out.len());
         out[want..].fill(0);
@@ -161,10 +161,10 @@ impl Source {
         let mut done = 0;
         while done < want {
             match self.file.read_at(&mut out[done..ask], offset + done as u64) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(0) => return Err(Unread { at: offset + done as u64, why: None }),
                 Ok(n) => done += n,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
+                Err(e) => return Err(Unread { at: offset + done as u64, why: Some(e) }),
             }
         }
         out[want..].fill(0);
@@ -172,24 +172,22 @@ impl Source {
     }
 
     /// An error of [`Self::try_read`], for people.
-    pub fn told(&self, at: u64, error: &io::Error) -> anyhow::Error {
-        match error.kind() {
-            io::ErrorKind::UnexpectedEof => self.shrank::<()>(at).err(),
-            _ => None,
+    pub fn told(&self, error: &Unread) -> anyhow::Error {
+        match &error.why {
+            Some(why) => self.read_failure(error.at, why).into(),
+            None => self.shrank(error.at),
         }
-        .unwrap_or_else(|| self.read_failure(at, error).into())
     }
 
-    fn shrank<T>(&self, at: u64) -> Result<T> {
-        fail(
-            Class::Place,
-            format!(
-                "{} shrank while it was read: it ends at byte {at}, and had {} bytes",
-                self.path.display(),
-                self.size
-            ),
-            "the last point is whole; copy again when the source does not change its size",
-        )
+    fn shrank(&self, at: u64) -> anyhow::Error {
+        let message = format!(
+            "{} shrank while it was read: it ends at byte {at}, and had {} bytes",
+            self.path.display(),
+            self.size
+        );
+        Failure::new(Class::Place, message)
+            .hint("the last point is whole; copy again when the source does not change its size")
+            .into()
     }
 
     fn read_failure(&self, at: u64, error: &io::Error) -> Failure {
@@ -251,7 +249,7 @@ impl Source {
         let after =
             stamp(&self.file).with_context(|| format!("cannot look at {}", self.path.display()))?;
         if after.size < before.size {
-            return self.shrank(after.size);
+            return Err(self.shrank(after.size));
         }
         let same_name = std::fs::metadata(&self.path)
             .is_ok_and(|m| (m.dev(), m.ino()) == (before.device, before.inode));
@@ -285,11 +283,28 @@ impl Source {
     }
 }
 
-/// Whether the disk is there and does not give this place: it may give others.
-pub fn cannot_be_read(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
-    matches!(errno, Some(Errno::IO | Errno::NODATA | Errno::ILSEQ))
+/// A read that failed.
+#[derive(Debug)]
+pub struct Unread {
+    /// Where, in bytes.
+    at: u64,
+    /// Why; nothing if the source ends there.
+    why: Option<io::Error>,
+}
+
+impl Unread {
+    /// Whether the disk is there and does not give this place: it may give others.
+    pub fn is_local(&self) -> bool {
+        use rustix::io::Errno;
+        let errno = self.why.as_ref().and_then(io::Error::raw_os_error);
+        let errno = errno.map(Errno::from_raw_os_error);
+        matches!(errno, Some(Errno::IO | Errno::NODATA | Errno::ILSEQ))
+    }
+
+    /// What the system said.
+    pub fn text(&self) -> String {
+        self.why.as_ref().map_or_else(|| "it ends there".into(), io::Error::to_string)
+    }
 }
 
 /// Iterates over [`Source::data_ranges`].

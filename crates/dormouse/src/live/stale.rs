@@ -12,7 +12,7 @@ use anyhow::Result;
 use dormouse_format::limits::{BLOCK_SIZE, LEAF_BLOCKS};
 use dormouse_track::dirty::Dirty;
 
-use crate::source::{Source, cannot_be_read};
+use crate::source::Source;
 
 /// How often they are tried again while there is other work.
 const AGAIN: Duration = Duration::from_secs(60);
@@ -100,8 +100,8 @@ impl Failed {
         let at = |within: u16| block_of(within) * BLOCK_SIZE as u64;
         match source.try_read(at(first), out) {
             Ok(()) => return Ok(vec![(first, count)]),
-            Err(e) if cannot_be_read(&e) => {}
-            Err(e) => return Err(source.told(at(first), &e)),
+            Err(e) if e.is_local() => {}
+            Err(e) => return Err(source.told(&e)),
         }
         let (mut runs, mut filled) = (Vec::<(u16, u16)>::new(), 0);
         for within in first..first + count {
@@ -113,11 +113,11 @@ impl Failed {
                         _ => runs.push((within, 1)),
                     }
                 }
-                Err(e) if cannot_be_read(&e) => {
+                Err(e) if e.is_local() => {
                     let mut failed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-                    failed.push((block_of(within), e.to_string()));
+                    failed.push((block_of(within), e.text()));
                 }
-                Err(e) => return Err(source.told(at(within), &e)),
+                Err(e) => return Err(source.told(&e)),
             }
         }
         Ok(runs)

@@ -147,7 +147,8 @@ impl Dest {
         matches!(self.kind, Kind::New { .. })
     }
 
-    /// Bytes written so far.
+    /// Bytes that were written so far, or begun to be: counted before, because a write that fails
+    /// may have come halfway.
     pub fn written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
     }
@@ -162,9 +163,9 @@ impl Dest {
         let len = self.clip(at, bytes.len() as u64) as usize;
         let turn = (self.kind != Kind::Device)
             .then(|| self.turn.lock().unwrap_or_else(PoisonError::into_inner));
+        self.written.fetch_add(len as u64, Ordering::Relaxed);
         self.file.write_all_at(&bytes[..len], at).map_err(|e| self.failure("write to", &e))?;
         drop(turn);
-        self.written.fetch_add(len as u64, Ordering::Relaxed);
         if len >= START_WRITING {
             // The disk begins now, and not only when all is to be made durable. Advice:
             // if it is not taken, nothing is lost.
@@ -289,7 +290,7 @@ impl Dest {
             ),
             _ if self.written() == 0 => "nothing was written".into(),
             _ => format!(
-                "{written} were written, so it is neither the old content nor the new;\nrun the same restore again with --in-place"
+                "up to {written} were written, so it is neither the old content nor the new;\nrun the same restore again with --in-place"
             ),
         }
     }

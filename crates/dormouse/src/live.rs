@@ -19,15 +19,14 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use dormouse_crypt::{OsRandom, Random};
-use dormouse_format::vault::name_is_valid;
 use dormouse_sync::live::{Event, Freeze, Live, Settings};
 use dormouse_track::priority::last_at_the_disk;
 use dormouse_track::routes::RouteWatch;
 
 use crate::daemon::Context;
 use crate::daemon::config::{self, MirrorConfig};
-use crate::exit::{Class, Failure};
 use crate::pace::Pace;
+use crate::volume_name;
 use disk::Tracked;
 use jobs::Worker;
 use pilot::Pilot;
@@ -46,12 +45,7 @@ pub fn run(config: &MirrorConfig, context: &Context) -> Result<()> {
     }
     let Context { home, board, log, stop } = context;
     let account = Arc::new(home.account()?);
-    if !name_is_valid(&config.volume) {
-        let message = format!("'{}' cannot name a volume", config.volume);
-        return Err(Failure::new(Class::Usage, message)
-            .hint("use 1 to 64 letters, digits, '.', '_' and '-'")
-            .into());
-    }
+    volume_name::check(&config.volume)?;
     let _lock = home.lock_named(&format!("volume-{}", config.volume))?;
     // The engine's threads are started by this one. Where it is not allowed, it goes on as others.
     let _ = last_at_the_disk();

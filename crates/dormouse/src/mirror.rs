@@ -14,7 +14,7 @@ use dormouse_crypt::{OsRandom, Random, record};
 use dormouse_format::message::Message;
 use dormouse_format::point::{Grade, StoredPoint};
 use dormouse_format::record::Kind;
-use dormouse_format::vault::{Volume, name_is_valid};
+use dormouse_format::vault::Volume;
 use dormouse_format::{VolumeId, limits};
 use dormouse_sync::copy::{self, Copy, Outcome};
 use dormouse_sync::history::hash_of;
@@ -101,11 +101,7 @@ fn name_of(options: &Options) -> String {
 pub fn copy(home: &Home, options: &Options, report: &mut Report) -> Result<Copied> {
     let account = home.account()?;
     let name = name_of(options);
-    if !name_is_valid(&name) {
-        return Err(Failure::new(Class::Usage, format!("'{name}' cannot name a volume"))
-            .hint("use 1 to 64 letters, digits, '.', '_' and '-'")
-            .into());
-    }
+    volume_name::check(&name)?;
     let _lock = home.lock_named(&format!("volume-{name}"))?;
     let source = Source::open(&options.source)?;
     let mut tries = 0;

@@ -1,6 +1,23 @@
-//! The name that a volume gets when none is given.
+//! The name of a volume: the one it gets when none is given, and which ones can be given.
 
 use std::path::Path;
+
+use anyhow::Result;
+use dormouse_format::vault::name_is_valid;
+
+use crate::exit::{Class, fail};
+
+/// An error, with the way out, for what cannot name a volume.
+pub fn check(name: &str) -> Result<()> {
+    if name_is_valid(name) {
+        return Ok(());
+    }
+    fail(
+        Class::Usage,
+        format!("'{name}' cannot name a volume"),
+        "use 1 to 64 letters, digits, '.', '_' and '-'",
+    )
+}
 
 /// The source's own name, with what a volume's name may not hold left out.
 pub fn of_source(source: &Path) -> String {
@@ -25,7 +42,7 @@ mod tests {
             ("ä", "disk"),
         ] {
             assert_eq!(of_source(Path::new(path)), name);
-            assert!(dormouse_format::vault::name_is_valid(name));
+            assert!(name_is_valid(name));
         }
     }
 }

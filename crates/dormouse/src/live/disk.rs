@@ -26,6 +26,7 @@ use crate::engine::Leaves;
 use crate::exit::{Class, Failure};
 use crate::home::Home;
 use crate::source::{ALIGN, Source};
+use crate::text::hex;
 
 /// A watched disk.
 pub(super) struct Tracked {
@@ -238,8 +239,7 @@ pub fn untrack(home: &Home, volume: &str) -> Result<bool> {
 fn pins_name(home: &Home, volume: &str) -> String {
     let key = format!("{}\0{volume}", home.dir().display());
     let hash = hash::body_check(key.as_bytes());
-    let hash: String = hash[..8].iter().map(|b| format!("{b:02x}")).collect();
-    format!("{}-{hash}", volume.replace('.', "_"))
+    format!("{}-{}", volume.replace('.', "_"), hex(&hash[..8]))
 }
 
 const fn of_gap(gap: ebpf::Gap) -> Gap {

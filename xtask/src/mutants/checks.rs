@@ -22,8 +22,6 @@ const PROGRAMS: &[(&str, &[&str])] = &[
 ];
 /// In the order of their names, so that what fails first is always the same.
 const ONE_BY_ONE: &[&str] = &["--test-threads", "1"];
-/// A target directory of its own: nothing that is built here can be taken for a product.
-const TARGET: &str = "target/seeded";
 /// What stands before a case of `flips` that failed.
 const CASE: &str = "to repeat: cargo xtask flips";
 /// Memory that a check may have, in KiB: a bug must not take the machine down.
@@ -67,7 +65,7 @@ impl Build {
     pub fn make() -> Result<Self> {
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo.args(["test", "--no-run", "--message-format", "json-render-diagnostics"]);
-        cargo.args(["--target-dir", TARGET, "--features", "dormouse-sim/seeded-bugs"]);
+        cargo.args(["--features", "dormouse-sim/seeded-bugs"]);
         for package in PACKAGES {
             cargo.args(["--package", package]);
         }

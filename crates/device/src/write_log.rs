@@ -43,6 +43,8 @@ pub struct Limits {
 pub struct Left {
     /// On what its oldest file builds.
     pub base: Base,
+    /// The newest generation under which it was written, and points were made of it.
+    pub generation: u64,
     /// The disk's size after all of it.
     pub size: u64,
     /// Entries that were taken.
@@ -122,6 +124,7 @@ impl WriteLog {
         let replay = files::replay(dir)?;
         let left = replay.first.map(|first| Left {
             base: first.base,
+            generation: replay.generation,
             size: replay.size,
             entries: replay.seq - first.seq,
             torn: replay.torn,
@@ -155,13 +158,25 @@ impl WriteLog {
     pub fn begin(&self, base: Base, size: u64) -> Result<()> {
         let lost = std::mem::take(&mut self.state().lost);
         lost.into_iter().try_for_each(std::fs::remove_file)?;
-        let file = self.new_file()?;
         let mut state = self.state();
         if state.files.is_empty() {
             state.size = size;
         }
+        drop(state);
+        self.rebase(base)
+    }
+
+    /// What is written from now on builds on `base`, and so does what was written and not
+    /// forgotten. That is durable when this returns: only then may a point be made under a new
+    /// generation. For one thread.
+    pub fn rebase(&self, base: Base) -> Result<()> {
+        let part = self.new_file()?;
+        let file = Arc::clone(&part.file);
+        let mut state = self.state();
         state.base = Some(base);
-        self.go_on_in(file, &mut state)
+        self.go_on_in(part, &mut state)?;
+        drop(state);
+        Ok(file.sync_data()?)
     }
 
     /// Drops what an earlier process left; before [`Self::begin`].
@@ -253,6 +268,36 @@ impl WriteLog {
             read_content(start, &content, &mut out[range])?;
         }
         Ok(())
+    }
+
+    /// Whether `block` was written here, and up to where before `end` that is so.
+    pub fn held(&self, block: u64, end: u64) -> (bool, u64) {
+        let state = self.state();
+        let new = state.now.same(block, end);
+        if new.0 {
+            return new;
+        }
+        state.old.as_ref().map_or(new, |old| old.same(block, new.1))
+    }
+
+    /// Whether `block`, which was written here, is zeros, and up to where that is one run.
+    pub fn zeros(&self, block: u64) -> (bool, u64) {
+        let state = self.state();
+        let (held, end) = state.now.same(block, u64::MAX);
+        let runs = if held { Some(&state.now) } else { state.old.as_deref() };
+        let mut found = (false, end);
+        if let Some(runs) = runs {
+            runs.parts(block, block + 1, &mut |_, _, content| {
+                found.0 = matches!(content, Some(Content::Zero));
+            });
+            found.1 = found.1.min(runs.run_end(block).unwrap_or(end));
+        }
+        found
+    }
+
+    /// How many entries were written: the number of the next.
+    pub fn written(&self) -> u64 {
+        self.state().seq
     }
 
     /// Takes what was written so far, together with what an earlier cut took and was not

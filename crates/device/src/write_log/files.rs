@@ -29,6 +29,8 @@ pub(super) struct Replay {
     /// Files that follow what was lost, or whose making was cut: nothing in them counts.
     pub lost: Vec<PathBuf>,
     pub next_number: u64,
+    /// The greatest of the files that are taken.
+    pub generation: u64,
     pub size: u64,
     pub seq: u64,
     pub chain: u64,
@@ -57,6 +59,7 @@ pub(super) fn replay(dir: &Path) -> Result<Replay> {
             end = entries(&mut replay, &head, Arc::clone(&file), len)?;
             replay.bytes += len;
             replay.first.get_or_insert(head);
+            replay.generation = replay.generation.max(head.base.generation);
             replay.files.push((number, path.clone()));
         } else {
             replay.lost.push(path.clone());

@@ -94,6 +94,25 @@ impl Runs {
         before.map(|_| from).or_else(|| self.0.range(from..).next().map(|(first, _)| *first))
     }
 
+    /// Whether `block` is in a run, and up to where before `end` that is the same.
+    pub(super) fn same(&self, block: u64, end: u64) -> (bool, u64) {
+        let mut at = block;
+        while let Some(until) = self.run_end(at).filter(|_| at < end) {
+            at = until;
+        }
+        if at > block {
+            return (true, at.min(end));
+        }
+        let next = self.0.range(block..end).next().map_or(end, |(first, _)| *first);
+        (false, next)
+    }
+
+    /// Where the run ends that `block` is in.
+    pub(super) fn run_end(&self, block: u64) -> Option<u64> {
+        let before = self.0.range(..=block).next_back();
+        before.map(|(_, run)| run.end).filter(|end| *end > block)
+    }
+
     /// All runs, in order: first block, and the one behind the last.
     pub(super) fn all(&self) -> impl Iterator<Item = (u64, u64, &Content)> {
         self.0.iter().map(|(start, run)| (*start, run.end, &run.content))
@@ -145,6 +164,10 @@ mod tests {
                     seen.extend((s..e).map(|_| number(c)));
                 });
                 assert_eq!(seen, plain[from as usize..to as usize]);
+                let same = plain[from as usize..to as usize].iter();
+                let like = |n: &&u64| (**n != 0) == (plain[from as usize] != 0);
+                let count = same.take_while(like).count() as u64;
+                assert_eq!(runs.same(from, to), (plain[from as usize] != 0, from + count));
                 let next = plain[from as usize..].iter().position(|n| *n != 0);
                 assert_eq!(runs.next(from), next.map(|n| from + n as u64));
                 let all: u64 = runs.all().map(|(s, e, _)| e - s).sum();

@@ -255,10 +255,12 @@ impl WriteLog {
             state.now.parts(block, end, &mut |start, stop, content| match content {
                 Some(content) => found.push((start, stop, content.clone())),
                 None => match &state.old {
-                    Some(old) => old.parts(start, stop, &mut |start, stop, content| match content {
-                        Some(content) => found.push((start, stop, content.clone())),
-                        None => missing.push((start, stop - start)),
-                    }),
+                    Some(old) => {
+                        old.parts(start, stop, &mut |start, stop, content| match content {
+                            Some(content) => found.push((start, stop, content.clone())),
+                            None => missing.push((start, stop - start)),
+                        })
+                    }
                     None => missing.push((start, stop - start)),
                 },
             });
@@ -317,7 +319,8 @@ impl WriteLog {
                 None => now,
                 Some(old) => {
                     let mut old = Arc::unwrap_or_clone(old);
-                    now.all().for_each(|(start, end, content)| old.put(start, end, content.clone()));
+                    now.all()
+                        .for_each(|(start, end, content)| old.put(start, end, content.clone()));
                     old
                 }
             };

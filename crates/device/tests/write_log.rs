@@ -94,9 +94,7 @@ fn crash(from: &Path, to: &Path, synced: &[(String, u64)], random: &mut Random) 
 
 fn lengths(dir: &Path) -> Vec<(String, u64)> {
     let entries = fs::read_dir(dir).unwrap().map(|e| e.unwrap());
-    entries
-        .map(|e| (e.file_name().into_string().unwrap(), e.metadata().unwrap().len()))
-        .collect()
+    entries.map(|e| (e.file_name().into_string().unwrap(), e.metadata().unwrap().len())).collect()
 }
 
 #[test]
@@ -204,7 +202,8 @@ fn cuts_are_prefixes_and_what_is_forgotten_is_gone() {
         log.forget(cut, BASE).unwrap();
         // What is not in the log is as the server has it.
         let over = content(&log);
-        let all = over.iter().zip(&server).map(|(log, server)| if *log == 0 { *server } else { *log });
+        let all =
+            over.iter().zip(&server).map(|(log, server)| if *log == 0 { *server } else { *log });
         assert!(all.eq(plain.iter().copied()));
     }
     while let Some(cut) = log.cut().unwrap() {
@@ -257,7 +256,9 @@ fn damage_before_what_was_flushed_is_refused() {
         // Entries of 56 bytes, 8 for each block, and the blocks.
         let last = 128 + 2 * 56 + 3 * (8 + BLOCK);
         match WriteLog::open(dir.path(), LIMITS, 3) {
-            Err(Error::Damaged(why)) => assert!(at < last && why.contains("durable"), "{at}: {why}"),
+            Err(Error::Damaged(why)) => {
+                assert!(at < last && why.contains("durable"), "{at}: {why}")
+            }
             Ok((_, Some(left))) => assert!(at >= last && left.entries == 2, "{at}: {left:?}"),
             other => panic!("{at}: {other:?}"),
         }

@@ -95,7 +95,9 @@ pub fn check_shrink(name: &str, old: u64, new: u64, shrink: bool) -> Result<()> 
         Class::Usage,
         format!("'{name}' has {} now: {} is less", text::size(old), text::size(new)),
     )
-    .hint("shrink the file system in it first; then --shrink. What is cut off stays in older points")
+    .hint(
+        "shrink the file system in it first; then --shrink. What is cut off stays in older points",
+    )
     .into())
 }
 

@@ -62,9 +62,12 @@ impl Writing {
         let link = session.link;
         match (new, how.new) {
             (false, true) => {
-                return Err(Failure::new(Class::InUse, format!("volume '{name}' is there already"))
-                    .hint("`dormouse volumes` lists all; choose another name")
-                    .into());
+                return Err(Failure::new(
+                    Class::InUse,
+                    format!("volume '{name}' is there already"),
+                )
+                .hint("`dormouse volumes` lists all; choose another name")
+                .into());
             }
             (true, false) => {
                 let message = format!("the server has no volume '{name}' of this vault");
@@ -120,14 +123,8 @@ impl Writing {
         copy.keep_extents();
         let mut finish = || Ok((grade, text::now_ns()));
         let mut show = |_: &_| show();
-        let outcome = engine::run_copy(
-            &self.link,
-            &mut copy,
-            &self.sealing,
-            source,
-            &mut finish,
-            &mut show,
-        )?;
+        let outcome =
+            engine::run_copy(&self.link, &mut copy, &self.sealing, source, &mut finish, &mut show)?;
         self.take_for_head(outcome.point, outcome.receipt)?;
         Ok((outcome, copy.take_extents()))
     }

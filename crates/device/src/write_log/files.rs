@@ -11,7 +11,9 @@ use std::sync::Arc;
 
 use dormouse_format::limits::BLOCK_SIZE;
 
-use super::entry::{ENTRY_HEAD, EntryHead, FILE_HEAD, FileHead, Kind, block_sum, entry_sum, u64_at};
+use super::entry::{
+    ENTRY_HEAD, EntryHead, FILE_HEAD, FileHead, Kind, block_sum, entry_sum, u64_at,
+};
 use super::runs::{Content, Runs, Span};
 use crate::{Error, Result};
 

@@ -204,9 +204,9 @@ impl Sender {
             if left.is_zero() {
                 return;
             }
-            let left = state.stop.map_or(left, |stop| {
-                left.min(stop.saturating_duration_since(Instant::now()))
-            });
+            let left = state
+                .stop
+                .map_or(left, |stop| left.min(stop.saturating_duration_since(Instant::now())));
             let woken = self.shared.work.wait_timeout(state, left);
             state = woken.unwrap_or_else(PoisonError::into_inner).0;
         }

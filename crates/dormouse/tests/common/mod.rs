@@ -28,11 +28,8 @@ pub struct World {
 
 impl World {
     pub fn new() -> Self {
-        let world = Self {
-            dir: tempfile::tempdir().unwrap(),
-            server: None,
-            listen: "127.0.0.1:0".into(),
-        };
+        let world =
+            Self { dir: tempfile::tempdir().unwrap(), server: None, listen: "127.0.0.1:0".into() };
         world.store_new();
         world
     }

@@ -137,6 +137,22 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Make a volume that begins as another is, or was: a fork, with a history of its own
+    ///
+    /// It shares everything with its origin, whatever the size: nothing is copied.
+    Fork {
+        /// VOLUME or VOLUME@WHEN; WHEN is a number, latest, yesterday, '2h ago', or a time
+        #[arg(value_name = "VOLUME[@WHEN]")]
+        what: String,
+        /// The new volume's name
+        name: String,
+        /// A fuzzy point may be chosen
+        #[arg(long)]
+        fuzzy: bool,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Give a volume that is written nowhere now another size
     Resize {
         /// The volume

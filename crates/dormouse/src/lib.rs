@@ -21,6 +21,7 @@ pub mod dest;
 pub mod engine;
 pub mod exit;
 pub mod files;
+pub mod fork;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod home;

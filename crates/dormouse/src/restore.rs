@@ -50,7 +50,8 @@ struct Chosen {
     account: Account,
     trust: Arc<Trust>,
     identity: Arc<Identity>,
-    volume: VolumeId,
+    /// The volume in the tags.
+    tags: VolumeId,
     point: StoredPoint,
     checkpoint: StoredPoint,
 }
@@ -71,7 +72,10 @@ fn choose(home: &Home, options: &Options, report: &mut Report) -> Result<Chosen>
     let identity = Arc::new(home.identity()?);
     let name = &options.what.volume;
     let mut session = Session::open(home, &account, Some(name), Span::All)?;
-    let volume = session.volume(name)?.volume.id;
+    let (volume, tags) = {
+        let volume = &session.volume(name)?.volume;
+        (volume.id, volume.tags())
+    };
     let (points, fresh) = match &options.expect_head {
         Some(hash) => session.history_with(&volume, hash)?,
         None => session.history(&volume)?,
@@ -103,7 +107,7 @@ fn choose(home: &Home, options: &Options, report: &mut Report) -> Result<Chosen>
         "grade": p.grade.name(), "size": p.size, "hash": hash_of(&point.signed).to_string(),
         "fresh": fresh == Freshness::Proved,
     }));
-    Ok(Chosen { link, account, trust: Arc::new(trust), identity, volume, point, checkpoint })
+    Ok(Chosen { link, account, trust: Arc::new(trust), identity, tags, point, checkpoint })
 }
 
 impl Chosen {
@@ -118,11 +122,8 @@ impl Chosen {
         report: &mut Report,
     ) -> Result<Fetch> {
         let secrets: VaultSecrets = self.account.secrets.clone();
-        let opening = Opening {
-            trust: Arc::clone(&self.trust),
-            secrets: Arc::new(secrets),
-            volume: self.volume,
-        };
+        let opening =
+            Opening { trust: Arc::clone(&self.trust), secrets: Arc::new(secrets), tags: self.tags };
         let mut fetch = Fetch::new(plan, Arc::clone(&self.trust), Arc::clone(&self.identity))?;
         let size = self.point.point().size;
         let done = engine::run_fetch(&self.link, &mut fetch, &opening, target, &mut |p| {

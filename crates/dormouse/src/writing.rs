@@ -91,7 +91,7 @@ impl Writing {
         if found.map(|h| h.signed) != head.map(|h| h.signed) {
             return Err(dormouse_sync::Error::Moved.into());
         }
-        let sealing = mirror::sealing(account, volume.id, how.level)?;
+        let sealing = mirror::sealing(account, volume.tags(), how.level)?;
         mirror::put_key(&link, account, &sealing)?;
         Ok(Self { link, volume, generation, head, checkpoint, sealing })
     }
@@ -139,6 +139,7 @@ impl Writing {
             grade: head.point().grade,
             // It is the same state.
             time: head.point().time,
+            fork: None,
         };
         let mut run = Checkpoint::new(plan, Arc::clone(&self.sealing.signer))?;
         let (point, receipt) = engine::run_checkpoint(&self.link, &mut run, show)?;

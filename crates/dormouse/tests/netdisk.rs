@@ -66,8 +66,8 @@ impl Stand {
         Self { world, home }
     }
 
-    fn below(&self) -> Arc<dyn Below> {
-        let path = self.world.path("below");
+    fn below(&self, name: &str) -> Arc<dyn Below> {
+        let path = self.world.path(&format!("below-{name}"));
         let file = std::fs::OpenOptions::new().create(true).append(true).open(&path).unwrap();
         let empty = file.metadata().unwrap().len() == 0;
         if empty {
@@ -77,13 +77,21 @@ impl Stand {
     }
 
     fn open(&self, options: Options) -> anyhow::Result<NetDisk> {
-        Opening::new(&self.home, "disk", options)?.start(&self.home, self.below())
+        self.open_named("disk", options)
+    }
+
+    fn open_named(&self, name: &str, options: Options) -> anyhow::Result<NetDisk> {
+        Opening::new(&self.home, name, options)?.start(&self.home, self.below(name))
     }
 
     fn restored(&self, when: &str) -> Vec<u8> {
+        self.restored_from(&format!("disk{when}"))
+    }
+
+    fn restored_from(&self, what: &str) -> Vec<u8> {
         let dest = self.world.path("restored");
         let options = restore::Options {
-            what: format!("disk{when}").parse().unwrap(),
+            what: what.parse().unwrap(),
             dest: Some(dest.clone()),
             in_place: false,
             force: true,
@@ -269,9 +277,13 @@ fn who_takes_the_volume_over_is_not_overwritten() {
 }
 
 fn mirror(home: &Home, source: &Path) {
+    mirror_to(home, source, "disk");
+}
+
+fn mirror_to(home: &Home, source: &Path, volume: &str) {
     let options = dormouse::mirror::Options {
         source: source.to_owned(),
-        volume: Some("disk".into()),
+        volume: Some(volume.into()),
         all: false,
         takeover: false,
         level: 1,
@@ -305,4 +317,58 @@ fn empty_volumes_are_made_and_resized() {
     // What was restored is not touched by reads beyond it.
     let file = std::fs::File::open(stand.world.path("restored")).unwrap();
     assert!(file.read_at(&mut [0], SIZE).unwrap() == 0 || !stand.restored("").is_empty());
+}
+
+#[test]
+fn forks_begin_as_their_origin_and_go_their_own_way() {
+    let stand = Stand::new();
+    let fork = |what: &str, name: &str| {
+        dormouse::fork::run(&stand.home, &what.parse().unwrap(), name, false, false)
+    };
+    let (mut plain, mut random) = (vec![0; SIZE as usize], Numbers(23));
+    let disk = stand.open(options(Durability::Server)).unwrap();
+    let mut points = Vec::new();
+    for _ in 0..3 {
+        (0..20).for_each(|_| request(&disk, &mut plain, &mut random));
+        disk.flush().unwrap();
+        points.push((disk.seen().point, plain.clone()));
+    }
+    disk.close(Duration::from_secs(20)).unwrap();
+    drop(disk);
+    let stored = store_bytes(&stand);
+    // Of points between checkpoints, and of the checkpoint at the end.
+    for (at, (point, plain)) in points.iter().enumerate() {
+        fork(&format!("disk@{point}"), &format!("f{at}")).unwrap();
+        assert!(stand.restored_from(&format!("f{at}")) == *plain, "point {point}");
+    }
+    fork("disk", "last").unwrap();
+    assert!(stand.restored_from("last") == plain);
+    assert!(store_bytes(&stand) - stored < 200_000, "a fork copies nothing");
+    // A fork of a fork that went on, and each is what it was.
+    let path = stand.world.path("below-f1");
+    std::fs::write(&path, &points[1].1).unwrap();
+    let mut forked = points[1].1.clone();
+    let disk = stand.open_named("f1", options(Durability::Local)).unwrap();
+    (0..40).for_each(|_| request(&disk, &mut forked, &mut random));
+    disk.close(Duration::from_secs(20)).unwrap();
+    assert!(disk.all_sent());
+    drop(disk);
+    fork("f1", "again").unwrap();
+    for (what, plain) in [("f1", &forked), ("again", &forked), ("f1@1", &points[1].1)] {
+        assert!(stand.restored_from(what) == *plain, "{what}");
+    }
+    assert!(stand.restored("") == plain && stand.restored_from("f2") == points[2].1);
+    assert_fails(fork("disk", "f1"), Class::InUse, "is there already");
+    assert_fails(fork("nothing", "new"), Class::NotFound, "no volume 'nothing'");
+    assert_fails(fork("disk@99", "new"), Class::NotFound, "99");
+    // A scan of something else onto a fork shares its tags, too.
+    let other = stand.world.path("other");
+    std::fs::write(&other, &forked).unwrap();
+    mirror_to(&stand.home, &other, "last");
+    assert!(stand.restored_from("last") == forked);
+}
+
+fn store_bytes(stand: &Stand) -> u64 {
+    let files = common::snapshot(&stand.world.path("store"));
+    files.iter().map(|(_, bytes)| bytes.len() as u64).sum()
 }

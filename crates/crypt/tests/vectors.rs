@@ -394,7 +394,7 @@ fn volume_body() -> Bytes {
     world().writer.sign_body(&volume_value())
 }
 
-fn fork_body() -> Vec<u8> {
+fn fork_body() -> Bytes {
     let origin = vault::Origin {
         tags: VOLUME,
         volume: VOLUME,
@@ -706,7 +706,7 @@ fn identities(add: Add<'_>) {
 fn signatures(add: Add<'_>) {
     let w = world();
     let (authority, writer) = ([0x11; 32], [0x22; 32]);
-    let bodies: [(&str, &[u8; 32], &str, Bytes); 6] = [
+    let bodies: [(&str, &[u8; 32], &str, Bytes); 7] = [
         ("vault_signature", &authority, "vault", vault_body()),
         ("cert_signature", &authority, "certificate", cert_body()),
         ("vault_keys_signature", &authority, "vault keys", vault_keys(w.wrapped_keys.clone())),

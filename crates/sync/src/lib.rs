@@ -10,6 +10,7 @@
 #![allow(clippy::large_enum_variant, reason = "messages move by value, and few live at once")]
 
 pub mod checkpoint;
+mod chunks;
 pub mod copy;
 pub mod cut;
 pub mod error;

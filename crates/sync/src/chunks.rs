@@ -289,15 +289,18 @@ impl Chunks {
     }
 
     /// The answer about a key is none: what waits for it is lost.
-    #[expect(dead_code, reason = "for the reader")]
     pub(crate) fn key_lost(&mut self, maker: &Maker) -> Vec<Want> {
         self.key_records = 0;
         let held = self.held.remove(maker).unwrap_or_default();
         held.into_iter().map(|(want, _)| want).collect()
     }
 
+    /// Who is certified now.
+    pub(crate) fn trust(&mut self, trust: Arc<Trust>) {
+        self.trust = trust;
+    }
+
     /// The question about a key is asked once more, from its beginning.
-    #[expect(dead_code, reason = "for the reader")]
     pub(crate) const fn key_again(&mut self) {
         self.key_records = 0;
     }

@@ -20,6 +20,7 @@ pub mod leaf;
 pub mod live;
 pub mod map;
 pub mod overlay;
+pub mod read;
 pub mod server;
 
 pub use error::{Error, Result};

@@ -36,6 +36,8 @@ pub struct Chosen {
     pub point: StoredPoint,
     /// The checkpoint that it builds on; itself if it is one.
     pub checkpoint: StoredPoint,
+    /// All points up to it.
+    pub history: Vec<StoredPoint>,
     /// Whether the history goes on from what this machine knows.
     pub fresh: Freshness,
 }
@@ -56,7 +58,7 @@ pub fn choose(home: &Home, what: &VolumeAt, how: How<'_>, report: &mut Report) -
     let name = &what.volume;
     let mut session = Session::open(home, &account, Some(name), Span::All)?;
     let volume = session.volume(name)?.volume.id;
-    let (points, fresh) = match how.expect_head {
+    let (mut points, fresh) = match how.expect_head {
         Some(hash) => session.history_with(&volume, hash)?,
         None => session.history(&volume)?,
     };
@@ -88,5 +90,6 @@ pub fn choose(home: &Home, what: &VolumeAt, how: How<'_>, report: &mut Report) -
         "fresh": fresh == Freshness::Proved,
     }));
     let trust = Arc::new(trust);
-    Ok(Chosen { link, account, trust, identity, volume, point, checkpoint, fresh })
+    points.truncate(at + 1);
+    Ok(Chosen { link, account, trust, identity, volume, point, checkpoint, history: points, fresh })
 }

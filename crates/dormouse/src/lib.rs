@@ -11,6 +11,7 @@
 const _: () = assert!(!dormouse_format::seeded::ON, "the program is built with seeded-bugs");
 
 pub mod access;
+pub mod chosen;
 pub mod cli;
 pub mod commands;
 pub mod connect;
@@ -18,6 +19,7 @@ pub mod create;
 pub mod daemon;
 pub mod demo;
 pub mod dest;
+pub mod disk;
 pub mod engine;
 pub mod exit;
 pub mod files;

@@ -9,6 +9,7 @@ mod blocks;
 mod device;
 mod file;
 mod memory;
+mod own;
 mod pilot;
 mod reach;
 mod waits;
@@ -25,7 +26,7 @@ use anyhow::{Context, Result};
 use crossbeam_channel::unbounded;
 use dormouse_device::BlockDevice;
 use dormouse_format::TimeNs;
-use dormouse_format::point::Grade;
+use dormouse_format::point::{Grade, StoredPoint};
 use dormouse_sync::read::{Action, Event, Limits, Reader};
 
 use crate::chosen::{self, Chosen, How};
@@ -33,14 +34,16 @@ use crate::connect;
 use crate::home::Home;
 use crate::link::Link;
 use crate::log::Log;
+use crate::netdisk::Below;
 use crate::patience::Patience;
 use crate::remote::Freshness;
 use crate::report::Report;
-use crate::when::VolumeAt;
+use crate::when::{VolumeAt, When};
 use ahead::Streams;
 use blocks::Blocks;
 use device::{Attached, Disk};
 use file::CacheFile;
+use own::Own;
 use pilot::{Pilot, Start};
 use reach::Place;
 use waits::Waits;
@@ -91,6 +94,30 @@ pub fn open(
     options: &DiskOptions,
     report: &mut Report,
 ) -> Result<Opened> {
+    Ok(open_point(home, what, options, report)?.1)
+}
+
+/// Opens the newest point of a volume, of which this machine makes the next ones: it must be
+/// this one.
+pub fn open_own(
+    home: &Home,
+    volume: &str,
+    point: &StoredPoint,
+    options: &DiskOptions,
+    report: &mut Report,
+) -> Result<(Arc<dyn Below>, Opened)> {
+    let when = When(Some(point.point().seq.to_string()));
+    let what = VolumeAt { volume: volume.to_owned(), when };
+    let (disk, opened) = open_point(home, &what, options, report)?;
+    Ok((disk, opened))
+}
+
+fn open_point(
+    home: &Home,
+    what: &VolumeAt,
+    options: &DiskOptions,
+    report: &mut Report,
+) -> Result<(Arc<Attached>, Opened)> {
     let how = How { fuzzy: options.fuzzy, expect_head: options.expect_head.as_deref() };
     let chosen = chosen::choose(home, what, how, report)?;
     let p = *chosen.point.point();
@@ -113,16 +140,11 @@ pub fn open(
         expected: options.expect_head.is_some(),
     };
     let blocks = Blocks::new(secrets, chosen.tags, file);
-    let device = start(chosen, place, blocks, options)?;
-    Ok(Opened {
-        device,
-        volume: what.volume.clone(),
-        point: p.seq,
-        time,
-        grade: p.grade,
-        size: p.size,
-        freshness,
-    })
+    let disk = start(chosen, place, blocks, options)?;
+    let device: Arc<dyn BlockDevice> = Arc::clone(&disk) as _;
+    let volume = what.volume.clone();
+    let (point, grade, size) = (p.seq, p.grade, p.size);
+    Ok((disk, Opened { device, volume, point, time, grade, size, freshness }))
 }
 
 /// Starts what works for a disk, when its point can be read.
@@ -131,7 +153,7 @@ fn start(
     place: Place,
     blocks: Blocks,
     options: &DiskOptions,
-) -> Result<Arc<dyn BlockDevice>> {
+) -> Result<Arc<Attached>> {
     let Chosen { link, trust, identity, point, checkpoint, mut history, .. } = chosen;
     let limits = Limits::default();
     let mut reader = Reader::new(point, checkpoint, Arc::clone(&trust), identity, limits)?;
@@ -140,6 +162,7 @@ fn start(
     let fill = options.fill && blocks.file.is_some();
     let shared = Arc::new(Shared {
         blocks,
+        own: Own::default(),
         waits: Waits::default(),
         ahead: AtomicU64::new(0),
         away: Mutex::default(),
@@ -167,7 +190,7 @@ fn start(
     threads.insert(0, builder.spawn(move || pilot.run()).context("cannot start a thread")?);
     let disk = Disk {
         shared,
-        size: point.point().size,
+        size: AtomicU64::new(point.point().size),
         timeout: options.timeout,
         commands,
         streams: Streams::new(),
@@ -200,6 +223,7 @@ fn make_ready(link: &Link, reader: &mut Reader) -> Result<()> {
 /// What the threads of a disk share.
 struct Shared {
     blocks: Blocks,
+    own: Own,
     waits: Waits,
     /// Blocks that were asked for ahead and are not here yet.
     ahead: AtomicU64,

@@ -133,6 +133,25 @@ impl Blocks {
         }
     }
 
+    /// The map has other content here from now on.
+    pub(super) fn forget(&self, range: core::ops::Range<Block>) {
+        self.memory.forget(range.clone());
+        self.zeros.forget(range.clone());
+        if let Some(file) = &self.file {
+            file.forget(range);
+        }
+    }
+
+    /// Keeps blocks that will be in the map: they count when it has their tags.
+    pub(super) fn offer(&self, first: Block, bytes: &[u8]) {
+        let Some(file) = &self.file else { return };
+        let mut tags = vec![Tag::ZERO; bytes.len() / BLOCK_SIZE];
+        self.secrets.digests(bytes, &mut |i, digest| {
+            tags[i] = self.secrets.tag(&self.volume, first + i as u64, &digest);
+        });
+        file.put(first, &tags, bytes);
+    }
+
     /// The zeros of a leaf, as the map proves them.
     pub(super) fn put_zeros(&self, leaf: u64, zero: Bits) {
         self.zeros.put(leaf, zero);

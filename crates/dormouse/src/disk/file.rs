@@ -200,10 +200,22 @@ impl CacheFile {
     }
 
     /// What the map had here is no more.
-    pub(super) fn forget(&self, block: Block) {
-        let (mut shard, set) = self.shard(block);
-        if let Some(place) = shard.ways.place(set, block) {
-            shard.tags[place].1 = false;
+    pub(super) fn forget(&self, range: core::ops::Range<Block>) {
+        if range.end - range.start > self.sets * WAYS as u64 {
+            for shard in &self.shards {
+                let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+                let Shard { ways, tags, .. } = &mut *shard;
+                for (place, tag) in tags.iter_mut().enumerate() {
+                    tag.1 &= ways.block(place).is_some_and(|block| !range.contains(&block));
+                }
+            }
+            return;
+        }
+        for block in range {
+            let (mut shard, set) = self.shard(block);
+            if let Some(place) = shard.ways.place(set, block) {
+                shard.tags[place].1 = false;
+            }
         }
     }
 

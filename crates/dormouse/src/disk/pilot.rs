@@ -19,6 +19,7 @@ use dormouse_sync::live::{Again, Away, Retry};
 use dormouse_sync::read::{Action, Event, Priority, Reader, RequestId};
 
 use super::Shared;
+use super::own;
 use super::reach::{Place, Reached};
 use super::waits::Fault;
 use super::workers::{Jobs, TOGETHER};
@@ -54,6 +55,10 @@ pub(super) enum Command {
         checkpoint: Box<StoredPoint>,
         answer: Sender<dormouse_sync::Result<usize>>,
     },
+    /// The owner of the volume has made a point out of these extents.
+    Apply { size: u64, extents: Vec<Vec<u8>>, answer: Sender<dormouse_sync::Result<()>> },
+    /// The owner has made this checkpoint of what it laid over.
+    Rebase { checkpoint: Box<StoredPoint>, answer: Sender<dormouse_sync::Result<()>> },
     /// The end.
     Close,
 }
@@ -94,6 +99,9 @@ pub(super) struct Pilot {
     /// Requests that nobody waits for, and how many blocks each is about.
     ahead: HashMap<RequestId, u64>,
     fills: HashSet<RequestId>,
+    /// Reads that wait until older ones are over, if there are too many changes.
+    held: Vec<Command>,
+    holding: bool,
     /// Where the background goes on; nothing if it is done.
     fill: Option<Block>,
     log: Log,
@@ -133,6 +141,8 @@ impl Pilot {
             views: HashMap::new(),
             ahead: HashMap::new(),
             fills: HashSet::new(),
+            held: Vec::new(),
+            holding: false,
             fill: fill.then_some(0),
             log,
         }
@@ -147,6 +157,7 @@ impl Pilot {
             if !self.take() {
                 break;
             }
+            self.forget_changes();
             self.fill();
         }
         if let Some(link) = self.link.take() {
@@ -270,6 +281,7 @@ impl Pilot {
 
     fn command(&mut self, command: Command) -> bool {
         match command {
+            Command::Read { .. } | Command::Ahead { .. } if self.holding => self.held.push(command),
             Command::Read { id, first, count } => {
                 self.reader.read(id, first, count, Priority::Demand);
             }
@@ -291,9 +303,42 @@ impl Pilot {
                     Err(error) => drop(answer.send(Err(error))),
                 }
             }
+            Command::Apply { size, extents, answer } => {
+                let _ = answer.send(self.apply(size, &extents));
+            }
+            Command::Rebase { checkpoint, answer } => {
+                let seq = checkpoint.point().seq;
+                let done = self.reader.rebase(*checkpoint, &[]);
+                if done.is_ok() {
+                    self.place.seq = seq;
+                }
+                let _ = answer.send(done);
+            }
             Command::Close => return false,
         }
         true
+    }
+
+    /// Changes what is read from now on: first what was kept, then the map.
+    fn apply(&mut self, size: u64, extents: &[Vec<u8>]) -> dormouse_sync::Result<()> {
+        for runs in extents {
+            let old = self.reader.size();
+            self.shared.own.add(old, size, runs, &self.shared.blocks)?;
+            self.reader.apply(size, runs)?;
+        }
+        self.holding = self.shared.own.count() > own::MOST;
+        Ok(())
+    }
+
+    /// Forgets changes that nothing is older than, and lets go on what waited for that.
+    fn forget_changes(&mut self) {
+        if self.shared.own.count() > 0 && self.reader.is_idle() {
+            self.shared.own.forget();
+            self.holding = false;
+            for command in std::mem::take(&mut self.held) {
+                self.command(command);
+            }
+        }
     }
 
     fn ask_ahead(&mut self, first: Block, count: u64) -> RequestId {

@@ -66,6 +66,15 @@ impl Ways {
         self.keys[place].checked_sub(1)
     }
 
+    /// Takes all blocks of a range out.
+    pub(super) fn forget(&mut self, range: &core::ops::Range<Block>) {
+        for place in 0..self.keys.len() {
+            if self.block(place).is_some_and(|block| range.contains(&block)) {
+                self.clear(place);
+            }
+        }
+    }
+
     pub(super) fn clear(&mut self, place: usize) {
         self.keys[place] = 0;
         self.used[place] = 0;

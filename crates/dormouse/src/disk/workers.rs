@@ -48,11 +48,16 @@ fn open(shared: &Shared, trust: &Trust, opener: &mut Opener, job: OpenJob) -> Ev
     let mut placements = job.placements.iter();
     let opened = job.run((trust, &blocks.secrets, &blocks.volume), opener, &mut |at, bytes| {
         let first = at / BLOCK_SIZE as u64;
-        // Who waits first; then those to come.
-        shared.waits.give(first, bytes);
-        if let Some(placement) = placements.next() {
-            blocks.put(first, &placement.tags, bytes);
-        }
+        let Some(placement) = placements.next() else { return Ok(()) };
+        // The owner of the volume may have changed it since the map was asked.
+        let own = shared.own.read();
+        own.valid(first, &placement.tags, &mut |part| {
+            let (first, tags) = (first + part.start as u64, &placement.tags[part.clone()]);
+            let bytes = &bytes[part.start * BLOCK_SIZE..part.end * BLOCK_SIZE];
+            // Who waits first; then those to come.
+            shared.waits.give(first, bytes);
+            blocks.put(first, tags, bytes);
+        });
         Ok::<(), std::convert::Infallible>(())
     });
     match opened {

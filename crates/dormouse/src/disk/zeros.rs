@@ -48,8 +48,18 @@ impl Zeros {
     }
 
     /// What the map had here is no more.
-    pub(super) fn forget(&self, leaf: u64) {
-        self.shard(leaf).remove(&leaf);
+    pub(super) fn forget(&self, range: core::ops::Range<Block>) {
+        let leaves = range.start / LEAF_BLOCKS..range.end.div_ceil(LEAF_BLOCKS);
+        if leaves.end - leaves.start > LEAVES as u64 {
+            for shard in &self.shards {
+                let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+                shard.retain(|leaf, _| !leaves.contains(leaf));
+            }
+            return;
+        }
+        for leaf in leaves {
+            self.shard(leaf).remove(&leaf);
+        }
     }
 }
 
@@ -65,6 +75,12 @@ mod tests {
         assert_eq!(known, [3 * LEAF_BLOCKS, 4 * LEAF_BLOCKS - 1]);
         zeros.put(3, [0; 4]);
         assert!(!zeros.holds(3 * LEAF_BLOCKS));
+        zeros.put(4, [1; 4]);
+        zeros.put(6, [1; 4]);
+        zeros.forget(5 * LEAF_BLOCKS - 1..6 * LEAF_BLOCKS);
+        assert!(!zeros.holds(4 * LEAF_BLOCKS) && zeros.holds(6 * LEAF_BLOCKS));
+        zeros.forget(0..1 << 40);
+        assert!(!zeros.holds(6 * LEAF_BLOCKS));
         (0..1_000_000).for_each(|leaf| zeros.put(leaf, [u64::MAX; 4]));
         let total: usize = (0..SHARDS).map(|s| zeros.shard(s).len()).sum();
         assert!(total <= LEAVES * SHARDS as usize);

@@ -22,10 +22,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use crossbeam_channel::unbounded;
+use crossbeam_channel::{Receiver, bounded, unbounded};
 use dormouse_device::BlockDevice;
 use dormouse_format::TimeNs;
-use dormouse_format::point::Grade;
+use dormouse_format::point::{Grade, StoredPoint};
 use dormouse_sync::read::{Action, Event, Limits, Reader};
 
 use crate::chosen::{self, Chosen, How};
@@ -41,7 +41,7 @@ use ahead::Streams;
 use blocks::Blocks;
 use device::{Attached, Disk};
 use file::CacheFile;
-use pilot::{Pilot, Start};
+use pilot::{Command, Pilot, Start};
 use reach::Place;
 use waits::Waits;
 
@@ -62,8 +62,10 @@ pub struct DiskOptions {
 
 /// A disk that was opened.
 pub struct Opened {
-    /// The disk. Dropping the last of it ends all that works for it.
+    /// The disk. Dropping the last of it, and of `base`, ends all that works for it.
     pub device: Arc<dyn BlockDevice>,
+    /// For who owns the volume, and lays changes of its own over the point.
+    pub base: Base,
     /// The volume's name.
     pub volume: String,
     /// The point's sequence number.
@@ -76,6 +78,32 @@ pub struct Opened {
     pub size: u64,
     /// Whether the history goes on from what this machine knows; said to the user already.
     pub freshness: Freshness,
+}
+
+/// What the owner of a volume does to the disk below it.
+#[derive(Clone)]
+pub struct Base(Arc<Disk>);
+
+impl Base {
+    /// Lays a change over the point: encoded runs, after which the volume has `size` bytes. A
+    /// read that is under way may see it or not; one that begins later does.
+    pub fn apply(&self, size: u64, runs: Vec<u8>) -> Result<()> {
+        let (answer, answered) = bounded(1);
+        self.ask(Command::Apply { size, runs, answer }, &answered)
+    }
+
+    /// What was laid over is in this checkpoint, that this machine has committed; `since` was
+    /// laid over after it.
+    pub fn rebase(&self, checkpoint: StoredPoint, since: Vec<(u64, Vec<u8>)>) -> Result<()> {
+        let (answer, answered) = bounded(1);
+        let checkpoint = Box::new(checkpoint);
+        self.ask(Command::Rebase { checkpoint, since, answer }, &answered)
+    }
+
+    fn ask(&self, command: Command, answered: &Receiver<dormouse_sync::Result<()>>) -> Result<()> {
+        self.0.commands.send(command).ok().context("the disk is closed")?;
+        Ok(answered.recv().context("the disk is closed")??)
+    }
 }
 
 /// Points that are kept to compare with (about 5 MiB).
@@ -113,9 +141,10 @@ pub fn open(
         expected: options.expect_head.is_some(),
     };
     let blocks = Blocks::new(secrets, chosen.volume, file);
-    let device = start(chosen, place, blocks, options)?;
+    let disk = Arc::new(start(chosen, place, blocks, options)?);
     Ok(Opened {
-        device,
+        device: Arc::new(Attached(Arc::clone(&disk))),
+        base: Base(disk),
         volume: what.volume.clone(),
         point: p.seq,
         time,
@@ -126,12 +155,7 @@ pub fn open(
 }
 
 /// Starts what works for a disk, when its point can be read.
-fn start(
-    chosen: Chosen,
-    place: Place,
-    blocks: Blocks,
-    options: &DiskOptions,
-) -> Result<Arc<dyn BlockDevice>> {
+fn start(chosen: Chosen, place: Place, blocks: Blocks, options: &DiskOptions) -> Result<Disk> {
     let Chosen { link, trust, identity, point, checkpoint, mut history, .. } = chosen;
     let limits = Limits::default();
     let mut reader = Reader::new(point, checkpoint, Arc::clone(&trust), identity, limits)?;
@@ -141,6 +165,7 @@ fn start(
     let shared = Arc::new(Shared {
         blocks,
         waits: Waits::default(),
+        size: AtomicU64::new(point.point().size),
         ahead: AtomicU64::new(0),
         away: Mutex::default(),
         refused: AtomicBool::new(false),
@@ -150,14 +175,13 @@ fn start(
     let (told, events) = unbounded();
     let mut threads = workers::start(&shared, &job, &told)?;
     let log = Log::stderr().of_volume(&place.name);
-    let (commands_of, shared_of) = (commanded, Arc::clone(&shared));
     let pilot = Pilot::new(Start {
-        shared: shared_of,
+        shared: Arc::clone(&shared),
         place,
         link,
         trust,
         reader,
-        commands: commands_of,
+        commands: commanded,
         jobs,
         events,
         fill,
@@ -165,16 +189,8 @@ fn start(
     });
     let builder = std::thread::Builder::new().name("disk".into());
     threads.insert(0, builder.spawn(move || pilot.run()).context("cannot start a thread")?);
-    let disk = Disk {
-        shared,
-        size: point.point().size,
-        timeout: options.timeout,
-        commands,
-        streams: Streams::new(),
-        points: history,
-        threads,
-    };
-    Ok(Arc::new(Attached(Arc::new(disk))))
+    let (timeout, streams) = (options.timeout, Streams::new());
+    Ok(Disk { shared, timeout, commands, streams, points: history, threads })
 }
 
 /// Gets what the point needs before a block can be read: its deltas.
@@ -201,6 +217,8 @@ fn make_ready(link: &Link, reader: &mut Reader) -> Result<()> {
 struct Shared {
     blocks: Blocks,
     waits: Waits,
+    /// Bytes of the volume.
+    size: AtomicU64,
     /// Blocks that were asked for ahead and are not here yet.
     ahead: AtomicU64,
     /// Why there is no server.

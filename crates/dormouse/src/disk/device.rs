@@ -31,7 +31,6 @@ const AHEAD_MAX: u64 = 16_384;
 /// A point of a volume.
 pub(super) struct Disk {
     pub(super) shared: Arc<Shared>,
-    pub(super) size: u64,
     pub(super) timeout: Option<Duration>,
     pub(super) commands: Sender<Command>,
     pub(super) streams: Streams,
@@ -59,9 +58,13 @@ impl Disk {
         self.timeout.map(|timeout| Instant::now() + timeout)
     }
 
+    fn size(&self) -> u64 {
+        self.shared.size.load(Ordering::SeqCst)
+    }
+
     fn check(&self, at: u64, len: u64) -> Result<()> {
         let end = at.checked_add(len);
-        if len == 0 || end.is_none_or(|end| end > self.size) {
+        if len == 0 || end.is_none_or(|end| end > self.size()) {
             return Err(Error::Range { at, len });
         }
         Ok(())
@@ -146,7 +149,7 @@ impl Disk {
     }
 
     fn ahead(&self, range: Range<Block>) {
-        let end = range.end.min(blocks(self.size));
+        let end = range.end.min(blocks(self.size()));
         let here = |block: &Block| self.shared.blocks.holds(*block);
         let Some(first) = (range.start..end).find(|block| !here(block)) else { return };
         if self.shared.ahead.load(Ordering::Relaxed) < AHEAD_MAX {
@@ -212,7 +215,7 @@ pub(super) struct Attached(pub(super) Arc<Disk>);
 
 impl BlockDevice for Attached {
     fn geometry(&self) -> Geometry {
-        Geometry { size: self.0.size, block: BLOCK_SIZE as u32, read_only: true }
+        Geometry { size: self.0.size(), block: BLOCK_SIZE as u32, read_only: true }
     }
 
     fn read(&self, at: u64, out: &mut [u8]) -> Result<()> {

@@ -13,6 +13,7 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -200,7 +201,16 @@ impl CacheFile {
     }
 
     /// What the map had here is no more.
-    pub(super) fn forget(&self, block: Block) {
+    pub(super) fn forget(&self, range: Range<Block>) {
+        for shard in &self.shards {
+            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            let places: Vec<_> = shard.ways.places(range.clone()).collect();
+            places.into_iter().for_each(|place| shard.tags[place].1 = false);
+        }
+    }
+
+    /// The same for one block.
+    pub(super) fn forget_one(&self, block: Block) {
         let (mut shard, set) = self.shard(block);
         if let Some(place) = shard.ways.place(set, block) {
             shard.tags[place].1 = false;

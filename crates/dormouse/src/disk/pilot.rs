@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, never, select};
 use dormouse_format::Block;
+use dormouse_format::extents::Runs;
 use dormouse_format::geometry::blocks;
 use dormouse_format::point::StoredPoint;
 use dormouse_sync::history::Trust;
@@ -19,6 +20,7 @@ use dormouse_sync::live::{Again, Away, Retry};
 use dormouse_sync::read::{Action, Event, Priority, Reader, RequestId};
 
 use super::Shared;
+use super::file::CacheFile;
 use super::reach::{Place, Reached};
 use super::waits::Fault;
 use super::workers::{Jobs, TOGETHER};
@@ -54,6 +56,14 @@ pub(super) enum Command {
         checkpoint: Box<StoredPoint>,
         answer: Sender<dormouse_sync::Result<usize>>,
     },
+    /// The owner lays a change over the map.
+    Apply { size: u64, runs: Vec<u8>, answer: Sender<dormouse_sync::Result<()>> },
+    /// The owner has committed what it laid over.
+    Rebase {
+        checkpoint: Box<StoredPoint>,
+        since: Vec<(u64, Vec<u8>)>,
+        answer: Sender<dormouse_sync::Result<()>>,
+    },
     /// The end.
     Close,
 }
@@ -76,8 +86,9 @@ pub(super) struct Pilot {
     shared: Arc<Shared>,
     place: Place,
     link: Option<Link>,
-    /// When the link came to stand.
+    /// When the link came to stand, and how many questions had been answered then.
     since: Instant,
+    answered: u64,
     patience: Patience,
     looked: Instant,
     reaching: Option<Receiver<anyhow::Result<Reached>>>,
@@ -97,6 +108,10 @@ pub(super) struct Pilot {
     /// Where the background goes on; nothing if it is done.
     fill: Option<Block>,
     log: Log,
+    /// Why the last read failed: a program that tries again says nothing new.
+    said: String,
+    /// Damaged places of the cache that were spoken of.
+    damaged: u64,
 }
 
 /// What happened.
@@ -119,6 +134,7 @@ impl Pilot {
             place,
             link: Some(link),
             since: now,
+            answered: 0,
             looked: now,
             reaching: None,
             retry: Retry::new(seed),
@@ -135,6 +151,8 @@ impl Pilot {
             fills: HashSet::new(),
             fill: fill.then_some(0),
             log,
+            said: String::new(),
+            damaged: 0,
         }
     }
 
@@ -203,7 +221,8 @@ impl Pilot {
 
     fn open(&self, group: Vec<dormouse_sync::read::OpenJob>) {
         if !group.is_empty() {
-            let _ = self.jobs.send((Arc::clone(&self.trust), group));
+            let (trust, version) = (Arc::clone(&self.trust), self.shared.blocks.version());
+            let _ = self.jobs.send(Jobs { trust, version, jobs: group });
         }
     }
 
@@ -213,11 +232,14 @@ impl Pilot {
             self.fills.remove(&id);
             return;
         }
-        if let Err(error) = &result {
-            let message = format!("a read fails: {error}");
-            self.log.event(&Entry::new(Level::Error, &message));
+        let result = result.map_err(|e| e.to_string());
+        if let Err(why) = &result
+            && self.said != *why
+        {
+            self.log.event(&Entry::new(Level::Error, &format!("a read fails: {why}")));
+            self.said.clone_from(why);
         }
-        self.shared.waits.done(id, result.map_err(|e| Fault::Lost(e.to_string())));
+        self.shared.waits.done(id, result.map_err(Fault::Lost));
     }
 
     /// Waits, and takes what came; false if that is the end.
@@ -291,9 +313,28 @@ impl Pilot {
                     Err(error) => drop(answer.send(Err(error))),
                 }
             }
+            Command::Apply { size, runs, answer } => drop(answer.send(self.apply(size, &runs))),
+            Command::Rebase { checkpoint, since, answer } => {
+                let done = self.reader.rebase(*checkpoint, &since);
+                if done.is_ok() {
+                    self.place.seq = checkpoint.point().seq;
+                }
+                let _ = answer.send(done);
+            }
             Command::Close => return false,
         }
         true
+    }
+
+    fn apply(&mut self, size: u64, runs: &[u8]) -> dormouse_sync::Result<()> {
+        let old = blocks(self.reader.size());
+        self.reader.apply(size, runs)?;
+        let runs = Runs::new(runs).filter_map(|run| run.ok().map(|run| run.start..run.end()));
+        let grown_or_cut = blocks(size).min(old)..blocks(size).max(old);
+        let ranges: Vec<_> = runs.chain([grown_or_cut]).collect();
+        self.shared.blocks.changed(&ranges);
+        self.shared.size.store(size, Ordering::SeqCst);
+        Ok(())
     }
 
     fn ask_ahead(&mut self, first: Block, count: u64) -> RequestId {
@@ -372,6 +413,14 @@ impl Pilot {
         };
         if self.looked.elapsed() >= TICK {
             self.looked = Instant::now();
+            let damaged = self.shared.blocks.file.as_ref().map_or(0, CacheFile::damaged);
+            if damaged > self.damaged {
+                let n = damaged - self.damaged;
+                let message =
+                    format!("{n} blocks of the cache were damaged, and are fetched again");
+                self.log.event(&Entry::new(Level::Warning, &message));
+                self.damaged = damaged;
+            }
             let (answered, open) = self.reader.asked();
             if let Err(error) = self.patience.watch(link, answered, open) {
                 self.lost(&error);
@@ -386,7 +435,9 @@ impl Pilot {
         // Its threads may take a moment to end.
         let _ = std::thread::Builder::new().name("disk-unlink".into()).spawn(move || drop(link));
         self.actions.retain(|action| !matches!(action, Action::Send(_)));
-        let good = self.since.elapsed() >= GOOD;
+        // One that brought something is worth as much.
+        let brought = self.reader.asked().0 > self.answered;
+        let good = brought || self.since.elapsed() >= GOOD;
         self.away(error, good);
         if good && !self.shared.is_refused() {
             self.reaching = Some(self.place.reach());
@@ -443,7 +494,7 @@ impl Pilot {
                 self.patience = Patience::new(&link);
                 self.link = Some(link);
                 self.trust = trust;
-                self.since = Instant::now();
+                (self.since, self.answered) = (Instant::now(), self.reader.asked().0);
                 self.shared.set_away(None, false);
                 self.log.line("the server is back");
             }

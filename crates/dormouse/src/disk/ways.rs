@@ -61,6 +61,12 @@ impl Ways {
         self.used[place] = SPARED - 1;
     }
 
+    /// The places of blocks that lie in a range.
+    pub(super) fn places(&self, range: core::ops::Range<Block>) -> impl Iterator<Item = usize> {
+        let keys = self.keys.iter().enumerate();
+        keys.filter(move |(_, key)| **key > range.start && **key <= range.end).map(|(i, _)| i)
+    }
+
     /// The block that a place holds.
     pub(super) fn block(&self, place: usize) -> Option<Block> {
         self.keys[place].checked_sub(1)

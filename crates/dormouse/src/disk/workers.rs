@@ -17,8 +17,14 @@ use super::Shared;
 /// Blocks of jobs that go to one worker together: waking it costs more than a small chunk.
 pub(super) const TOGETHER: u64 = 64;
 
-/// Jobs, and by whose certificates.
-pub(super) type Jobs = (Arc<Trust>, Vec<OpenJob>);
+/// Chunks that one worker opens.
+pub(super) struct Jobs {
+    /// By whose certificates.
+    pub(super) trust: Arc<Trust>,
+    /// Under which map.
+    pub(super) version: u64,
+    pub(super) jobs: Vec<OpenJob>,
+}
 
 /// Starts them. They end when no more jobs can come.
 pub(super) fn start(
@@ -30,8 +36,8 @@ pub(super) fn start(
         let mut opener = Opener::new()?;
         let (shared, jobs, events) = (Arc::clone(shared), jobs.clone(), events.clone());
         let work = move || {
-            for (trust, jobs) in jobs {
-                let run = |job| open(&shared, &trust, &mut opener, job);
+            for Jobs { trust, version, jobs } in jobs {
+                let run = |job| open(&shared, (&trust, version), &mut opener, job);
                 if events.send(jobs.into_iter().map(run).collect()).is_err() {
                     return;
                 }
@@ -43,7 +49,12 @@ pub(super) fn start(
     (0..crate::engine::workers()).map(one).collect()
 }
 
-fn open(shared: &Shared, trust: &Trust, opener: &mut Opener, job: OpenJob) -> Event {
+fn open(
+    shared: &Shared,
+    (trust, version): (&Trust, u64),
+    opener: &mut Opener,
+    job: OpenJob,
+) -> Event {
     let blocks = &shared.blocks;
     let mut placements = job.placements.iter();
     let opened = job.run((trust, &blocks.secrets, &blocks.volume), opener, &mut |at, bytes| {
@@ -51,7 +62,7 @@ fn open(shared: &Shared, trust: &Trust, opener: &mut Opener, job: OpenJob) -> Ev
         // Who waits first; then those to come.
         shared.waits.give(first, bytes);
         if let Some(placement) = placements.next() {
-            blocks.put(first, &placement.tags, bytes);
+            blocks.put(version, first, &placement.tags, bytes);
         }
         Ok::<(), std::convert::Infallible>(())
     });

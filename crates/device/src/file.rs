@@ -27,7 +27,11 @@ pub struct FileDevice {
 impl FileDevice {
     /// Opens a file or block device; its size is what it has now.
     pub fn open(path: &Path, read_only: bool) -> io::Result<Self> {
-        let file = OpenOptions::new().read(true).write(!read_only).open(path)?;
+        Self::of(OpenOptions::new().read(true).write(!read_only).open(path)?, read_only)
+    }
+
+    /// The same with a file that is open.
+    pub fn of(file: File, read_only: bool) -> io::Result<Self> {
         let size = seek(&file, SeekFrom::End(0))?;
         Ok(Self { file, size: AtomicU64::new(size), read_only, data: Mutex::new(0..0) })
     }

@@ -7,6 +7,8 @@
 
 mod error;
 pub mod file;
+pub mod layers;
+pub mod memory;
 pub mod nbd;
 
 pub use error::{Error, Result};

@@ -92,8 +92,10 @@ impl In {
         }
     }
 
-    /// Room for exactly so many bytes more; [`Self::came`] says how many there were.
+    /// Room for so many bytes more at most; [`Self::came`] says how many there were. What a peer
+    /// only announces takes no memory: the buffer grows with what has come.
     pub fn room(&mut self, len: usize) -> &mut [u8] {
+        let len = len.min(self.filled.len().max(KEPT));
         if self.filled.end + len > self.bytes.len().max(KEPT) && self.filled.start > FRONT {
             self.bytes.copy_within(self.filled.clone(), FRONT);
             self.filled = FRONT..FRONT + self.filled.len();
@@ -135,8 +137,11 @@ mod tests {
             assert!(buffer.bytes.len() <= KEPT + 5600, "{}", buffer.bytes.len());
         }
         buffer.take(usize::MAX);
-        buffer.room(9 << 20);
-        buffer.came(9 << 20);
+        assert_eq!(buffer.room(32 << 20).len(), KEPT);
+        while buffer.filled().len() < 9 << 20 {
+            let len = buffer.room((9 << 20) - buffer.filled().len()).len();
+            buffer.came(len);
+        }
         buffer.take(9 << 20);
         assert_eq!(buffer.bytes.len(), KEPT);
     }

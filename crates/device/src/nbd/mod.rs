@@ -12,7 +12,7 @@
 //! [`socket`].
 
 pub mod answer;
-mod buffer;
+pub mod buffer;
 mod connection;
 pub mod context;
 pub mod handshake;

@@ -11,12 +11,14 @@
 const _: () = assert!(!dormouse_format::seeded::ON, "the program is built with seeded-bugs");
 
 pub mod access;
+pub mod chosen;
 pub mod cli;
 pub mod commands;
 pub mod connect;
 pub mod daemon;
 pub mod demo;
 pub mod dest;
+pub mod disk;
 pub mod engine;
 pub mod exit;
 pub mod files;

@@ -10,6 +10,7 @@ pub mod file;
 pub mod layers;
 pub mod memory;
 pub mod nbd;
+pub mod write_log;
 
 pub use error::{Error, Result};
 

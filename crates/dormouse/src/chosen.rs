@@ -32,6 +32,8 @@ pub struct Chosen {
     pub identity: Arc<Identity>,
     /// The volume.
     pub volume: VolumeId,
+    /// The volume in the tags.
+    pub tags: VolumeId,
     /// The point.
     pub point: StoredPoint,
     /// The checkpoint that it builds on; itself if it is one.
@@ -55,7 +57,10 @@ pub fn choose(home: &Home, what: &VolumeAt, how: How<'_>, report: &mut Report) -
     let identity = Arc::new(home.identity()?);
     let name = &what.volume;
     let mut session = Session::open(home, &account, Some(name), Span::All)?;
-    let volume = session.volume(name)?.volume.id;
+    let (volume, tags) = {
+        let volume = &session.volume(name)?.volume;
+        (volume.id, volume.tags())
+    };
     let (points, fresh) = match how.expect_head {
         Some(hash) => session.history_with(&volume, hash)?,
         None => session.history(&volume)?,
@@ -88,5 +93,5 @@ pub fn choose(home: &Home, what: &VolumeAt, how: How<'_>, report: &mut Report) -
         "fresh": fresh == Freshness::Proved,
     }));
     let trust = Arc::new(trust);
-    Ok(Chosen { link, account, trust, identity, volume, point, checkpoint, fresh })
+    Ok(Chosen { link, account, trust, identity, volume, tags, point, checkpoint, fresh })
 }

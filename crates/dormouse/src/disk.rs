@@ -94,7 +94,7 @@ fn whole(chosen: &Chosen) -> Result<Arc<dyn BlockDevice>> {
     let opening = Opening {
         trust: Arc::clone(&chosen.trust),
         secrets: Arc::new(chosen.account.secrets.clone()),
-        volume: chosen.volume,
+        tags: chosen.tags,
     };
     let mut fetch = Fetch::new(plan, Arc::clone(&chosen.trust), Arc::clone(&chosen.identity))?;
     engine::run_fetch(&chosen.link, &mut fetch, &opening, Some(&dest), &mut |_| {})?;

@@ -69,12 +69,13 @@ pub struct In {
     filled: Range<usize>,
 }
 
-impl In {
-    /// An empty one.
-    pub fn new() -> Self {
+impl Default for In {
+    fn default() -> Self {
         Self { bytes: Vec::new(), filled: FRONT..FRONT }
     }
+}
 
+impl In {
     /// What is in it.
     pub fn filled(&self) -> &[u8] {
         self.bytes.get(self.filled.clone()).unwrap_or_default()
@@ -119,7 +120,7 @@ mod tests {
 
     #[test]
     fn an_input_gives_back_in_order_what_came() {
-        let mut buffer = In::new();
+        let mut buffer = In::default();
         let (mut next_in, mut next_out) = (0u64, 0u64);
         for round in 0..5000usize {
             let words = round % 700 + 1;

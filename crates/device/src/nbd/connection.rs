@@ -71,7 +71,7 @@ pub fn run(shared: &Shared, mut socket: Socket, begun: impl FnOnce()) -> Result<
     let until = Instant::now() + shared.limits().handshake;
     let tls = if shared.settings.tls.is_some() { Tls::Required } else { Tls::Absent };
     let mut handshake = Handshake::new(shared.exports.clone(), tls);
-    let mut input = In::new();
+    let mut input = In::default();
     socket.send_all(&hello(), Wait::Until(until))?;
     let mut step = negotiate(&mut socket, &mut handshake, &mut input, until)?;
     let mut stream: Box<dyn Stream> = match (&step, &shared.settings.tls) {

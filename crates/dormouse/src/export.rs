@@ -30,6 +30,7 @@ use crate::exit::{Class, Failure, fail};
 use crate::files;
 use crate::home::Home;
 use crate::log::Log;
+use crate::netdisk::{self, NetDisk};
 use crate::report::Report;
 use crate::text;
 use crate::when::VolumeAt;
@@ -43,6 +44,8 @@ pub struct Options {
     pub nbd: Option<String>,
     /// A file for what clients write.
     pub overlay: Option<PathBuf>,
+    /// How the volume itself is written, if it is.
+    pub writing: Option<netdisk::Options>,
     /// How disks are opened.
     pub disk: DiskOptions,
     /// Certificates.
@@ -102,28 +105,44 @@ pub fn run(home: &Home, options: &Options) -> Result<()> {
 
 /// What can be known before anything is opened.
 fn check(options: &Options) -> Result<()> {
-    if options.what.len() > 1 && (options.overlay.is_some() || options.disk.expect_head.is_some()) {
-        let flag = if options.overlay.is_some() { "--overlay" } else { "--expect-head" };
-        return fail(
+    let flags = [
+        ("--overlay", options.overlay.is_some()),
+        ("--write", options.writing.is_some()),
+        ("--expect-head", options.disk.expect_head.is_some()),
+    ];
+    match flags.iter().find(|(_, given)| *given) {
+        Some((flag, _)) if options.what.len() > 1 => fail(
             Class::Usage,
             format!("{flag} is for one volume"),
             "run one `dormouse export` for each",
-        );
+        ),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// A disk that is served.
 struct Disk {
     export: Export,
     opened: Opened,
+    /// If the volume itself is written.
+    written: Option<Arc<NetDisk>>,
 }
 
 fn open(home: &Home, options: &Options, report: &mut Report) -> Result<Vec<Disk>> {
     let open = |name: &String| -> Result<Disk> {
         let what: VolumeAt = name.parse()?;
-        let opened = disk::open(home, &what, &options.disk, report)?;
+        let (opened, written) = match &options.writing {
+            Some(writing) => {
+                let (disk, opened) =
+                    netdisk::open(home, &what, writing.clone(), &options.disk, report)?;
+                (opened, Some(Arc::new(disk)))
+            }
+            None => (disk::open(home, &what, &options.disk, report)?, None),
+        };
         let mut device = Arc::clone(&opened.device);
+        if let Some(disk) = &written {
+            device = Arc::clone(disk) as _;
+        }
         if let Some(path) = &options.overlay {
             device = over(device, path, &opened)?;
         }
@@ -133,7 +152,8 @@ fn open(home: &Home, options: &Options, report: &mut Report) -> Result<Vec<Disk>
         let time = text::time_utc(opened.time);
         let (volume, point, grade) = (&opened.volume, opened.point, opened.grade.name());
         let description = format!("{volume}, point {point} of {time}, {grade}");
-        Ok(Disk { export: Export { name: name.clone(), description, device }, opened })
+        let export = Export { name: name.clone(), description, device };
+        Ok(Disk { export, opened, written })
     };
     options.what.iter().map(open).collect()
 }
@@ -157,7 +177,7 @@ fn over(lower: Arc<dyn BlockDevice>, path: &Path, under: &Opened) -> Result<Arc<
 fn tell_all(disks: &[Disk], listening: &Listening, secure: bool, report: &mut Report) {
     let exports: Vec<_> = disks
         .iter()
-        .map(|Disk { export, opened }| {
+        .map(|Disk { export, opened, .. }| {
             let uri = listening.uri(&export.name, secure);
             report.line(&uri);
             json!({
@@ -206,6 +226,11 @@ fn serve(
     }
     for disk in disks.iter().filter(|d| !d.export.device.geometry().read_only) {
         disk.export.device.flush().with_context(|| format!("flushing '{}'", disk.export.name))?;
+    }
+    for disk in disks {
+        if let Some(written) = &disk.written {
+            netdisk::close(written, &disk.export.name)?;
+        }
     }
     waiting.map_or(Ok(()), Running::verdict)
 }

@@ -54,7 +54,7 @@ impl Stand {
     ) -> anyhow::Result<NetDisk> {
         let mut report = Report::new(false, true);
         let reading = DiskOptions { cache, ..DiskOptions::default() };
-        Ok(netdisk::open(&self.home, name, options, &reading, &mut report)?.0)
+        Ok(netdisk::open(&self.home, &name.parse()?, options, &reading, &mut report)?.0)
     }
 
     fn restored(&self, when: &str) -> Vec<u8> {

@@ -24,7 +24,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::{Error, Result};
 pub use entry::Base;
-use entry::{BLOCKS_MAX, EntryHead, FILE_HEAD, FileHead, Kind, block_sum};
+use entry::{BLOCKS_MAX, EntryHead, FILE_HEAD, FileHead, HASH_SUMS, Kind, block_sum, hash_sums};
 use runs::{Content, Runs, Span};
 
 const BLOCK: u64 = BLOCK_SIZE as u64;
@@ -41,8 +41,10 @@ pub struct Limits {
 /// What an earlier process left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Left {
-    /// On what its oldest file builds.
+    /// On what it builds.
     pub base: Base,
+    /// Whether one point may have been made out of it after that.
+    pub after_cut: bool,
     /// The newest generation under which it was written, and points were made of it.
     pub generation: u64,
     /// The disk's size after all of it.
@@ -80,6 +82,8 @@ struct State {
     lost: Vec<PathBuf>,
     size: u64,
     seq: u64,
+    /// The number behind the last entry that changed the disk.
+    written: u64,
     chain: u64,
     /// Entries below are durable.
     durable: u64,
@@ -122,11 +126,12 @@ impl WriteLog {
             return Err(Error::Damaged(format!("another process writes the log in {dir}")));
         }
         let replay = files::replay(dir)?;
-        let left = replay.first.map(|first| Left {
-            base: first.base,
+        let left = replay.first.map(|_| Left {
+            base: replay.base,
+            after_cut: replay.after_cut,
             generation: replay.generation,
             size: replay.size,
-            entries: replay.seq - first.seq,
+            entries: replay.writes,
             torn: replay.torn,
         });
         let mut parts = VecDeque::new();
@@ -144,6 +149,7 @@ impl WriteLog {
             lost: replay.lost,
             size: replay.size,
             seq: replay.seq,
+            written: replay.seq,
             chain: replay.chain,
             durable: 0,
             bytes: replay.bytes,
@@ -174,7 +180,9 @@ impl WriteLog {
         let file = Arc::clone(&part.file);
         let mut state = self.state();
         state.base = Some(base);
-        self.go_on_in(part, &mut state)?;
+        // What was cut, and is not forgotten, is tried again.
+        let after_cut = state.old.is_some();
+        self.go_on_in(part, after_cut, &mut state)?;
         drop(state);
         Ok(file.sync_data()?)
     }
@@ -185,7 +193,7 @@ impl WriteLog {
         state.files.drain(..).try_for_each(|part| std::fs::remove_file(part.path))?;
         File::open(&self.dir)?.sync_all()?;
         (state.now, state.touched, state.bytes) = (Runs::default(), false, 0);
-        (state.seq, state.chain) = (0, 0);
+        (state.seq, state.written, state.chain) = (0, 0, 0);
         Ok(())
     }
 
@@ -297,9 +305,9 @@ impl WriteLog {
         found
     }
 
-    /// How many entries were written: the number of the next.
+    /// The number behind the last entry that changed the disk.
     pub fn written(&self) -> u64 {
-        self.state().seq
+        self.state().written
     }
 
     /// Takes what was written so far, together with what an earlier cut took and was not
@@ -311,9 +319,10 @@ impl WriteLog {
         let mut state = self.state();
         if state.touched {
             drop(state);
-            let file = self.new_file()?;
+            let part = self.new_file()?;
+            let file = Arc::clone(&part.file);
             state = self.state();
-            self.go_on_in(file, &mut state)?;
+            self.go_on_in(part, true, &mut state)?;
             let now = std::mem::take(&mut state.now);
             let old = match state.old.take() {
                 None => now,
@@ -326,6 +335,10 @@ impl WriteLog {
             };
             state.old = Some(Arc::new(old));
             state.touched = false;
+            drop(state);
+            // Before a point is made of it: so it is known to be of this log.
+            file.sync_data()?;
+            state = self.state();
         }
         let behind = state.files.back().map_or(0, |part| part.number);
         let runs = state.old.clone().unwrap_or_default();
@@ -334,11 +347,14 @@ impl WriteLog {
 
     /// Forgets a cut: the server has it. What was written since builds on `base`.
     pub fn forget(&self, cut: Cut, base: Base) -> Result<()> {
-        let mut state = self.state();
+        let old = self.state().old.take();
+        if let Err(e) = self.builds_on(base) {
+            self.state().old = old;
+            return Err(e);
+        }
         let behind = cut.behind;
-        drop(cut);
-        state.old = None;
-        state.base = Some(base);
+        drop((cut, old));
+        let mut state = self.state();
         while state.files.front().is_some_and(|part| part.number < behind) {
             let Some(part) = state.files.pop_front() else { break };
             let len = part.file.metadata().map_or(0, |m| m.len());
@@ -347,6 +363,18 @@ impl WriteLog {
         }
         self.room.notify_all();
         Ok(())
+    }
+
+    /// What is written, and not forgotten, builds on this point, of the same generation: it has
+    /// the same content as the one before, and what was forgotten.
+    pub fn builds_on(&self, base: Base) -> Result<()> {
+        let sums = hash_sums(&base.hash);
+        let kind = {
+            let mut state = self.state();
+            state.base = Some(base);
+            if state.old.is_some() { Kind::BaseOfCut } else { Kind::Base }
+        };
+        self.append(kind, base.seq, HASH_SUMS, &sums, &[])
     }
 
     /// Bytes that are kept, and entries that were written.
@@ -373,10 +401,10 @@ impl WriteLog {
 
     fn append(&self, kind: Kind, block: u64, count: u64, sums: &[u64], data: &[u8]) -> Result<()> {
         let need = (entry::ENTRY_HEAD + sums.len() * 8 + data.len()) as u64;
-        let mut state = self.wait_for_room(need)?;
+        let mut state = self.wait_for_room(need, matches!(kind, Kind::Base | Kind::BaseOfCut))?;
         let (seq, durable, chain) = (state.seq, state.durable, state.chain);
-        let head = EntryHead { kind, block, count, seq, durable, chain, sum: 0 };
-        let (head, sum) = head.encode(self.salt, sums);
+        let entry = EntryHead { kind, block, count, seq, durable, chain, sum: 0 };
+        let (head, sum) = entry.encode(self.salt, sums);
         let file = match state.files.back() {
             Some(part) if state.base.is_some() => Arc::clone(&part.file),
             _ => return Err(Error::Closed),
@@ -386,8 +414,12 @@ impl WriteLog {
         put(&file, at, &head, data)?;
         state.tail += need;
         state.bytes += need;
-        (state.seq, state.chain, state.touched) = (seq + 1, sum, true);
+        (state.seq, state.chain) = (seq + 1, sum);
+        if !entry.is_base() {
+            (state.written, state.touched) = (seq + 1, true);
+        }
         match kind {
+            Kind::Base | Kind::BaseOfCut => {}
             Kind::Data => {
                 let (salt, at) = (self.salt, at + head.len() as u64);
                 let span = Span { file, salt, block, at, sums: sums.into() };
@@ -403,15 +435,16 @@ impl WriteLog {
         Ok(())
     }
 
-    fn wait_for_room(&self, need: u64) -> Result<MutexGuard<'_, State>> {
+    fn wait_for_room(&self, need: u64, small: bool) -> Result<MutexGuard<'_, State>> {
         let until = self.limits.wait.map(|wait| Instant::now() + wait);
         let mut state = self.state();
         loop {
             if let Some(why) = state.ended {
                 return Err(failed(why));
             }
-            // One entry goes in however long it is.
-            if state.bytes + need <= self.limits.bytes || !(state.touched || state.old.is_some()) {
+            // One entry goes in however long it is, and so does what makes room.
+            let empty = !(state.touched || state.old.is_some());
+            if small || empty || state.bytes + need <= self.limits.bytes {
                 return Ok(state);
             }
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
@@ -435,10 +468,11 @@ impl WriteLog {
     }
 
     /// Entries go into `part` from now on.
-    fn go_on_in(&self, part: Part, state: &mut State) -> Result<()> {
+    fn go_on_in(&self, part: Part, after_cut: bool, state: &mut State) -> Result<()> {
         let Some(base) = state.base else { return Err(Error::Closed) };
         let (salt, size, seq, chain) = (self.salt, state.size, state.seq, state.chain);
-        let head = FileHead { number: part.number, salt, base, size, seq, chain };
+        let number = part.number;
+        let head = FileHead { number, after_cut, salt, base, size, seq, chain };
         if let Err(e) = part.file.write_all_at(&head.encode(), 0) {
             state.ended = Some("the write log could not go on in a new file");
             self.room.notify_all();

@@ -104,7 +104,8 @@ pub fn check_shrink(name: &str, old: u64, new: u64, shrink: bool) -> Result<()> 
 /// A point in which nothing but the size changes.
 fn point_of(home: &Home, writing: &mut Writing, mode: Mode, size: u64) -> Result<Outcome> {
     let what = (size, LeafSet::new(size));
-    let (outcome, _) = writing.copy(mode, what, &Nothing, Grade::Ordered, &mut || Ok(()))?;
+    let (outcome, _) =
+        writing.copy(mode, what, &Nothing, (Grade::Ordered, &mut || Ok(())), &mut || Ok(()))?;
     home.remember(&writing.volume, &Anchor { head: outcome.point, vouched: true })?;
     Ok(outcome)
 }

@@ -38,6 +38,10 @@ pub use sender::{Seen, Shared};
 /// Where network disks keep their write logs, in the home.
 const LOGS: &str = "writing";
 
+/// Bytes of a write log, at most: what a block takes in a delta, 48 bytes, makes half of what the
+/// store keeps between checkpoints.
+pub const LOG_BYTES_MAX: u64 = 4 << 30;
+
 /// When a flush is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Durability {
@@ -165,7 +169,8 @@ impl Opening {
         let writing = Writing::open(home, &account, name, how)?;
         let head = writing.head.with_context(|| format!("volume '{name}' has no point yet"))?;
         if let Some(left) = &left {
-            let kept = Kept { base: left.base, generation: left.generation };
+            let Left { base, generation, after_cut, .. } = *left;
+            let kept = Kept { base, generation, after_cut };
             kept.check(name, &writing.volume.id.0, &head, account.writer(), &dir)?;
         }
         log.begin(base_of(&writing), head.point().size)
@@ -243,12 +248,15 @@ impl Drop for NetDisk {
 pub(crate) struct Kept {
     pub(crate) base: Base,
     pub(crate) generation: u64,
+    /// Whether a point may have been made out of the log after that.
+    pub(crate) after_cut: bool,
 }
 
 impl Kept {
-    /// That nobody else has written to the volume since. Points that were made out of the log
-    /// are no harm: writing the same again gives the same. Whoever else opens the volume gets a
-    /// greater generation, and all points from then on have it, or a greater one.
+    /// That the head is the point on which the log builds, or the one that was being made out of
+    /// the log, or a checkpoint: then writing the log again gives what is right. Whoever else opens
+    /// the volume gets a greater generation, and all points from then on have it, or a greater one;
+    /// a log that was put back from a backup lacks points that were made since.
     pub(crate) fn check(
         &self,
         name: &str,
@@ -258,14 +266,17 @@ impl Kept {
         dir: &Path,
     ) -> Result<()> {
         let p = head.point();
-        let same = p.seq == self.base.seq && hash_of(&head.signed) == Hash(self.base.hash);
-        let ours = p.seq > self.base.seq && p.writer == writer && p.generation <= self.generation;
-        if *volume == self.base.volume && (same || ours) {
+        let base = Hash(self.base.hash);
+        let same = p.seq == self.base.seq && hash_of(&head.signed) == base;
+        let next = p.seq == self.base.seq + 1 && p.prev == base;
+        let ours = p.writer == writer && p.generation <= self.generation;
+        let made_here = next && ours && (self.after_cut || p.is_checkpoint());
+        if *volume == self.base.volume && (same || made_here) {
             return Ok(());
         }
         let message = format!(
-            "volume '{name}' was written by somebody else: its point {} does not build on point {}, \
-             on which writes build that are here and were not sent",
+            "volume '{name}' was written otherwise: writes that are here and were not sent build on \
+             point {1}, and point {0} is not made out of them",
             p.seq, self.base.seq
         );
         Err(Failure::new(Class::InUse, message)

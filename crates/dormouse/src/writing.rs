@@ -96,14 +96,15 @@ impl Writing {
         Ok(Self { link, volume, generation, head, checkpoint, sealing })
     }
 
-    /// Makes a point of `size` bytes out of these leaves; its grade is `grade` if reading goes
-    /// well. Gives the point, and the extents that lead to it from the head before.
+    /// Makes a point of `size` bytes, with this grade, out of these leaves. `ready` is called when
+    /// all is there but the point, and may refuse it. Gives the point, and the extents that lead
+    /// to it from the head before.
     pub fn copy(
         &mut self,
         mode: copy::Mode,
         (size, leaves): (u64, LeafSet),
         source: &dyn Leaves,
-        grade: Grade,
+        (grade, ready): (Grade, &mut dyn FnMut() -> Result<()>),
         show: &mut dyn FnMut() -> Result<()>,
     ) -> Result<(Outcome, Vec<Vec<u8>>)> {
         let plan = copy::Plan {
@@ -121,7 +122,10 @@ impl Writing {
             (Arc::clone(&self.sealing.secrets), Arc::clone(&self.sealing.signer));
         let mut copy = Copy::new(plan, secrets, signer)?;
         copy.keep_extents();
-        let mut finish = || Ok((grade, text::now_ns()));
+        let mut finish = || {
+            ready()?;
+            Ok((grade, text::now_ns()))
+        };
         let mut show = |_: &_| show();
         let outcome =
             engine::run_copy(&self.link, &mut copy, &self.sealing, source, &mut finish, &mut show)?;

@@ -17,12 +17,15 @@ const SUMMED: usize = 48;
 /// Blocks of one entry, at most: 1 MiB.
 pub(super) const BLOCKS_MAX: u64 = 256;
 
+/// Numbers that a hash takes in a table.
+pub(super) const HASH_SUMS: u64 = 4;
+
 const FILE_MAGIC: &[u8; 8] = b"DORMWLG1";
 const VERSION: u32 = 1;
 const ENTRY_MAGIC: &[u8; 4] = b"DWLE";
 
 /// What a log's writes go to, and on what they build.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Base {
     /// The volume's id.
     pub volume: [u8; 16],
@@ -38,6 +41,8 @@ pub struct Base {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FileHead {
     pub number: u64,
+    /// Whether what lies before it may have become a point that the base does not show.
+    pub after_cut: bool,
     /// Seeds all sums of this file, so that no entry of another file holds in it.
     pub salt: u64,
     pub base: Base,
@@ -58,6 +63,10 @@ pub(super) enum Kind {
     Zero,
     /// The disk gets another size; `block` is that, in bytes.
     Size,
+    /// What was forgotten is in point `block`, whose hash stands in the table.
+    Base,
+    /// The same, and there is a cut of which a point may be made after that.
+    BaseOfCut,
 }
 
 /// An entry's header.
@@ -76,6 +85,20 @@ pub(super) struct EntryHead {
     pub sum: u64,
 }
 
+/// A point's hash as numbers of a table.
+pub(super) fn hash_sums(hash: &[u8; 32]) -> [u64; HASH_SUMS as usize] {
+    core::array::from_fn(|i| u64_at(hash, i * 8))
+}
+
+/// A point's hash in a table.
+pub(super) fn hash_of(sums: &[u64]) -> [u8; 32] {
+    let mut hash = [0; 32];
+    for (to, sum) in hash.chunks_exact_mut(8).zip(sums) {
+        to.copy_from_slice(&sum.to_le_bytes());
+    }
+    hash
+}
+
 /// The sum of one block at its place.
 pub(super) fn block_sum(salt: u64, block: u64, bytes: &[u8]) -> u64 {
     XxHash3_64::oneshot_with_seed(salt ^ block.wrapping_mul(0x9e37_79b9_7f4a_7c15), bytes)
@@ -86,6 +109,7 @@ impl FileHead {
         let mut out = [0; FILE_HEAD];
         out[..8].copy_from_slice(FILE_MAGIC);
         out[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        out[12] = u8::from(self.after_cut);
         out[16..24].copy_from_slice(&self.number.to_le_bytes());
         out[24..32].copy_from_slice(&self.salt.to_le_bytes());
         out[32..48].copy_from_slice(&self.base.volume);
@@ -103,7 +127,11 @@ impl FileHead {
     /// `None` if it does not hold; the version if it is a newer one.
     pub(super) fn decode(bytes: &[u8; FILE_HEAD]) -> Option<Result<Self, u32>> {
         let sum = XxHash3_64::oneshot(&bytes[..120]);
-        if &bytes[..8] != FILE_MAGIC || sum != u64_at(bytes, 120) || bytes[12..16] != [0; 4] {
+        if &bytes[..8] != FILE_MAGIC
+            || sum != u64_at(bytes, 120)
+            || bytes[13..16] != [0; 3]
+            || bytes[12] > 1
+        {
             return None;
         }
         let version = u32::from_le_bytes(array(bytes, 8));
@@ -112,6 +140,7 @@ impl FileHead {
         }
         Some(Ok(Self {
             number: u64_at(bytes, 16),
+            after_cut: bytes[12] == 1,
             salt: u64_at(bytes, 24),
             base: Base {
                 volume: array(bytes, 32),
@@ -136,6 +165,8 @@ impl EntryHead {
             Kind::Data => 1,
             Kind::Zero => 2,
             Kind::Size => 3,
+            Kind::Base => 4,
+            Kind::BaseOfCut => 5,
         };
         out[8..16].copy_from_slice(&self.block.to_le_bytes());
         out[16..24].copy_from_slice(&self.count.to_le_bytes());
@@ -156,6 +187,8 @@ impl EntryHead {
             1 => Kind::Data,
             2 => Kind::Zero,
             3 => Kind::Size,
+            4 => Kind::Base,
+            5 => Kind::BaseOfCut,
             _ => return None,
         };
         if &bytes[..4] != ENTRY_MAGIC || bytes[5..8] != [0; 3] {
@@ -170,21 +203,34 @@ impl EntryHead {
             chain: u64_at(bytes, 40),
             sum: u64_at(bytes, SUMMED),
         };
-        let most = match kind {
-            Kind::Data => BLOCKS_MAX,
-            Kind::Zero => u64::MAX / BLOCK_SIZE as u64,
-            Kind::Size => 0,
+        let counts = match kind {
+            Kind::Data => 1..=BLOCKS_MAX,
+            Kind::Zero => 1..=u64::MAX / BLOCK_SIZE as u64,
+            Kind::Size => 0..=0,
+            Kind::Base | Kind::BaseOfCut => HASH_SUMS..=HASH_SUMS,
         };
-        let least = u64::from(kind != Kind::Size);
         let fits = head.block.checked_add(head.count).is_some();
-        (fits && (least..=most).contains(&head.count)).then_some(head)
+        (fits && counts.contains(&head.count)).then_some(head)
     }
 
-    /// Sums of blocks that follow the header.
+    /// Numbers of the table that follows the header.
     pub(super) const fn sums(&self) -> usize {
         match self.kind {
-            Kind::Data => self.count as usize,
+            Kind::Data | Kind::Base | Kind::BaseOfCut => self.count as usize,
             Kind::Zero | Kind::Size => 0,
+        }
+    }
+
+    /// Whether it changes nothing on the disk.
+    pub(super) const fn is_base(&self) -> bool {
+        matches!(self.kind, Kind::Base | Kind::BaseOfCut)
+    }
+
+    /// Bytes of data that follow the table.
+    pub(super) const fn data(&self) -> usize {
+        match self.kind {
+            Kind::Data => self.count as usize * BLOCK_SIZE,
+            Kind::Zero | Kind::Size | Kind::Base | Kind::BaseOfCut => 0,
         }
     }
 }
@@ -212,7 +258,8 @@ mod tests {
     #[test]
     fn every_bit_of_a_header_counts() {
         let base = Base { volume: [3; 16], generation: 4, seq: 5, hash: [6; 32] };
-        let head = FileHead { number: 1, salt: 2, base, size: 7 << 12, seq: 9, chain: 8 };
+        let head =
+            FileHead { number: 1, after_cut: true, salt: 2, base, size: 7 << 12, seq: 9, chain: 8 };
         let bytes = head.encode();
         assert_eq!(FileHead::decode(&bytes), Some(Ok(head)));
         for bit in 0..FILE_HEAD * 8 {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use dormouse_format::limits::BLOCK_SIZE;
 
 use super::entry::{
-    ENTRY_HEAD, EntryHead, FILE_HEAD, FileHead, Kind, block_sum, entry_sum, u64_at,
+    Base, ENTRY_HEAD, EntryHead, FILE_HEAD, FileHead, Kind, block_sum, entry_sum, hash_of, u64_at,
 };
 use super::runs::{Content, Runs, Span};
 use crate::{Error, Result};
@@ -33,6 +33,12 @@ pub(super) struct Replay {
     pub next_number: u64,
     /// The greatest of the files that are taken.
     pub generation: u64,
+    /// On what it builds now.
+    pub base: Base,
+    /// Whether a point may have been made after that.
+    pub after_cut: bool,
+    /// Entries that change the disk.
+    pub writes: u64,
     pub size: u64,
     pub seq: u64,
     pub chain: u64,
@@ -58,6 +64,7 @@ pub(super) fn replay(dir: &Path) -> Result<Replay> {
         let head = read_head(&file, &path)?;
         let mut end = FILE_HEAD as u64;
         if let Some(head) = head.filter(|head| follows(&replay, head, number)) {
+            (replay.base, replay.after_cut) = (head.base, head.after_cut);
             end = entries(&mut replay, &head, Arc::clone(&file), len)?;
             replay.bytes += len;
             replay.first.get_or_insert(head);
@@ -130,6 +137,10 @@ fn entries(replay: &mut Replay, head: &FileHead, file: Arc<File>, len: u64) -> R
     while let Some((entry, sums)) = entry(&mut from, head.salt, at, len, replay, &mut data)? {
         let begin = at + (ENTRY_HEAD + 8 * sums.len()) as u64;
         at = begin + data.len() as u64;
+        if entry.is_base() {
+            (replay.base.seq, replay.base.hash) = (entry.block, hash_of(&sums));
+            replay.after_cut = entry.kind == Kind::BaseOfCut;
+        }
         take(replay, &entry, || Span {
             file: Arc::clone(&file),
             salt: head.salt,
@@ -157,7 +168,7 @@ fn entry(
     }
     from.read_exact(&mut fixed)?;
     let Some(head) = EntryHead::decode(&fixed) else { return Ok(None) };
-    let (table, body) = (head.sums() * 8, head.sums() * BLOCK_SIZE);
+    let (table, body) = (head.sums() * 8, head.data());
     if len - at - (ENTRY_HEAD as u64) < (table + body) as u64 {
         return Ok(None);
     }
@@ -171,6 +182,7 @@ fn entry(
     data.resize(body, 0);
     from.read_exact(data)?;
     let sums: Vec<u64> = whole[ENTRY_HEAD..].chunks_exact(8).map(|sum| u64_at(sum, 0)).collect();
+    // A table without data holds no sums of blocks.
     let mut blocks = data.chunks_exact(BLOCK_SIZE).zip(&sums).zip(head.block..);
     let good = blocks.all(|((bytes, sum), block)| block_sum(salt, block, bytes) == *sum);
     if !good {
@@ -185,11 +197,13 @@ fn take(replay: &mut Replay, entry: &EntryHead, span: impl FnOnce() -> Span) {
     match entry.kind {
         Kind::Data => replay.runs.put(entry.block, end, Content::Data(Arc::new(span()))),
         Kind::Zero => replay.runs.put(entry.block, end, Content::Zero),
+        Kind::Base | Kind::BaseOfCut => {}
         Kind::Size => {
             super::resized(&mut replay.runs, replay.size, entry.block);
             replay.size = entry.block;
         }
     }
+    replay.writes += u64::from(!entry.is_base());
     replay.seq = entry.seq + 1;
     replay.chain = entry.sum;
 }

@@ -6,7 +6,11 @@ use clap::Args;
 
 use crate::daemon::quantity;
 use crate::disk::DiskOptions;
-use crate::netdisk::{Durability, Options};
+use crate::exit::{Class, fail};
+use crate::netdisk::{Durability, LOG_BYTES_MAX, Options};
+
+/// Some requests of the largest size fit.
+const LOG_BYTES_MIN: u64 = 16 << 20;
 
 /// Of `attach` and `export`.
 #[derive(Debug, Clone, Args)]
@@ -41,10 +45,18 @@ impl WriteArgs {
         if !self.write {
             return Ok(None);
         }
+        let log_bytes = quantity::size(&self.log_size)?.get();
+        if !(LOG_BYTES_MIN..=LOG_BYTES_MAX).contains(&log_bytes) {
+            return fail(
+                Class::Usage,
+                format!("--log-size {} is out of range", self.log_size),
+                "from 16MiB to 4GiB",
+            );
+        }
         Ok(Some(Options {
             durability: if self.sync { Durability::Server } else { Durability::Local },
             point_every: quantity::duration(&self.point_every)?,
-            log_bytes: quantity::size(&self.log_size)?.get().max(16 << 20),
+            log_bytes,
             timeout: reading.timeout,
             discard: self.discard_log,
             takeover: self.takeover,

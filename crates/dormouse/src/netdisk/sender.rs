@@ -5,6 +5,7 @@
 //! When somebody else has written to the volume, nothing is sent any more, and writes fail.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -30,8 +31,6 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(3600);
 /// The newest head is written to the home this often.
 const REMEMBER_EVERY: Duration = Duration::from_secs(600);
-/// What a block takes in a delta, at most.
-const DELTA_PER_BLOCK: u64 = 48;
 
 /// How it stands with sending, for people.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -144,7 +143,8 @@ impl Sender {
             account,
             name,
             options,
-            kept: Kept { base, generation: base.generation },
+            // A link may break while a point is under way.
+            kept: Kept { base, generation: base.generation, after_cut: true },
             volume: writing.volume.clone(),
             newest: None,
             deltas: is_checkpoint.then_some(0),
@@ -242,18 +242,17 @@ impl Sender {
             Some(writing) => writing,
             None => self.connect()?,
         };
+        // A full log is half of what the store takes between checkpoints, at most.
+        if self.deltas.is_none_or(|deltas| deltas > DELTAS_BYTES_MAX / 3) {
+            self.checkpoint(&mut writing)?;
+        }
         let Some(cut) = self.log.cut()? else {
             self.writing = Some(writing);
             return Ok(());
         };
-        let blocks: u64 = cut.runs().map(|(start, end, _)| end - start).sum();
-        let room = DELTAS_BYTES_MAX.saturating_sub(self.deltas.unwrap_or(DELTAS_BYTES_MAX));
-        if blocks.saturating_mul(DELTA_PER_BLOCK) > room {
-            self.checkpoint(&mut writing)?;
-        }
         self.send(&mut writing, cut)?;
         let late = self.checkpointed.elapsed() >= CHECKPOINT_EVERY;
-        if self.deltas.is_none_or(|deltas| deltas > DELTAS_SMALL || late && deltas > 0) {
+        if self.deltas.is_some_and(|deltas| deltas > DELTAS_SMALL || late && deltas > 0) {
             self.checkpoint(&mut writing)?;
         }
         if self.remembered.elapsed() >= REMEMBER_EVERY {
@@ -270,13 +269,22 @@ impl Sender {
         let source = CutLeaves { cut: &cut, below: &*self.below };
         let mut show = || self.may_go_on();
         let what = (cut.size, leaves);
-        let (outcome, extents) =
-            writing.copy(Mode::Changes, what, &source, Grade::Ordered, &mut show)?;
+        let log = &self.log;
+        let (outcome, extents) = std::thread::scope(|scope| {
+            // What is at the server must be here too, or an older log would be sent over it.
+            let mut flush = Some(scope.spawn(|| log.flush()));
+            let mut ready = || match flush.take().map(ScopedJoinHandle::join) {
+                Some(Ok(flushed)) => Ok(flushed?),
+                _ => anyhow::bail!("the thread that makes the write log durable has ended"),
+            };
+            let grade = (Grade::Ordered, &mut ready as _);
+            writing.copy(Mode::Changes, what, &source, grade, &mut show)
+        })?;
+        let (seq, base) = (cut.seq, base_of(writing));
+        self.kept.base = base;
         // First below, then out of the log: a block is always in one of them.
         self.below.apply(cut.size, &extents)?;
-        let (seq, base) = (cut.seq, base_of(writing));
         self.log.forget(cut, base)?;
-        self.kept.base = base;
         self.newest = Some(outcome.point);
         self.deltas = self.deltas.map(|sum| sum + outcome.progress.extent_bytes);
         let mut state = self.shared.state();
@@ -296,10 +304,13 @@ impl Sender {
     }
 
     fn checkpoint(&mut self, writing: &mut Writing) -> Result<()> {
+        // So that the log is known to build on the head, and the checkpoint to repeat it.
+        self.log.flush()?;
         // It is short, and ends the link if it is broken off: it is not.
         let stored = writing.make_checkpoint(&mut || Ok(()))?;
         self.below.rebase(&stored)?;
         self.kept.base = base_of(writing);
+        self.log.builds_on(self.kept.base)?;
         self.newest = Some(stored.signed);
         self.deltas = Some(0);
         self.checkpointed = Instant::now();
@@ -325,8 +336,8 @@ impl Sender {
         self.log.rebase(base)?;
         // A point may have been made that this side was not told of: its extents are not laid
         // over what is below, but they are of blocks that are in the log still.
-        self.kept.generation = base.generation;
-        self.deltas = self.deltas.filter(|_| head.point().seq == self.kept.base.seq);
+        self.deltas = self.deltas.filter(|_| base.seq == self.kept.base.seq);
+        self.kept = Kept { base, generation: base.generation, after_cut: true };
         Ok(writing)
     }
 

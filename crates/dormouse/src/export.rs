@@ -110,6 +110,16 @@ fn check(options: &Options) -> Result<()> {
             "run one `dormouse export` for each",
         );
     }
+    let mut names: Vec<&String> = options.what.iter().collect();
+    names.sort();
+    if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+        let text = format!("'{}' is named twice", twice[0]);
+        return fail(
+            Class::Usage,
+            text,
+            "clients know a disk by the name it has here: name it once",
+        );
+    }
     Ok(())
 }
 

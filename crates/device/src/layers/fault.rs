@@ -71,7 +71,8 @@ impl Rule {
 
 impl Gate for Fault {
     fn pass(&self, request: &Request, go: &mut dyn FnMut() -> Result<()>) -> Result<()> {
-        let falls = |rule: &&Rule| rule.meets(request) && self.draw().is_multiple_of(rule.one_in.max(1));
+        let falls =
+            |rule: &&Rule| rule.meets(request) && self.draw().is_multiple_of(rule.one_in.max(1));
         let Some(rule) = self.rules.iter().find(falls) else { return go() };
         self.failed.fetch_add(1, Ordering::Relaxed);
         let text = format!("{} at byte {}: fails on purpose", request.kind.name(), request.at);

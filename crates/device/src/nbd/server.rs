@@ -306,7 +306,9 @@ fn seat(
         let inner = &*leave.inner;
         let socket = Socket::new(socket);
         let done = match chosen {
-            Some(chosen) => connection::serve(&inner.shared, Box::new(socket), chosen, In::default()),
+            Some(chosen) => {
+                connection::serve(&inner.shared, Box::new(socket), chosen, In::default())
+            }
             None => connection::run(&inner.shared, socket, || begin(inner, leave.id)),
         };
         if let Err(error) = done {

@@ -228,6 +228,20 @@ fn an_error_of_the_disk_tells_where() {
     let (error, at) = client.read(0, SIZE as u32).unwrap_err();
     assert_eq!(error, 28);
     assert!(at.is_some_and(|at| at <= 700_000 && at >= SIZE as u64 / 2), "{at:?}");
+    // Nothing of the piece that failed has come.
+    client.ask(0, 0, 0, SIZE as u32, &[]);
+    let parts = client.reply(0);
+    let (last, data) = parts.split_last().unwrap();
+    assert_eq!(*last, Chunk::Error(28, at));
+    let told: u64 = data
+        .iter()
+        .map(|part| match part {
+            Chunk::Data(_, bytes) => bytes.len() as u64,
+            Chunk::Hole(_, len) => u64::from(*len),
+            other => panic!("{other:?}"),
+        })
+        .sum();
+    assert_eq!(Some(told), at);
     assert_eq!(client.writes(0, 0, &[1; 512]), 5);
     running.is_well();
     let mut simple = running.connect();

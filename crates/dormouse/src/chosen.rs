@@ -32,12 +32,14 @@ pub struct Chosen {
     pub identity: Arc<Identity>,
     /// The volume.
     pub volume: VolumeId,
-    /// The volume in the tags.
+    /// The volume in its tags; another one, if it is a fork.
     pub tags: VolumeId,
     /// The point.
     pub point: StoredPoint,
     /// The checkpoint that it builds on; itself if it is one.
     pub checkpoint: StoredPoint,
+    /// All points up to it.
+    pub history: Vec<StoredPoint>,
     /// Whether the history goes on from what this machine knows.
     pub fresh: Freshness,
 }
@@ -61,7 +63,7 @@ pub fn choose(home: &Home, what: &VolumeAt, how: How<'_>, report: &mut Report) -
         let volume = &session.volume(name)?.volume;
         (volume.id, volume.tags())
     };
-    let (points, fresh) = match how.expect_head {
+    let (mut points, fresh) = match how.expect_head {
         Some(hash) => session.history_with(&volume, hash)?,
         None => session.history(&volume)?,
     };
@@ -93,5 +95,17 @@ pub fn choose(home: &Home, what: &VolumeAt, how: How<'_>, report: &mut Report) -
         "fresh": fresh == Freshness::Proved,
     }));
     let trust = Arc::new(trust);
-    Ok(Chosen { link, account, trust, identity, volume, tags, point, checkpoint, fresh })
+    points.truncate(at + 1);
+    Ok(Chosen {
+        link,
+        account,
+        trust,
+        identity,
+        volume,
+        tags,
+        point,
+        checkpoint,
+        history: points,
+        fresh,
+    })
 }

@@ -1,6 +1,7 @@
 //! The command line: flags and their help, nothing else.
 
 pub mod export;
+pub mod write;
 
 use std::path::PathBuf;
 

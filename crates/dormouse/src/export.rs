@@ -30,6 +30,7 @@ use crate::exit::{Class, Failure, fail};
 use crate::files;
 use crate::home::Home;
 use crate::log::Log;
+use crate::netdisk::{self, NetDisk};
 use crate::report::Report;
 use crate::text;
 use crate::when::VolumeAt;
@@ -43,6 +44,8 @@ pub struct Options {
     pub nbd: Option<String>,
     /// A file for what clients write.
     pub overlay: Option<PathBuf>,
+    /// How the volume itself is written, if it is.
+    pub writing: Option<netdisk::Options>,
     /// How disks are opened.
     pub disk: DiskOptions,
     /// Certificates.
@@ -84,6 +87,8 @@ pub fn run(home: &Home, options: &Options) -> Result<()> {
     };
     let tls = options.tls.as_ref().map(|t| tls::load(&t.dir, t.any_client)).transpose()?;
     place.check(tls.is_some(), options.insecure)?;
+    // First, so that a place that is taken is known before a disk is opened.
+    let listening = place.listen()?;
     let mut report = Report::new(options.json, false);
     let disks = open(home, options, &mut report)?;
     let log = Log::system();
@@ -93,7 +98,6 @@ pub fn run(home: &Home, options: &Options) -> Result<()> {
     let exports = Exports::new(disks.iter().map(|d| d.export.clone()).collect());
     let exports = exports.map_err(|why| Failure::new(Class::Usage, why))?;
     let mut server = Server::new(exports, settings);
-    let listening = place.listen()?;
     server.listen(listening.listener()?).with_context(|| format!("cannot listen on {place}"))?;
     tell_all(&disks, &listening, secure, &mut report);
     report.said()?;
@@ -102,14 +106,6 @@ pub fn run(home: &Home, options: &Options) -> Result<()> {
 
 /// What can be known before anything is opened.
 fn check(options: &Options) -> Result<()> {
-    if options.what.len() > 1 && (options.overlay.is_some() || options.disk.expect_head.is_some()) {
-        let flag = if options.overlay.is_some() { "--overlay" } else { "--expect-head" };
-        return fail(
-            Class::Usage,
-            format!("{flag} is for one volume"),
-            "run one `dormouse export` for each",
-        );
-    }
     let mut names: Vec<&String> = options.what.iter().collect();
     names.sort();
     if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
@@ -120,20 +116,44 @@ fn check(options: &Options) -> Result<()> {
             "clients know a disk by the name it has here: name it once",
         );
     }
-    Ok(())
+    let flags = [
+        ("--overlay", options.overlay.is_some()),
+        ("--write", options.writing.is_some()),
+        ("--expect-head", options.disk.expect_head.is_some()),
+    ];
+    match flags.iter().find(|(_, given)| *given) {
+        Some((flag, _)) if options.what.len() > 1 => fail(
+            Class::Usage,
+            format!("{flag} is for one volume"),
+            "run one `dormouse export` for each",
+        ),
+        _ => Ok(()),
+    }
 }
 
 /// A disk that is served.
 struct Disk {
     export: Export,
     opened: Opened,
+    /// If the volume itself is written.
+    written: Option<Arc<NetDisk>>,
 }
 
 fn open(home: &Home, options: &Options, report: &mut Report) -> Result<Vec<Disk>> {
     let open = |name: &String| -> Result<Disk> {
         let what: VolumeAt = name.parse()?;
-        let opened = disk::open(home, &what, &options.disk, report)?;
+        let (opened, written) = match &options.writing {
+            Some(writing) => {
+                let (disk, opened) =
+                    netdisk::open(home, &what, writing.clone(), &options.disk, report)?;
+                (opened, Some(Arc::new(disk)))
+            }
+            None => (disk::open(home, &what, &options.disk, report)?, None),
+        };
         let mut device = Arc::clone(&opened.device);
+        if let Some(disk) = &written {
+            device = Arc::clone(disk) as _;
+        }
         if let Some(path) = &options.overlay {
             device = over(device, path, &opened)?;
         }
@@ -143,7 +163,8 @@ fn open(home: &Home, options: &Options, report: &mut Report) -> Result<Vec<Disk>
         let time = text::time_utc(opened.time);
         let (volume, point, grade) = (&opened.volume, opened.point, opened.grade.name());
         let description = format!("{volume}, point {point} of {time}, {grade}");
-        Ok(Disk { export: Export { name: name.clone(), description, device }, opened })
+        let export = Export { name: name.clone(), description, device };
+        Ok(Disk { export, opened, written })
     };
     options.what.iter().map(open).collect()
 }
@@ -167,7 +188,7 @@ fn over(lower: Arc<dyn BlockDevice>, path: &Path, under: &Opened) -> Result<Arc<
 fn tell_all(disks: &[Disk], listening: &Listening, secure: bool, report: &mut Report) {
     let exports: Vec<_> = disks
         .iter()
-        .map(|Disk { export, opened }| {
+        .map(|Disk { export, opened, .. }| {
             let uri = listening.uri(&export.name, secure);
             report.line(&uri);
             json!({
@@ -216,6 +237,11 @@ fn serve(
     }
     for disk in disks.iter().filter(|d| !d.export.device.geometry().read_only) {
         disk.export.device.flush().with_context(|| format!("flushing '{}'", disk.export.name))?;
+    }
+    for disk in disks {
+        if let Some(written) = &disk.written {
+            netdisk::close(written, &disk.export.name)?;
+        }
     }
     waiting.map_or(Ok(()), Running::verdict)
 }

@@ -7,7 +7,7 @@
 //! others: the log (`dormouse_device::write_log`), and reading what the server has ([`Below`]).
 
 mod below;
-mod disk;
+mod device;
 mod sender;
 
 use std::path::{Path, PathBuf};
@@ -22,9 +22,14 @@ use dormouse_format::point::StoredPoint;
 use dormouse_format::{Hash, WriterId};
 use dormouse_sync::history::hash_of;
 
-use crate::exit::{Class, Failure};
+use crate::disk::{self, DiskOptions, Opened};
+use crate::exit::{Class, Failure, fail};
 use crate::files::Lock;
 use crate::home::{Account, Home};
+use crate::out::note;
+use crate::report::Report;
+use crate::text;
+use crate::when::VolumeAt;
 use crate::writing::{How, Writing};
 pub use below::Below;
 use sender::Sender;
@@ -84,7 +89,50 @@ pub struct Opening {
     writing: Writing,
     log: WriteLog,
     left: Option<Left>,
+    head: StoredPoint,
     _lock: Lock,
+}
+
+/// Opens a volume for writing as a disk, over what the server has; sends what an earlier process
+/// left.
+pub fn open(
+    home: &Home,
+    what: &VolumeAt,
+    options: Options,
+    disk: &DiskOptions,
+    report: &mut Report,
+) -> Result<(NetDisk, Opened)> {
+    let name = &what.volume;
+    if let Some(when) = &what.when.0 {
+        return fail(
+            Class::Usage,
+            format!("'{name}@{when}' is in the past, and cannot be written"),
+            "`dormouse fork VOLUME@WHEN NAME` makes a volume of it; --overlay keeps writes in a file",
+        );
+    }
+    let opening = Opening::new(home, name, options)?;
+    if let Some(left) = opening.left() {
+        report.note(&format!(
+            "{name}: {} writes of an earlier process were not sent yet; they are sent now",
+            left.entries
+        ));
+    }
+    let (below, opened) = disk::open_own(home, name, &opening.head, disk, report)?;
+    Ok((opening.start(home, below)?, opened))
+}
+
+/// How long an end waits for what is still to be sent.
+const CLOSE: Duration = Duration::from_secs(30);
+
+/// Ends a disk, and says what could not be sent: it is kept.
+pub fn close(disk: &NetDisk, name: &str) -> Result<()> {
+    let seen = disk.close(CLOSE)?;
+    if !disk.all_sent() {
+        let why = seen.away.or(seen.ended).unwrap_or_else(|| "the link is slow".into());
+        let kept = text::size(disk.log.kept().0);
+        note!("{name}: {kept} of writes are kept here and are sent the next time: {why}");
+    }
+    Ok(())
 }
 
 /// A network disk.
@@ -123,12 +171,12 @@ impl Opening {
         log.begin(base_of(&writing), head.point().size)
             .with_context(|| format!("cannot write in {}", dir.display()))?;
         let name = name.to_owned();
-        Ok(Self { account, name, options, writing, log, left, _lock: lock })
+        Ok(Self { account, name, options, writing, log, left, head, _lock: lock })
     }
 
     /// The newest point, on which what is written builds.
-    pub fn head(&self) -> Option<StoredPoint> {
-        self.writing.head
+    pub const fn head(&self) -> &StoredPoint {
+        &self.head
     }
 
     /// What an earlier process has written and not sent: it is sent now.
@@ -138,7 +186,7 @@ impl Opening {
 
     /// The disk, over what the server has at [`Self::head`].
     pub fn start(self, home: &Home, below: Arc<dyn Below>) -> Result<NetDisk> {
-        let Self { account, name, options, writing, log, left: _, _lock } = self;
+        let Self { account, name, options, writing, log, left: _, head: _, _lock } = self;
         let (log, shared) = (Arc::new(log), Arc::new(Shared::new(&writing)));
         let (durability, timeout) = (options.durability, options.timeout);
         let sender = Sender::new(

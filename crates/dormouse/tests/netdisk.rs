@@ -5,51 +5,22 @@
 mod common;
 
 use std::os::unix::fs::FileExt;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use common::program::Numbers;
 use common::{World, assert_fails};
 use dormouse::create;
+use dormouse::disk::DiskOptions;
 use dormouse::exit::Class;
 use dormouse::home::Home;
-use dormouse::netdisk::{Below, Durability, NetDisk, Opening, Options};
+use dormouse::netdisk::{self, Durability, NetDisk, Opening, Options};
+use dormouse::report::Report;
 use dormouse::restore;
-use dormouse_device::file::FileDevice;
-use dormouse_device::{BlockDevice, Extent, Geometry, Result, Write, Zero};
-use dormouse_format::point::StoredPoint;
+use dormouse_device::{BlockDevice, Write, Zero};
 
 const SIZE: u64 = 6 << 20;
-
-/// What the server has, as a file: what is offered is written to it.
-struct FileBelow(FileDevice);
-
-impl BlockDevice for FileBelow {
-    fn geometry(&self) -> Geometry {
-        self.0.geometry()
-    }
-    fn read(&self, at: u64, out: &mut [u8]) -> Result<()> {
-        self.0.read(at, out)
-    }
-    fn extents(&self, at: u64, len: u64, most: usize) -> Result<Vec<Extent>> {
-        self.0.extents(at, len, most)
-    }
-}
-
-impl Below for FileBelow {
-    fn apply(&self, size: u64, extents: &[Vec<u8>]) -> Result<()> {
-        assert!(!extents.is_empty());
-        self.0.resize(size)
-    }
-    fn rebase(&self, checkpoint: &StoredPoint) -> Result<()> {
-        assert!(checkpoint.point().is_checkpoint());
-        Ok(())
-    }
-    fn offer(&self, block: u64, bytes: &[u8]) {
-        self.0.write(block * 4096, bytes, Write::default()).unwrap();
-    }
-}
 
 struct Stand {
     world: World,
@@ -66,22 +37,24 @@ impl Stand {
         Self { world, home }
     }
 
-    fn below(&self, name: &str) -> Arc<dyn Below> {
-        let path = self.world.path(&format!("below-{name}"));
-        let file = std::fs::OpenOptions::new().create(true).append(true).open(&path).unwrap();
-        let empty = file.metadata().unwrap().len() == 0;
-        if empty {
-            file.set_len(SIZE).unwrap();
-        }
-        Arc::new(FileBelow(FileDevice::open(&path, false).unwrap()))
-    }
-
     fn open(&self, options: Options) -> anyhow::Result<NetDisk> {
         self.open_named("disk", options)
     }
 
     fn open_named(&self, name: &str, options: Options) -> anyhow::Result<NetDisk> {
-        Opening::new(&self.home, name, options)?.start(&self.home, self.below(name))
+        let cache = Some((self.world.path("cache"), 2 << 20));
+        self.open_cached(name, options, cache)
+    }
+
+    fn open_cached(
+        &self,
+        name: &str,
+        options: Options,
+        cache: Option<(PathBuf, u64)>,
+    ) -> anyhow::Result<NetDisk> {
+        let mut report = Report::new(false, true);
+        let reading = DiskOptions { cache, ..DiskOptions::default() };
+        Ok(netdisk::open(&self.home, &name.parse()?, options, &reading, &mut report)?.0)
     }
 
     fn restored(&self, when: &str) -> Vec<u8> {
@@ -191,7 +164,7 @@ fn what_is_written_is_read_and_each_flush_is_a_point() {
     assert!(stand.restored("") == plain);
     // The end made a checkpoint: nothing has to be replayed.
     let opening = Opening::new(&stand.home, "disk", options(Durability::Local)).unwrap();
-    assert!(opening.head().unwrap().point().is_checkpoint() && opening.left().is_none());
+    assert!(opening.head().point().is_checkpoint() && opening.left().is_none());
 }
 
 #[test]
@@ -291,7 +264,7 @@ fn mirror_to(home: &Home, source: &Path, volume: &str) {
         quiet: true,
         stop: None,
     };
-    let mut report = dormouse::report::Report::new(false, true);
+    let mut report = Report::new(false, true);
     dormouse::mirror::copy(home, &options, &mut report).unwrap();
 }
 
@@ -345,8 +318,6 @@ fn forks_begin_as_their_origin_and_go_their_own_way() {
     assert!(stand.restored_from("last") == plain);
     assert!(store_bytes(&stand) - stored < 200_000, "a fork copies nothing");
     // A fork of a fork that went on, and each is what it was.
-    let path = stand.world.path("below-f1");
-    std::fs::write(&path, &points[1].1).unwrap();
     let mut forked = points[1].1.clone();
     let disk = stand.open_named("f1", options(Durability::Local)).unwrap();
     (0..40).for_each(|_| request(&disk, &mut forked, &mut random));
@@ -371,4 +342,54 @@ fn forks_begin_as_their_origin_and_go_their_own_way() {
 fn store_bytes(stand: &Stand) -> u64 {
     let files = common::snapshot(&stand.world.path("store"));
     files.iter().map(|(_, bytes)| bytes.len() as u64).sum()
+}
+
+/// Blocks say which write they are of. Whoever reads one sees no older write than those that
+/// were over before the read began, while points are made and what was kept is given up.
+#[test]
+fn no_read_is_older_than_a_write_that_was_over() {
+    const BLOCKS: u64 = 256;
+    let stand = Stand::new();
+    let every = Options { point_every: Duration::from_millis(1), ..options(Durability::Local) };
+    // Without a cache, so that what was changed has to be fetched.
+    let disk = stand.open_cached("disk", every, None).unwrap();
+    let over: Vec<AtomicU64> = (0..BLOCKS).map(|_| AtomicU64::new(0)).collect();
+    let stop = AtomicU64::new(0);
+    let (reads, points) = std::thread::scope(|scope| {
+        let reader = |seed| {
+            let (disk, over, stop) = (&disk, &over, &stop);
+            move || {
+                let (mut random, mut reads) = (Numbers(seed), 0u64);
+                while stop.load(Ordering::SeqCst) == 0 {
+                    let first = random.below(BLOCKS - 4);
+                    let least: Vec<u64> =
+                        (0..4).map(|i| over[(first + i) as usize].load(Ordering::SeqCst)).collect();
+                    let mut out = vec![0; 4 * 4096];
+                    disk.read(first * 4096, &mut out).unwrap();
+                    for (block, least) in out.chunks(4096).zip(least) {
+                        let write = u64::from_le_bytes(block[..8].try_into().unwrap());
+                        assert!(write >= least, "write {write} is read, {least} was over");
+                        assert!(block.chunks(8).all(|part| part == &block[..8]), "torn");
+                    }
+                    reads += 1;
+                }
+                reads
+            }
+        };
+        let readers = [scope.spawn(reader(1)), scope.spawn(reader(2))];
+        let mut random = Numbers(3);
+        for write in 1..6000u64 {
+            let block = random.below(BLOCKS);
+            let bytes = write.to_le_bytes().repeat(512);
+            disk.write(block * 4096, &bytes, Write::default()).unwrap();
+            over[block as usize].store(write, Ordering::SeqCst);
+            if write % 16 == 0 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        stop.store(1, Ordering::SeqCst);
+        (readers.map(|r| r.join().unwrap()), disk.seen().points)
+    });
+    assert!(reads.iter().all(|n| *n > 50) && points > 10, "{reads:?} reads, {points} points");
+    println!("{reads:?} reads, {points} points");
 }

@@ -6,6 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use dormouse_device::layers::spec::Spec;
 
+use super::write::WriteArgs;
 use crate::daemon::quantity;
 use crate::disk::DiskOptions;
 use crate::export::{Options, Tls};
@@ -25,6 +26,9 @@ pub struct ExportArgs {
     /// was written. For one volume.
     #[arg(long, value_name = "FILE")]
     pub overlay: Option<PathBuf>,
+    /// Writing the volume itself.
+    #[command(flatten)]
+    pub writing: WriteArgs,
     /// Keep blocks that were read in this directory
     #[arg(long, value_name = "DIR")]
     pub cache: Option<PathBuf>,
@@ -72,17 +76,19 @@ impl ExportArgs {
     /// What the command is told.
     pub fn to_options(self) -> Result<Options> {
         let size = quantity::size(&self.cache_size)?.get();
+        let disk = DiskOptions {
+            cache: self.cache.map(|dir| (dir, size)),
+            timeout: self.timeout.as_deref().map(quantity::duration).transpose()?,
+            fill: self.fill,
+            fuzzy: self.fuzzy,
+            expect_head: self.expect_head,
+        };
         Ok(Options {
             what: self.what,
             nbd: self.nbd,
             overlay: self.overlay,
-            disk: DiskOptions {
-                cache: self.cache.map(|dir| (dir, size)),
-                timeout: self.timeout.as_deref().map(quantity::duration).transpose()?,
-                fill: self.fill,
-                fuzzy: self.fuzzy,
-                expect_head: self.expect_head,
-            },
+            writing: self.writing.to_options(&disk)?,
+            disk,
             tls: self.tls_certificates.map(|dir| Tls { dir, any_client: self.tls_any_client }),
             insecure: self.insecure,
             pid_file: self.pid_file,

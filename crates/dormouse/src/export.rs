@@ -87,6 +87,8 @@ pub fn run(home: &Home, options: &Options) -> Result<()> {
     };
     let tls = options.tls.as_ref().map(|t| tls::load(&t.dir, t.any_client)).transpose()?;
     place.check(tls.is_some(), options.insecure)?;
+    // First, so that a place that is taken is known before a disk is opened.
+    let listening = place.listen()?;
     let mut report = Report::new(options.json, false);
     let disks = open(home, options, &mut report)?;
     let log = Log::system();
@@ -96,7 +98,6 @@ pub fn run(home: &Home, options: &Options) -> Result<()> {
     let exports = Exports::new(disks.iter().map(|d| d.export.clone()).collect());
     let exports = exports.map_err(|why| Failure::new(Class::Usage, why))?;
     let mut server = Server::new(exports, settings);
-    let listening = place.listen()?;
     server.listen(listening.listener()?).with_context(|| format!("cannot listen on {place}"))?;
     tell_all(&disks, &listening, secure, &mut report);
     report.said()?;
@@ -105,6 +106,16 @@ pub fn run(home: &Home, options: &Options) -> Result<()> {
 
 /// What can be known before anything is opened.
 fn check(options: &Options) -> Result<()> {
+    let mut names: Vec<&String> = options.what.iter().collect();
+    names.sort();
+    if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+        let text = format!("'{}' is named twice", twice[0]);
+        return fail(
+            Class::Usage,
+            text,
+            "clients know a disk by the name it has here: name it once",
+        );
+    }
     let flags = [
         ("--overlay", options.overlay.is_some()),
         ("--write", options.writing.is_some()),

@@ -41,7 +41,7 @@ impl Out {
     pub fn space(&mut self, len: usize) -> &mut [u8] {
         let range = self.end..self.end + len;
         if self.bytes.len() < range.end {
-            self.bytes.resize(range.end.next_multiple_of(64 << 10), 0);
+            self.bytes.resize(range.end, 0);
         }
         self.end = range.end;
         &mut self.bytes[range]

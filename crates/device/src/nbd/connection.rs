@@ -34,6 +34,8 @@ const SEND_AT: usize = 64 << 10;
 const SMALL: u32 = 64 << 10;
 /// What it costs to hand one over, about.
 const SLOW: Duration = Duration::from_micros(15);
+/// Writes that are handed over together.
+const BATCH: usize = 16;
 /// Finished replies up to here are copied, so that they are sent together.
 const COPIED_MAX: usize = 64 << 10;
 
@@ -139,6 +141,7 @@ pub fn serve(
         under_way: 0,
         wrote: false,
         pace: Pace::default(),
+        batch: Batch::default(),
     };
     let served = connection.run();
     let flushed = connection.finish(served.is_ok());
@@ -167,13 +170,16 @@ struct Connection<'a> {
     under_way: usize,
     wrote: bool,
     pace: Pace,
+    batch: Batch,
 }
 
 impl Connection<'_> {
     fn run(&mut self) -> Result<(), Ended> {
         loop {
             self.collect()?;
-            let next = self.take_requests()?;
+            let next = self.take_requests();
+            self.dispatch()?;
+            let next = next?;
             self.send()?;
             if next == Next::End || self.shared.stopping.load(Ordering::Relaxed) {
                 return Ok(());
@@ -269,15 +275,43 @@ impl Connection<'_> {
         let Some(held) = self.shared.budget.take(len + reply, first) else {
             return Ok(false);
         };
-        let payload = self.input.filled().get(REQUEST_LEN..len).unwrap_or_default().to_vec();
-        let (chosen, cookie) = (Arc::clone(&self.chosen), request.cookie);
-        let promise = Promise::new(&self.finished, held);
+        // Writes to one file wait for each other in the kernel: they go to one thread together,
+        // while this one takes and answers.
+        let together = local && matches!(op, Op::Write { .. });
+        if !together {
+            self.dispatch()?;
+        }
+        let payload = self.input.filled().get(REQUEST_LEN..len).unwrap_or_default();
+        self.batch.push(op, request.cookie, payload, held);
+        self.batch.local = local;
         self.under_way += 1;
-        self.shared.pool.run(Box::new(move || {
-            let answer = Answer { chosen: &chosen, cookie };
-            promise.keep(local, |out| answer.perform(op, &payload, out, &mut |_| Ok::<(), ()>(())));
-        }))?;
+        if !together || self.batch.items.len() >= BATCH {
+            self.dispatch()?;
+        }
         Ok(true)
+    }
+
+    /// Gives the pool what was put together for it.
+    fn dispatch(&mut self) -> Result<(), Ended> {
+        if self.batch.items.is_empty() {
+            return Ok(());
+        }
+        let Batch { items, payload, held, local } = std::mem::take(&mut self.batch);
+        let promise = Promise::new(&self.finished, items.len(), held);
+        let chosen = Arc::clone(&self.chosen);
+        self.shared.pool.run(Box::new(move || {
+            promise.keep(local, |out| {
+                let mut rest = payload.as_slice();
+                for (op, cookie, len) in items {
+                    let (payload, after) = rest.split_at_checked(len).ok_or(())?;
+                    rest = after;
+                    let answer = Answer { chosen: &chosen, cookie };
+                    answer.perform(op, payload, out, &mut |_| Ok(()))?;
+                }
+                Ok(())
+            });
+        }))?;
+        Ok(())
     }
 
     /// Takes the replies that the pool has made.
@@ -286,7 +320,7 @@ impl Connection<'_> {
             return Ok(());
         }
         for reply in self.finished.take() {
-            self.under_way -= 1;
+            self.under_way -= reply.count;
             reply.took.into_iter().for_each(|took| self.pace.note(took));
             if !reply.kept {
                 return Err(io::Error::other("a request was not carried out").into());
@@ -341,7 +375,8 @@ impl Connection<'_> {
         while self.under_way > 0 {
             answered = answered && self.collect().and_then(|()| self.send()).is_ok();
             if !answered {
-                self.under_way = self.under_way.saturating_sub(self.finished.take().len());
+                let ended: usize = self.finished.take().iter().map(|reply| reply.count).sum();
+                self.under_way = self.under_way.saturating_sub(ended);
             }
             if self.under_way > 0 {
                 let _ = poll(&mut [PollFd::new(&self.finished.bell, PollFlags::IN)], None);
@@ -354,6 +389,25 @@ impl Connection<'_> {
             self.chosen.export.device.flush().map_err(Ended::Flush)?;
         }
         Ok(())
+    }
+}
+
+/// Requests that one thread of the pool will carry out, in order.
+#[derive(Default)]
+struct Batch {
+    /// Each with its cookie, and the bytes of its payload.
+    items: Vec<(Op, u64, usize)>,
+    payload: Vec<u8>,
+    held: Vec<Held>,
+    /// Whether they wait for no network.
+    local: bool,
+}
+
+impl Batch {
+    fn push(&mut self, op: Op, cookie: u64, payload: &[u8], held: Held) {
+        self.items.push((op, cookie, payload.len()));
+        self.payload.extend_from_slice(payload);
+        self.held.push(held);
     }
 }
 
@@ -377,11 +431,13 @@ struct Finished {
     bell: OwnedFd,
 }
 
+/// Replies to some requests.
 struct Reply {
     out: Out,
     kept: bool,
+    count: usize,
     took: Option<Duration>,
-    _held: Held,
+    _held: Vec<Held>,
 }
 
 impl Finished {
@@ -407,35 +463,37 @@ impl Finished {
     }
 }
 
-/// A reply that will be made; the connection hears of it also if it is not.
+/// Replies that will be made; the connection hears of them also if they are not.
 struct Promise {
     to: Arc<Finished>,
     out: Out,
     kept: bool,
-    /// How long it took, where that tells something.
+    count: usize,
+    /// How long each took, where that tells something.
     took: Option<Duration>,
-    held: Option<Held>,
+    held: Vec<Held>,
 }
 
 impl Promise {
-    fn new(to: &Arc<Finished>, held: Held) -> Self {
-        Self { to: Arc::clone(to), out: Out::default(), kept: false, took: None, held: Some(held) }
+    fn new(to: &Arc<Finished>, count: usize, held: Vec<Held>) -> Self {
+        let to = Arc::clone(to);
+        Self { to, out: Out::default(), kept: false, count, took: None, held }
     }
 
-    /// Makes the reply.
-    fn keep(mut self, small: bool, make: impl FnOnce(&mut Out) -> Result<(), ()>) {
+    /// Makes the replies.
+    fn keep(mut self, local: bool, make: impl FnOnce(&mut Out) -> Result<(), ()>) {
         let begun = Instant::now();
         self.kept = make(&mut self.out).is_ok();
-        self.took = small.then(|| begun.elapsed());
+        let each = |took: Duration| took / u32::try_from(self.count).unwrap_or(1).max(1);
+        self.took = local.then(|| each(begun.elapsed()));
     }
 }
 
 impl Drop for Promise {
     fn drop(&mut self) {
-        if let Some(held) = self.held.take() {
-            let out = std::mem::take(&mut self.out);
-            self.to.push(Reply { out, kept: self.kept, took: self.took, _held: held });
-        }
+        let (out, held) = (std::mem::take(&mut self.out), std::mem::take(&mut self.held));
+        let (kept, count, took) = (self.kept, self.count, self.took);
+        self.to.push(Reply { out, kept, count, took, _held: held });
     }
 }
 

@@ -1,7 +1,8 @@
 //! Listening, and the table of connections.
 //!
 //! Invariants: there are so many connections at most; one that has not chosen a disk makes room
-//! for a newcomer, the oldest first; a stop takes no longer than its limit.
+//! for a newcomer, the oldest first, but not before it had a fair time; meanwhile newcomers wait
+//! in the system's queue. A stop takes no longer than its limit.
 
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -37,6 +38,8 @@ pub struct Limits {
     pub connections: usize,
     /// Until a disk must have been chosen.
     pub handshake: Duration,
+    /// For so long a connection without a disk does not have to make room.
+    pub grace: Duration,
     /// Threads for requests that may take long.
     pub workers: usize,
     /// Requests of one connection that such threads have.
@@ -52,6 +55,7 @@ impl Default for Limits {
         Self {
             connections: 64,
             handshake: Duration::from_secs(30),
+            grace: Duration::from_millis(500),
             workers: 32,
             under_way: 128,
             memory: 256 << 20,
@@ -121,6 +125,7 @@ struct Seat {
     socket: OwnedFd,
     /// Whether it has a disk.
     begun: bool,
+    since: Instant,
 }
 
 #[derive(Default)]
@@ -215,6 +220,9 @@ impl Server {
         let inner = &self.inner;
         let until = Instant::now() + inner.shared.settings.limits.stop;
         inner.shared.stopping.store(true, Ordering::Relaxed);
+        // Also who waits for a place.
+        drop(inner.table());
+        inner.ended.notify_all();
         for wake in &mut self.wakes {
             let _ = wake.write_all(b"x");
         }
@@ -288,18 +296,15 @@ fn seat(
     chosen: Option<Chosen>,
 ) -> io::Result<()> {
     let outside = socket.try_clone()?;
-    let mut table = inner.table();
-    if inner.shared.stopping.load(Ordering::Relaxed) {
-        return Err(io::Error::other("the server is being stopped"));
-    }
-    if table.seats.len() >= inner.shared.settings.limits.connections && !make_room(&mut table) {
-        drop(table);
+    let Some(mut table) = place(inner)? else {
         inner.log(|| format!("{from}: too many connections, closed"));
         return Ok(());
-    }
+    };
     let id = table.next;
     table.next += 1;
-    table.seats.insert(id, Seat { socket: outside, begun: chosen.is_some() });
+    table
+        .seats
+        .insert(id, Seat { socket: outside, begun: chosen.is_some(), since: Instant::now() });
     drop(table);
     let leave = Leave { inner: Arc::clone(inner), id };
     std::thread::Builder::new().name("nbd".into()).stack_size(STACK).spawn(move || {
@@ -318,12 +323,30 @@ fn seat(
     Ok(())
 }
 
-/// Takes the place of the oldest connection that has no disk.
-fn make_room(table: &mut Table) -> bool {
-    let oldest = table.seats.iter().filter(|(_, s)| !s.begun).map(|(id, _)| *id).min();
-    let Some(seat) = oldest.and_then(|id| table.seats.remove(&id)) else { return false };
-    let _ = shutdown(&seat.socket, Shutdown::Both);
-    true
+/// Finds a place, if need be that of the oldest connection that has no disk, and waits while
+/// that is new itself. None if all have disks; an error if the server ends.
+fn place(inner: &Inner) -> io::Result<Option<MutexGuard<'_, Table>>> {
+    let limits = &inner.shared.settings.limits;
+    let mut table = inner.table();
+    loop {
+        if inner.shared.stopping.load(Ordering::Relaxed) {
+            return Err(io::Error::other("the server is being stopped"));
+        }
+        if table.seats.len() < limits.connections {
+            return Ok(Some(table));
+        }
+        let without = table.seats.iter().filter(|(_, s)| !s.begun);
+        let Some((&id, oldest)) = without.min_by_key(|(id, _)| **id) else { return Ok(None) };
+        let left = limits.grace.saturating_sub(oldest.since.elapsed());
+        if left.is_zero() {
+            if let Some(seat) = table.seats.remove(&id) {
+                let _ = shutdown(&seat.socket, Shutdown::Both);
+            }
+            return Ok(Some(table));
+        }
+        let waited = inner.ended.wait_timeout(table, left);
+        table = waited.unwrap_or_else(PoisonError::into_inner).0;
+    }
 }
 
 fn begin(inner: &Inner, id: u64) {

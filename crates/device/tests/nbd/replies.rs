@@ -1,9 +1,11 @@
 //! What the server tells and answers, to a peer that keeps to the protocol.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use dormouse_device::layers::spec::Spec;
+use dormouse_device::memory::MemoryDevice;
 use dormouse_device::nbd::Limits;
 use dormouse_device::nbd::protocol::{flags, how, info, option, reply};
 use dormouse_device::{BlockDevice, Change, Changes, Error, Geometry, Result, Write as How, Zero};
@@ -228,6 +230,20 @@ fn an_error_of_the_disk_tells_where() {
     let (error, at) = client.read(0, SIZE as u32).unwrap_err();
     assert_eq!(error, 28);
     assert!(at.is_some_and(|at| at <= 700_000 && at >= SIZE as u64 / 2), "{at:?}");
+    // Nothing of the piece that failed has come.
+    client.ask(0, 0, 0, SIZE as u32, &[]);
+    let parts = client.reply(0);
+    let (last, data) = parts.split_last().unwrap();
+    assert_eq!(*last, Chunk::Error(28, at));
+    let told: u64 = data
+        .iter()
+        .map(|part| match part {
+            Chunk::Data(_, bytes) => bytes.len() as u64,
+            Chunk::Hole(_, len) => u64::from(*len),
+            other => panic!("{other:?}"),
+        })
+        .sum();
+    assert_eq!(Some(told), at);
     assert_eq!(client.writes(0, 0, &[1; 512]), 5);
     running.is_well();
     let mut simple = running.connect();
@@ -283,4 +299,51 @@ fn slow_requests_do_not_hold_up_others() {
     assert!(took >= Duration::from_millis(200) && took < Duration::from_secs(3), "{took:?}");
     came.sort_unstable();
     assert_eq!(came, slow);
+}
+
+/// Writes that turn out to be slow go to other threads, several together; each is answered once.
+#[test]
+fn slow_local_writes_are_handed_over() {
+    struct Slow(Arc<MemoryDevice>, AtomicU64);
+    impl BlockDevice for Slow {
+        fn geometry(&self) -> Geometry {
+            self.0.geometry()
+        }
+        fn read(&self, at: u64, out: &mut [u8]) -> Result<()> {
+            self.0.read(at, out)
+        }
+        fn write(&self, at: u64, bytes: &[u8], how: How) -> Result<()> {
+            std::thread::sleep(Duration::from_micros(300));
+            let elsewhere = std::thread::current().name() == Some("nbd-work");
+            self.1.fetch_add(elsewhere.into(), Ordering::SeqCst);
+            if at == 40 * 4096 {
+                return Err(Error::NoRoom("on purpose".into()));
+            }
+            self.0.write(at, bytes, how)
+        }
+    }
+    let memory = memory(SIZE);
+    let disk = Arc::new(Slow(Arc::clone(&memory), AtomicU64::new(0)));
+    let running = serve(&[("disk", disk.clone())], Limits::default());
+    let mut client = running.connect();
+    client.go("disk", true);
+    let mut expected = content(SIZE);
+    for round in 1..=3u8 {
+        let mut asked: Vec<u64> = (0..100u64)
+            .map(|n| client.ask(1, 0, n * 4096, 4096, &[round * 7 + n as u8; 4096]))
+            .collect();
+        let failing = asked[40];
+        for _ in 0..100 {
+            let (cookie, part, last) = client.part(0);
+            let place = asked.iter().position(|c| *c == cookie).expect("answered once");
+            asked.swap_remove(place);
+            let wanted = if cookie == failing { Chunk::Error(28, None) } else { Chunk::None };
+            assert!(last && part == wanted, "{part:?}");
+        }
+    }
+    for n in (0..100).filter(|n| *n != 40) {
+        expected[n * 4096..][..4096].fill(21 + n as u8);
+    }
+    assert!(memory.content() == expected);
+    assert!(disk.1.load(Ordering::SeqCst) > 100, "none were handed over");
 }

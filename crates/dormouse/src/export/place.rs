@@ -33,9 +33,11 @@ impl std::str::FromStr for Place {
             Failure::new(Class::Usage, format!("--nbd '{text}' is no place to listen"))
                 .hint("such as unix:/run/disk.sock, 127.0.0.1:10809 or [::1]:10809")
         };
-        let port = text.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok());
-        port.ok_or_else(wrong)?;
-        Ok(Self::Tcp(text.parse().map_err(|_| wrong())?))
+        let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+        let port: u16 = port.parse().map_err(|_| wrong())?;
+        // Port 0 is any that is free: no client could be told so, but who listens can.
+        let address: Address = format!("{host}:1").parse().map_err(|_| wrong())?;
+        Ok(Self::Tcp(Address { port, ..address }))
     }
 }
 

@@ -1,7 +1,10 @@
 //! The status socket: who finds it, who may, and what slow or strange peers get.
 
+use std::os::unix::net::UnixListener;
+
 use super::*;
 use crate::daemon::board::State;
+use crate::exit::Class;
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixListener;

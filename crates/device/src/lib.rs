@@ -7,6 +7,7 @@
 
 mod error;
 pub mod file;
+pub mod write_log;
 
 pub use error::{Error, Result};
 

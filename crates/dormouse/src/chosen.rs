@@ -32,6 +32,8 @@ pub struct Chosen {
     pub identity: Arc<Identity>,
     /// The volume.
     pub volume: VolumeId,
+    /// The volume in its tags; another one, if it is a fork.
+    pub tags: VolumeId,
     /// The point.
     pub point: StoredPoint,
     /// The checkpoint that it builds on; itself if it is one.
@@ -57,7 +59,10 @@ pub fn choose(home: &Home, what: &VolumeAt, how: How<'_>, report: &mut Report) -
     let identity = Arc::new(home.identity()?);
     let name = &what.volume;
     let mut session = Session::open(home, &account, Some(name), Span::All)?;
-    let volume = session.volume(name)?.volume.id;
+    let (volume, tags) = {
+        let volume = &session.volume(name)?.volume;
+        (volume.id, volume.tags())
+    };
     let (mut points, fresh) = match how.expect_head {
         Some(hash) => session.history_with(&volume, hash)?,
         None => session.history(&volume)?,
@@ -91,5 +96,16 @@ pub fn choose(home: &Home, what: &VolumeAt, how: How<'_>, report: &mut Report) -
     }));
     let trust = Arc::new(trust);
     points.truncate(at + 1);
-    Ok(Chosen { link, account, trust, identity, volume, point, checkpoint, history: points, fresh })
+    Ok(Chosen {
+        link,
+        account,
+        trust,
+        identity,
+        volume,
+        tags,
+        point,
+        checkpoint,
+        history: points,
+        fresh,
+    })
 }

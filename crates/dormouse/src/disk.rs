@@ -9,6 +9,7 @@ mod blocks;
 mod device;
 mod file;
 mod memory;
+mod own;
 mod pilot;
 mod reach;
 mod waits;
@@ -22,7 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use crossbeam_channel::{Receiver, bounded, unbounded};
+use crossbeam_channel::unbounded;
 use dormouse_device::BlockDevice;
 use dormouse_format::TimeNs;
 use dormouse_format::point::{Grade, StoredPoint};
@@ -33,15 +34,17 @@ use crate::connect;
 use crate::home::Home;
 use crate::link::Link;
 use crate::log::Log;
+use crate::netdisk::Below;
 use crate::patience::Patience;
 use crate::remote::Freshness;
 use crate::report::Report;
-use crate::when::VolumeAt;
+use crate::when::{VolumeAt, When};
 use ahead::Streams;
 use blocks::Blocks;
 use device::{Attached, Disk};
 use file::CacheFile;
-use pilot::{Command, Pilot, Start};
+use own::Own;
+use pilot::{Pilot, Start};
 use reach::Place;
 use waits::Waits;
 
@@ -62,10 +65,8 @@ pub struct DiskOptions {
 
 /// A disk that was opened.
 pub struct Opened {
-    /// The disk. Dropping the last of it, and of `base`, ends all that works for it.
+    /// The disk. Dropping the last of it ends all that works for it.
     pub device: Arc<dyn BlockDevice>,
-    /// For who owns the volume, and lays changes of its own over the point.
-    pub base: Base,
     /// The volume's name.
     pub volume: String,
     /// The point's sequence number.
@@ -78,32 +79,6 @@ pub struct Opened {
     pub size: u64,
     /// Whether the history goes on from what this machine knows; said to the user already.
     pub freshness: Freshness,
-}
-
-/// What the owner of a volume does to the disk below it.
-#[derive(Clone)]
-pub struct Base(Arc<Disk>);
-
-impl Base {
-    /// Lays a change over the point: encoded runs, after which the volume has `size` bytes. A
-    /// read that is under way may see it or not; one that begins later does.
-    pub fn apply(&self, size: u64, runs: Vec<u8>) -> Result<()> {
-        let (answer, answered) = bounded(1);
-        self.ask(Command::Apply { size, runs, answer }, &answered)
-    }
-
-    /// What was laid over is in this checkpoint, that this machine has committed; `since` was
-    /// laid over after it.
-    pub fn rebase(&self, checkpoint: StoredPoint, since: Vec<(u64, Vec<u8>)>) -> Result<()> {
-        let (answer, answered) = bounded(1);
-        let checkpoint = Box::new(checkpoint);
-        self.ask(Command::Rebase { checkpoint, since, answer }, &answered)
-    }
-
-    fn ask(&self, command: Command, answered: &Receiver<dormouse_sync::Result<()>>) -> Result<()> {
-        self.0.commands.send(command).ok().context("the disk is closed")?;
-        Ok(answered.recv().context("the disk is closed")??)
-    }
 }
 
 /// Points that are kept to compare with (about 5 MiB).
@@ -119,6 +94,30 @@ pub fn open(
     options: &DiskOptions,
     report: &mut Report,
 ) -> Result<Opened> {
+    Ok(open_point(home, what, options, report)?.1)
+}
+
+/// Opens the newest point of a volume, of which this machine makes the next ones: it must be
+/// this one.
+pub fn open_own(
+    home: &Home,
+    volume: &str,
+    point: &StoredPoint,
+    options: &DiskOptions,
+    report: &mut Report,
+) -> Result<(Arc<dyn Below>, Opened)> {
+    let when = When(Some(point.point().seq.to_string()));
+    let what = VolumeAt { volume: volume.to_owned(), when };
+    let (disk, opened) = open_point(home, &what, options, report)?;
+    Ok((disk, opened))
+}
+
+fn open_point(
+    home: &Home,
+    what: &VolumeAt,
+    options: &DiskOptions,
+    report: &mut Report,
+) -> Result<(Arc<Attached>, Opened)> {
     let how = How { fuzzy: options.fuzzy, expect_head: options.expect_head.as_deref() };
     let chosen = chosen::choose(home, what, how, report)?;
     let p = *chosen.point.point();
@@ -126,7 +125,7 @@ pub fn open(
     let secrets = Arc::new(chosen.account.secrets.clone());
     let file = match &options.cache {
         Some((dir, bytes)) => {
-            Some(CacheFile::open(dir, *bytes, Arc::clone(&secrets), chosen.volume)?)
+            Some(CacheFile::open(dir, *bytes, Arc::clone(&secrets), chosen.tags)?)
         }
         None => None,
     };
@@ -140,22 +139,21 @@ pub fn open(
         seq: p.seq,
         expected: options.expect_head.is_some(),
     };
-    let blocks = Blocks::new(secrets, chosen.volume, file);
-    let disk = Arc::new(start(chosen, place, blocks, options)?);
-    Ok(Opened {
-        device: Arc::new(Attached(Arc::clone(&disk))),
-        base: Base(disk),
-        volume: what.volume.clone(),
-        point: p.seq,
-        time,
-        grade: p.grade,
-        size: p.size,
-        freshness,
-    })
+    let blocks = Blocks::new(secrets, chosen.tags, file);
+    let disk = start(chosen, place, blocks, options)?;
+    let device: Arc<dyn BlockDevice> = Arc::clone(&disk) as _;
+    let volume = what.volume.clone();
+    let (point, grade, size) = (p.seq, p.grade, p.size);
+    Ok((disk, Opened { device, volume, point, time, grade, size, freshness }))
 }
 
 /// Starts what works for a disk, when its point can be read.
-fn start(chosen: Chosen, place: Place, blocks: Blocks, options: &DiskOptions) -> Result<Disk> {
+fn start(
+    chosen: Chosen,
+    place: Place,
+    blocks: Blocks,
+    options: &DiskOptions,
+) -> Result<Arc<Attached>> {
     let Chosen { link, trust, identity, point, checkpoint, mut history, .. } = chosen;
     let limits = Limits::default();
     let mut reader = Reader::new(point, checkpoint, Arc::clone(&trust), identity, limits)?;
@@ -164,8 +162,8 @@ fn start(chosen: Chosen, place: Place, blocks: Blocks, options: &DiskOptions) ->
     let fill = options.fill && blocks.file.is_some();
     let shared = Arc::new(Shared {
         blocks,
+        own: Own::default(),
         waits: Waits::default(),
-        size: AtomicU64::new(point.point().size),
         ahead: AtomicU64::new(0),
         away: Mutex::default(),
         refused: AtomicBool::new(false),
@@ -175,13 +173,14 @@ fn start(chosen: Chosen, place: Place, blocks: Blocks, options: &DiskOptions) ->
     let (told, events) = unbounded();
     let mut threads = workers::start(&shared, &job, &told)?;
     let log = Log::stderr().of_volume(&place.name);
+    let (commands_of, shared_of) = (commanded, Arc::clone(&shared));
     let pilot = Pilot::new(Start {
-        shared: Arc::clone(&shared),
+        shared: shared_of,
         place,
         link,
         trust,
         reader,
-        commands: commanded,
+        commands: commands_of,
         jobs,
         events,
         fill,
@@ -189,8 +188,16 @@ fn start(chosen: Chosen, place: Place, blocks: Blocks, options: &DiskOptions) ->
     });
     let builder = std::thread::Builder::new().name("disk".into());
     threads.insert(0, builder.spawn(move || pilot.run()).context("cannot start a thread")?);
-    let (timeout, streams) = (options.timeout, Streams::new());
-    Ok(Disk { shared, timeout, commands, streams, points: history, threads })
+    let disk = Disk {
+        shared,
+        size: AtomicU64::new(point.point().size),
+        timeout: options.timeout,
+        commands,
+        streams: Streams::new(),
+        points: history,
+        threads,
+    };
+    Ok(Arc::new(Attached(Arc::new(disk))))
 }
 
 /// Gets what the point needs before a block can be read: its deltas.
@@ -216,9 +223,8 @@ fn make_ready(link: &Link, reader: &mut Reader) -> Result<()> {
 /// What the threads of a disk share.
 struct Shared {
     blocks: Blocks,
+    own: Own,
     waits: Waits,
-    /// Bytes of the volume.
-    size: AtomicU64,
     /// Blocks that were asked for ahead and are not here yet.
     ahead: AtomicU64,
     /// Why there is no server.

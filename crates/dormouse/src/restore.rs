@@ -66,7 +66,7 @@ fn run_plan(
 ) -> Result<Fetch> {
     let secrets: VaultSecrets = chosen.account.secrets.clone();
     let trust = Arc::clone(&chosen.trust);
-    let opening = Opening { trust, secrets: Arc::new(secrets), volume: chosen.volume };
+    let opening = Opening { trust, secrets: Arc::new(secrets), tags: chosen.tags };
     let mut fetch = Fetch::new(plan, Arc::clone(&chosen.trust), Arc::clone(&chosen.identity))?;
     let size = chosen.point.point().size;
     let done = engine::run_fetch(&chosen.link, &mut fetch, &opening, target, &mut |p| {

@@ -30,7 +30,6 @@ use crate::chunks::{Asked, Chunks, Next};
 pub use crate::chunks::{OpenJob, Placement, Write};
 use crate::error::{Error, Result, unexpected};
 use crate::history::Trust;
-use crate::map::Root;
 use crate::overlay::Overlay;
 use kept::Kept;
 use plan::{Flights, Part};
@@ -509,14 +508,10 @@ impl Reader {
                     self.views[*view].deltas_again();
                     Some(self.views[*view].deltas_question())
                 }
-                Question::Node { view, place, .. } => {
-                    let Root { volume, seq, .. } = self.views[*view].root();
-                    Some(Message::GetNode { volume, seq, place: *place })
-                }
-                Question::Leaves { view, page, mask, .. } => {
-                    let Root { volume, seq, .. } = self.views[*view].root();
-                    let (page, mask) = (*page, *mask);
-                    Some(Message::GetLeaves { volume, seq, page, mask, hints: true })
+                // Whoever needs it asks for it again, by the map as it is then.
+                Question::Node { .. } | Question::Leaves { .. } => {
+                    self.forget_question(&question);
+                    continue;
                 }
                 Question::Of(Asked::Chunk(want)) if want.skip == 0 => {
                     ids.push(want.id);
@@ -539,6 +534,29 @@ impl Reader {
         Ok(())
     }
 
+    /// A part of the map is not asked for any more.
+    fn forget_question(&mut self, question: &Question) {
+        match question {
+            Question::Node { hash, .. } => {
+                self.pending.remove(hash);
+            }
+            Question::Leaves { mask, hashes, .. } => self.forget_leaves(*mask, hashes),
+            Question::Deltas(_) | Question::Of(_) => {}
+        }
+        self.stirred = true;
+    }
+
+    fn forget_leaves(&mut self, mask: u64, hashes: &[Hash; FANOUT as usize]) {
+        for slot in (0..FANOUT as usize).filter(|slot| mask >> slot & 1 == 1) {
+            self.pending.remove(&hashes[slot]);
+        }
+    }
+
+    /// Whether nothing is being fetched: no request is open, and no chunk under way.
+    pub fn is_idle(&self) -> bool {
+        self.requests.is_empty() && self.flights.is_empty()
+    }
+
     /// The owner of the volume lays a change of its own over it: encoded runs, after which the
     /// volume has `size` bytes. A request that is open may see it or not.
     pub fn apply(&mut self, size: u64, runs: &[u8]) -> Result<()> {
@@ -559,6 +577,10 @@ impl Reader {
             view.size = *size;
         }
         self.views[MAIN] = view;
+        // What is to be asked for still is asked for by the new map.
+        for ((_, _), (mask, hashes)) in core::mem::take(&mut self.wanted_leaves) {
+            self.forget_leaves(mask, &hashes);
+        }
         self.stirred = true;
         Ok(())
     }

@@ -3,12 +3,10 @@
 //! Invariant: what is given out was proved under the attached point's root, just now or when it
 //! was put here. Leaves to others: to get what is missing ([`super::pilot`]).
 
-use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use dormouse_crypt::VaultSecrets;
-use dormouse_format::limits::{BLOCK_SIZE, LEAF_BLOCKS};
+use dormouse_format::limits::BLOCK_SIZE;
 use dormouse_format::{Block, Tag, VolumeId};
 
 use super::file::CacheFile;
@@ -19,9 +17,6 @@ use super::zeros::{Bits, Zeros};
 const MEMORY: u64 = 64 << 20;
 /// Blocks that are asked for at once, at most (4 MiB).
 pub(super) const PIECE: usize = 1024;
-
-/// Of a range of more blocks than this all that is here is looked through.
-const SWEEP: u64 = 4096;
 
 /// A bit for each block of a piece: which are missing.
 #[derive(Debug, Clone)]
@@ -48,7 +43,7 @@ impl Missing {
     }
 
     /// The first run that begins at `from` or behind it.
-    pub(super) fn run(&self, from: usize) -> Option<Range<usize>> {
+    pub(super) fn run(&self, from: usize) -> Option<core::ops::Range<usize>> {
         let start = (from..PIECE).find(|i| self.has(*i))?;
         Some(start..(start..PIECE).find(|i| !self.has(*i)).unwrap_or(PIECE))
     }
@@ -61,8 +56,6 @@ pub(super) struct Blocks {
     pub(super) file: Option<CacheFile>,
     pub(super) secrets: Arc<VaultSecrets>,
     pub(super) volume: VolumeId,
-    /// How often the map was changed under what is here.
-    version: AtomicU64,
 }
 
 impl Blocks {
@@ -71,8 +64,7 @@ impl Blocks {
         volume: VolumeId,
         file: Option<CacheFile>,
     ) -> Self {
-        let (memory, zeros, version) = (Memory::new(MEMORY), Zeros::new(), AtomicU64::new(0));
-        Self { memory, zeros, file, secrets, volume, version }
+        Self { memory: Memory::new(MEMORY), zeros: Zeros::new(), file, secrets, volume }
     }
 
     /// Copies out what is here of the missing blocks; the first has the address `first`.
@@ -90,7 +82,13 @@ impl Blocks {
     }
 
     /// The same for a run that is not in memory.
-    fn get_run(&self, first: Block, out: &mut [u8], run: Range<usize>, missing: &mut Missing) {
+    fn get_run(
+        &self,
+        first: Block,
+        out: &mut [u8],
+        run: core::ops::Range<usize>,
+        missing: &mut Missing,
+    ) {
         let mut often = Missing::all(0);
         if let Some(file) = &self.file {
             let bytes = &mut out[run.start * BLOCK_SIZE..run.end * BLOCK_SIZE];
@@ -125,47 +123,33 @@ impl Blocks {
         on_file || self.memory.holds(block)
     }
 
-    /// How often the map was changed: goes with what is proved under it.
-    pub(super) fn version(&self) -> u64 {
-        self.version.load(Ordering::SeqCst)
-    }
-
-    /// Keeps blocks that were proved under the map of a version.
-    pub(super) fn put(&self, version: u64, first: Block, tags: &[Tag], bytes: &[u8]) {
-        if version != self.version() {
-            return;
-        }
+    /// Keeps blocks that were proved just now.
+    pub(super) fn put(&self, first: Block, tags: &[Tag], bytes: &[u8]) {
         for (bytes, block) in bytes.chunks_exact(BLOCK_SIZE).zip(first..) {
             self.memory.put(block, bytes);
         }
         if let Some(file) = &self.file {
             file.put(first, tags, bytes);
         }
-        // A change that this did not see forgets later; one that it sees may have done so.
-        if version != self.version() {
-            self.forget(first..first + tags.len() as u64);
+    }
+
+    /// The map has other content here from now on.
+    pub(super) fn forget(&self, range: core::ops::Range<Block>) {
+        self.memory.forget(range.clone());
+        self.zeros.forget(range.clone());
+        if let Some(file) = &self.file {
+            file.forget(range);
         }
     }
 
-    /// The map has something else for these blocks now.
-    pub(super) fn changed(&self, ranges: &[Range<Block>]) {
-        self.version.fetch_add(1, Ordering::SeqCst);
-        ranges.iter().for_each(|range| self.forget(range.clone()));
-    }
-
-    fn forget(&self, range: Range<Block>) {
-        let (first, last) = (range.start / LEAF_BLOCKS, range.end.div_ceil(LEAF_BLOCKS));
-        if range.end - range.start > SWEEP {
-            self.memory.forget(range.clone());
-            self.zeros.forget(first..=last);
-            self.file.iter().for_each(|file| file.forget(range.clone()));
-            return;
-        }
-        (first..last).for_each(|leaf| self.zeros.forget_one(leaf));
-        for block in range {
-            self.memory.forget_one(block);
-            self.file.iter().for_each(|file| file.forget_one(block));
-        }
+    /// Keeps blocks that will be in the map: they count when it has their tags.
+    pub(super) fn offer(&self, first: Block, bytes: &[u8]) {
+        let Some(file) = &self.file else { return };
+        let mut tags = vec![Tag::ZERO; bytes.len() / BLOCK_SIZE];
+        self.secrets.digests(bytes, &mut |i, digest| {
+            tags[i] = self.secrets.tag(&self.volume, first + i as u64, &digest);
+        });
+        file.put(first, &tags, bytes);
     }
 
     /// The zeros of a leaf, as the map proves them.

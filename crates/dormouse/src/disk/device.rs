@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,7 @@ use super::ahead::Streams;
 use super::blocks::{Missing, PIECE};
 use super::pilot::Command;
 use super::waits::{Fault, Wait};
+use crate::netdisk::Below;
 use crate::text::now_ns;
 use crate::when::{self, When};
 
@@ -31,6 +32,7 @@ const AHEAD_MAX: u64 = 16_384;
 /// A point of a volume.
 pub(super) struct Disk {
     pub(super) shared: Arc<Shared>,
+    pub(super) size: AtomicU64,
     pub(super) timeout: Option<Duration>,
     pub(super) commands: Sender<Command>,
     pub(super) streams: Streams,
@@ -54,12 +56,12 @@ const fn covering(at: u64, len: u64) -> Range<Block> {
 }
 
 impl Disk {
-    fn until(&self) -> Option<Instant> {
-        self.timeout.map(|timeout| Instant::now() + timeout)
+    fn size(&self) -> u64 {
+        self.size.load(Ordering::SeqCst)
     }
 
-    fn size(&self) -> u64 {
-        self.shared.size.load(Ordering::SeqCst)
+    fn until(&self) -> Option<Instant> {
+        self.timeout.map(|timeout| Instant::now() + timeout)
     }
 
     fn check(&self, at: u64, len: u64) -> Result<()> {
@@ -285,6 +287,37 @@ impl BlockDevice for Attached {
         self.0.commands.send(command).map_err(|_| Error::Closed)?;
         let view = self.0.answer(&answered)?.map_err(|e| Error::Damaged(e.to_string()))?;
         Ok(Arc::new(Since { disk: Arc::clone(&self.0), view }))
+    }
+}
+
+impl Attached {
+    /// Has the pilot change what it reads by, and waits until it has.
+    fn change(
+        &self,
+        command: impl FnOnce(Sender<dormouse_sync::Result<()>>) -> Command,
+    ) -> Result<()> {
+        let (answer, answered) = bounded(1);
+        self.0.commands.send(command(answer)).map_err(|_| Error::Closed)?;
+        let done = answered.recv().map_err(|_| Error::Closed)?;
+        done.map_err(|e| Error::Damaged(e.to_string()))
+    }
+}
+
+impl Below for Attached {
+    fn apply(&self, size: u64, extents: &[Vec<u8>]) -> Result<()> {
+        let extents = extents.to_vec();
+        self.change(|answer| Command::Apply { size, extents, answer })?;
+        self.0.size.store(size, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn rebase(&self, checkpoint: &StoredPoint) -> Result<()> {
+        let checkpoint = Box::new(*checkpoint);
+        self.change(|answer| Command::Rebase { checkpoint, answer })
+    }
+
+    fn offer(&self, block: Block, bytes: &[u8]) {
+        self.0.shared.blocks.offer(block, bytes);
     }
 }
 

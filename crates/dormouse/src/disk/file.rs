@@ -13,7 +13,6 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
-use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -201,19 +200,22 @@ impl CacheFile {
     }
 
     /// What the map had here is no more.
-    pub(super) fn forget(&self, range: Range<Block>) {
-        for shard in &self.shards {
-            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-            let places: Vec<_> = shard.ways.places(range.clone()).collect();
-            places.into_iter().for_each(|place| shard.tags[place].1 = false);
+    pub(super) fn forget(&self, range: core::ops::Range<Block>) {
+        if range.end - range.start > self.sets * WAYS as u64 {
+            for shard in &self.shards {
+                let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+                let Shard { ways, tags, .. } = &mut *shard;
+                for (place, tag) in tags.iter_mut().enumerate() {
+                    tag.1 &= ways.block(place).is_some_and(|block| !range.contains(&block));
+                }
+            }
+            return;
         }
-    }
-
-    /// The same for one block.
-    pub(super) fn forget_one(&self, block: Block) {
-        let (mut shard, set) = self.shard(block);
-        if let Some(place) = shard.ways.place(set, block) {
-            shard.tags[place].1 = false;
+        for block in range {
+            let (mut shard, set) = self.shard(block);
+            if let Some(place) = shard.ways.place(set, block) {
+                shard.tags[place].1 = false;
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 //! Invariant: what is here was proved, for the address where it stands; memory is bounded, and
 //! taken only as it is filled. One lock is held for one copy of one block.
 
-use std::ops::Range;
+use core::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use dormouse_format::Block;
@@ -66,18 +66,17 @@ impl Memory {
 
     /// What the map had here is no more.
     pub(super) fn forget(&self, range: Range<Block>) {
-        for shard in &self.shards {
-            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-            let places: Vec<_> = shard.ways.places(range.clone()).collect();
-            places.into_iter().for_each(|place| shard.ways.clear(place));
+        if range.end - range.start > (self.sets as usize * SHARDS * WAYS) as u64 {
+            for shard in &self.shards {
+                shard.lock().unwrap_or_else(PoisonError::into_inner).ways.forget(&range);
+            }
+            return;
         }
-    }
-
-    /// The same for one block.
-    pub(super) fn forget_one(&self, block: Block) {
-        let (mut shard, set) = self.shard(block);
-        if let Some(place) = shard.ways.place(set, block) {
-            shard.ways.clear(place);
+        for block in range {
+            let (mut shard, set) = self.shard(block);
+            if let Some(place) = shard.ways.place(set, block) {
+                shard.ways.clear(place);
+            }
         }
     }
 }
@@ -102,10 +101,12 @@ mod tests {
         (1024..9000).for_each(|block| memory.put(block, &[block as u8; BLOCK_SIZE]));
         let left: Vec<Block> = (0..1 << 20).filter(|b| memory.get(*b, &mut out)).collect();
         assert_eq!(left.len(), 1024);
-        memory.forget_one(left[7]);
+        memory.forget(left[7]..left[7] + 1);
         assert!(!memory.holds(left[7]) && memory.holds(left[8]));
-        memory.forget(left[8]..left[100]);
-        let kept: Vec<_> = left.iter().filter(|b| memory.holds(**b)).copied().collect();
-        assert_eq!(kept, [&left[..7], &left[100..]].concat());
+        memory.forget(left[8]..left[500]);
+        memory.forget(left[600]..1 << 30);
+        let still = |block: &&Block| memory.holds(**block);
+        let held: Vec<_> = left.iter().filter(still).copied().collect();
+        assert_eq!(held, [&left[..7], &left[500..600]].concat());
     }
 }

@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, never, select};
 use dormouse_format::Block;
-use dormouse_format::extents::Runs;
 use dormouse_format::geometry::blocks;
 use dormouse_format::point::StoredPoint;
 use dormouse_sync::history::Trust;
@@ -21,6 +20,7 @@ use dormouse_sync::read::{Action, Event, Priority, Reader, RequestId};
 
 use super::Shared;
 use super::file::CacheFile;
+use super::own;
 use super::reach::{Place, Reached};
 use super::waits::Fault;
 use super::workers::{Jobs, TOGETHER};
@@ -56,14 +56,10 @@ pub(super) enum Command {
         checkpoint: Box<StoredPoint>,
         answer: Sender<dormouse_sync::Result<usize>>,
     },
-    /// The owner lays a change over the map.
-    Apply { size: u64, runs: Vec<u8>, answer: Sender<dormouse_sync::Result<()>> },
-    /// The owner has committed what it laid over.
-    Rebase {
-        checkpoint: Box<StoredPoint>,
-        since: Vec<(u64, Vec<u8>)>,
-        answer: Sender<dormouse_sync::Result<()>>,
-    },
+    /// The owner of the volume has made a point out of these extents.
+    Apply { size: u64, extents: Vec<Vec<u8>>, answer: Sender<dormouse_sync::Result<()>> },
+    /// The owner has made this checkpoint of what it laid over.
+    Rebase { checkpoint: Box<StoredPoint>, answer: Sender<dormouse_sync::Result<()>> },
     /// The end.
     Close,
 }
@@ -105,6 +101,9 @@ pub(super) struct Pilot {
     /// Requests that nobody waits for, and how many blocks each is about.
     ahead: HashMap<RequestId, u64>,
     fills: HashSet<RequestId>,
+    /// Reads that wait until older ones are over, if there are too many changes.
+    held: Vec<Command>,
+    holding: bool,
     /// Where the background goes on; nothing if it is done.
     fill: Option<Block>,
     log: Log,
@@ -149,6 +148,8 @@ impl Pilot {
             views: HashMap::new(),
             ahead: HashMap::new(),
             fills: HashSet::new(),
+            held: Vec::new(),
+            holding: false,
             fill: fill.then_some(0),
             log,
             said: String::new(),
@@ -165,6 +166,8 @@ impl Pilot {
             if !self.take() {
                 break;
             }
+            self.look();
+            self.forget_changes();
             self.fill();
         }
         if let Some(link) = self.link.take() {
@@ -221,8 +224,7 @@ impl Pilot {
 
     fn open(&self, group: Vec<dormouse_sync::read::OpenJob>) {
         if !group.is_empty() {
-            let (trust, version) = (Arc::clone(&self.trust), self.shared.blocks.version());
-            let _ = self.jobs.send(Jobs { trust, version, jobs: group });
+            let _ = self.jobs.send((Arc::clone(&self.trust), group));
         }
     }
 
@@ -257,7 +259,7 @@ impl Pilot {
             Happened::Batch(batch) => self.messages(batch),
             Happened::Events(events) => self.opened(events),
             Happened::Reached(reached) => self.reached(reached),
-            Happened::Time => self.look(),
+            Happened::Time => {}
         }
         true
     }
@@ -292,6 +294,7 @@ impl Pilot {
 
     fn command(&mut self, command: Command) -> bool {
         match command {
+            Command::Read { .. } | Command::Ahead { .. } if self.holding => self.held.push(command),
             Command::Read { id, first, count } => {
                 self.reader.read(id, first, count, Priority::Demand);
             }
@@ -313,11 +316,14 @@ impl Pilot {
                     Err(error) => drop(answer.send(Err(error))),
                 }
             }
-            Command::Apply { size, runs, answer } => drop(answer.send(self.apply(size, &runs))),
-            Command::Rebase { checkpoint, since, answer } => {
-                let done = self.reader.rebase(*checkpoint, &since);
+            Command::Apply { size, extents, answer } => {
+                let _ = answer.send(self.apply(size, &extents));
+            }
+            Command::Rebase { checkpoint, answer } => {
+                let seq = checkpoint.point().seq;
+                let done = self.reader.rebase(*checkpoint, &[]);
                 if done.is_ok() {
-                    self.place.seq = checkpoint.point().seq;
+                    self.place.seq = seq;
                 }
                 let _ = answer.send(done);
             }
@@ -326,15 +332,26 @@ impl Pilot {
         true
     }
 
-    fn apply(&mut self, size: u64, runs: &[u8]) -> dormouse_sync::Result<()> {
-        let old = blocks(self.reader.size());
-        self.reader.apply(size, runs)?;
-        let runs = Runs::new(runs).filter_map(|run| run.ok().map(|run| run.start..run.end()));
-        let grown_or_cut = blocks(size).min(old)..blocks(size).max(old);
-        let ranges: Vec<_> = runs.chain([grown_or_cut]).collect();
-        self.shared.blocks.changed(&ranges);
-        self.shared.size.store(size, Ordering::SeqCst);
+    /// Changes what is read from now on: first what was kept, then the map.
+    fn apply(&mut self, size: u64, extents: &[Vec<u8>]) -> dormouse_sync::Result<()> {
+        for runs in extents {
+            let old = self.reader.size();
+            self.shared.own.add(old, size, runs, &self.shared.blocks)?;
+            self.reader.apply(size, runs)?;
+        }
+        self.holding = self.shared.own.count() > own::MOST;
         Ok(())
+    }
+
+    /// Forgets changes that nothing is older than, and lets go on what waited for that.
+    fn forget_changes(&mut self) {
+        if self.shared.own.count() > 0 && self.reader.is_idle() {
+            self.shared.own.forget();
+            self.holding = false;
+            for command in std::mem::take(&mut self.held) {
+                self.command(command);
+            }
+        }
     }
 
     fn ask_ahead(&mut self, first: Block, count: u64) -> RequestId {
@@ -403,28 +420,32 @@ impl Pilot {
 
     /// Looks whether the server is too slow, or whether it is time to try again.
     fn look(&mut self) {
-        let Some(link) = &self.link else {
+        if self.link.is_none() {
             let due = self.retry.next().is_some_and(|next| self.started.elapsed() >= next);
             if self.reaching.is_none() && due {
                 self.retry.begin(self.started.elapsed());
                 self.reaching = Some(self.place.reach());
             }
             return;
-        };
+        }
         if self.looked.elapsed() >= TICK {
             self.looked = Instant::now();
-            let damaged = self.shared.blocks.file.as_ref().map_or(0, CacheFile::damaged);
-            if damaged > self.damaged {
-                let n = damaged - self.damaged;
-                let message =
-                    format!("{n} blocks of the cache were damaged, and are fetched again");
-                self.log.event(&Entry::new(Level::Warning, &message));
-                self.damaged = damaged;
-            }
+            self.tell_damage();
+            let Some(link) = &self.link else { return };
             let (answered, open) = self.reader.asked();
             if let Err(error) = self.patience.watch(link, answered, open) {
                 self.lost(&error);
             }
+        }
+    }
+
+    fn tell_damage(&mut self) {
+        let damaged = self.shared.blocks.file.as_ref().map_or(0, CacheFile::damaged);
+        if damaged > self.damaged {
+            let n = damaged - self.damaged;
+            let message = format!("{n} blocks of the cache were damaged, and are fetched again");
+            self.log.event(&Entry::new(Level::Warning, &message));
+            self.damaged = damaged;
         }
     }
 

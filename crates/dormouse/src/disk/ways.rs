@@ -61,15 +61,18 @@ impl Ways {
         self.used[place] = SPARED - 1;
     }
 
-    /// The places of blocks that lie in a range.
-    pub(super) fn places(&self, range: core::ops::Range<Block>) -> impl Iterator<Item = usize> {
-        let keys = self.keys.iter().enumerate();
-        keys.filter(move |(_, key)| **key > range.start && **key <= range.end).map(|(i, _)| i)
-    }
-
     /// The block that a place holds.
     pub(super) fn block(&self, place: usize) -> Option<Block> {
         self.keys[place].checked_sub(1)
+    }
+
+    /// Takes all blocks of a range out.
+    pub(super) fn forget(&mut self, range: &core::ops::Range<Block>) {
+        for place in 0..self.keys.len() {
+            if self.block(place).is_some_and(|block| range.contains(&block)) {
+                self.clear(place);
+            }
+        }
     }
 
     pub(super) fn clear(&mut self, place: usize) {

@@ -17,14 +17,8 @@ use super::Shared;
 /// Blocks of jobs that go to one worker together: waking it costs more than a small chunk.
 pub(super) const TOGETHER: u64 = 64;
 
-/// Chunks that one worker opens.
-pub(super) struct Jobs {
-    /// By whose certificates.
-    pub(super) trust: Arc<Trust>,
-    /// Under which map.
-    pub(super) version: u64,
-    pub(super) jobs: Vec<OpenJob>,
-}
+/// Jobs, and by whose certificates.
+pub(super) type Jobs = (Arc<Trust>, Vec<OpenJob>);
 
 /// Starts them. They end when no more jobs can come.
 pub(super) fn start(
@@ -36,8 +30,8 @@ pub(super) fn start(
         let mut opener = Opener::new()?;
         let (shared, jobs, events) = (Arc::clone(shared), jobs.clone(), events.clone());
         let work = move || {
-            for Jobs { trust, version, jobs } in jobs {
-                let run = |job| open(&shared, (&trust, version), &mut opener, job);
+            for (trust, jobs) in jobs {
+                let run = |job| open(&shared, &trust, &mut opener, job);
                 if events.send(jobs.into_iter().map(run).collect()).is_err() {
                     return;
                 }
@@ -49,21 +43,21 @@ pub(super) fn start(
     (0..crate::engine::workers()).map(one).collect()
 }
 
-fn open(
-    shared: &Shared,
-    (trust, version): (&Trust, u64),
-    opener: &mut Opener,
-    job: OpenJob,
-) -> Event {
+fn open(shared: &Shared, trust: &Trust, opener: &mut Opener, job: OpenJob) -> Event {
     let blocks = &shared.blocks;
     let mut placements = job.placements.iter();
     let opened = job.run((trust, &blocks.secrets, &blocks.volume), opener, &mut |at, bytes| {
         let first = at / BLOCK_SIZE as u64;
-        // Who waits first; then those to come.
-        shared.waits.give(first, bytes);
-        if let Some(placement) = placements.next() {
-            blocks.put(version, first, &placement.tags, bytes);
-        }
+        let Some(placement) = placements.next() else { return Ok(()) };
+        // The owner of the volume may have changed it since the map was asked.
+        let own = shared.own.read();
+        own.valid(first, &placement.tags, &mut |part| {
+            let (first, tags) = (first + part.start as u64, &placement.tags[part.clone()]);
+            let bytes = &bytes[part.start * BLOCK_SIZE..part.end * BLOCK_SIZE];
+            // Who waits first; then those to come.
+            shared.waits.give(first, bytes);
+            blocks.put(first, tags, bytes);
+        });
         Ok::<(), std::convert::Infallible>(())
     });
     match opened {

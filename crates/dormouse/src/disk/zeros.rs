@@ -3,7 +3,6 @@
 //! Invariant: only what the map proved; bounded, however large the volume.
 
 use std::collections::HashMap;
-use std::ops::RangeInclusive;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use dormouse_format::Block;
@@ -49,16 +48,18 @@ impl Zeros {
     }
 
     /// What the map had here is no more.
-    pub(super) fn forget(&self, leaves: RangeInclusive<u64>) {
-        for shard in &self.shards {
-            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-            shard.retain(|leaf, _| !leaves.contains(leaf));
+    pub(super) fn forget(&self, range: core::ops::Range<Block>) {
+        let leaves = range.start / LEAF_BLOCKS..range.end.div_ceil(LEAF_BLOCKS);
+        if leaves.end - leaves.start > LEAVES as u64 {
+            for shard in &self.shards {
+                let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+                shard.retain(|leaf, _| !leaves.contains(leaf));
+            }
+            return;
         }
-    }
-
-    /// The same for one leaf.
-    pub(super) fn forget_one(&self, leaf: u64) {
-        self.shard(leaf).remove(&leaf);
+        for leaf in leaves {
+            self.shard(leaf).remove(&leaf);
+        }
     }
 }
 
@@ -74,13 +75,15 @@ mod tests {
         assert_eq!(known, [3 * LEAF_BLOCKS, 4 * LEAF_BLOCKS - 1]);
         zeros.put(3, [0; 4]);
         assert!(!zeros.holds(3 * LEAF_BLOCKS));
+        zeros.put(4, [1; 4]);
+        zeros.put(6, [1; 4]);
+        zeros.forget(5 * LEAF_BLOCKS - 1..6 * LEAF_BLOCKS);
+        assert!(!zeros.holds(4 * LEAF_BLOCKS) && zeros.holds(6 * LEAF_BLOCKS));
+        zeros.forget(0..1 << 40);
+        assert!(!zeros.holds(6 * LEAF_BLOCKS));
         (0..1_000_000).for_each(|leaf| zeros.put(leaf, [u64::MAX; 4]));
         let total: usize = (0..SHARDS).map(|s| zeros.shard(s).len()).sum();
         assert!(total <= LEAVES * SHARDS as usize);
         assert!(zeros.holds(999_999 * LEAF_BLOCKS));
-        zeros.forget(999_990..=999_997);
-        zeros.forget_one(999_999);
-        let known = [999_989, 999_990, 999_997, 999_998, 999_999];
-        assert_eq!(known.map(|l| zeros.holds(l * LEAF_BLOCKS)), [true, false, false, true, false]);
     }
 }

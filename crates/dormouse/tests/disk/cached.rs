@@ -4,8 +4,10 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::{Duration, Instant};
 
-use dormouse::disk::DiskOptions;
+use dormouse::chosen::{self, How};
+use dormouse::disk::{DiskOptions, open_own};
 use dormouse::exit::Class;
+use dormouse::report::Report;
 use dormouse_device::BlockDevice;
 use dormouse_format::record::HEADER_LEN;
 
@@ -163,8 +165,13 @@ fn the_rest_is_pulled_in_the_background_and_needs_no_server_then() {
 fn what_the_owner_changes_is_read_at_once_whatever_was_kept() {
     let (place, _server) = Place::served();
     let mut image = versions(&place, 1).remove(0);
-    let opened = try_open(&place, "v", &cached(&place, 64 << 20)).unwrap();
-    let (disk, base) = (opened.device, opened.base);
+    let mut report = Report::new(false, true);
+    let how = How { fuzzy: false, expect_head: None };
+    let what = "v".parse().unwrap();
+    let point = chosen::choose(&home(&place), &what, how, &mut report).unwrap().point;
+    let options = cached(&place, 64 << 20);
+    let (base, opened) = open_own(&home(&place), "v", &point, &options, &mut report).unwrap();
+    let disk = opened.device;
     reads_whole(&*disk, &image, 1 << 20);
     // A few blocks, many, more than the disk has now, and fewer.
     for (start, count, size) in
@@ -172,7 +179,7 @@ fn what_the_owner_changes_is_read_at_once_whatever_was_kept() {
     {
         let mut runs = dormouse_format::extents::ExtentsWriter::new();
         runs.zero(start, count);
-        base.apply(size as u64, runs.take()).unwrap();
+        base.apply(size as u64, &[runs.take()]).unwrap();
         image.resize(size, 0);
         let end = ((start + count) as usize * 4096).min(size);
         image[start as usize * 4096..end].fill(0);
@@ -180,5 +187,5 @@ fn what_the_owner_changes_is_read_at_once_whatever_was_kept() {
         reads_right(&*disk, &image, start, 20);
         reads_whole(&*disk, &image, 1 << 20);
     }
-    assert!(base.apply(1 << 20, vec![9, 9, 9]).is_err());
+    assert!(base.apply(1 << 20, &[vec![9, 9, 9]]).is_err());
 }

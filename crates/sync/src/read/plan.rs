@@ -282,6 +282,11 @@ impl Flights {
         self.blocks >= blocks || self.chunks >= limits.chunks
     }
 
+    /// Whether no chunk is wanted or under way.
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_id.is_empty()
+    }
+
     fn queue(&mut self, id: RequestId, mut want: Want, priority: Priority) {
         let mut flight = Flight::of(&want, vec![id]);
         want.blocks = flight.brings.iter().map(|(_, n)| n).sum();

@@ -48,11 +48,6 @@ impl View {
         let size = point.point().size;
         Ok(Self { point, checkpoint, root, size, overlay, deltas, broken: None })
     }
-
-    pub(super) const fn root(&self) -> Root {
-        self.root
-    }
-
     pub(super) fn blocks(&self) -> Block {
         geometry::blocks(self.size)
     }

@@ -22,9 +22,10 @@ use super::Shared;
 use super::file::CacheFile;
 use super::own;
 use super::reach::{Place, Reached};
+use super::stall::Stall;
 use super::waits::Fault;
 use super::workers::{Jobs, TOGETHER};
-use crate::exit::{Class, away_of, class_of, text_of};
+use crate::exit::{Class, Failure, away_of, class_of, text_of};
 use crate::link::{Batch, Link};
 use crate::log::{Entry, Level, Log};
 use crate::patience::Patience;
@@ -86,6 +87,7 @@ pub(super) struct Pilot {
     since: Instant,
     answered: u64,
     patience: Patience,
+    stall: Stall,
     looked: Instant,
     reaching: Option<Receiver<anyhow::Result<Reached>>>,
     retry: Retry,
@@ -106,11 +108,15 @@ pub(super) struct Pilot {
     holding: bool,
     /// Where the background goes on; nothing if it is done.
     fill: Option<Block>,
+    /// Blocks that were opened.
+    filled: u64,
     log: Log,
     /// Why the last read failed: a program that tries again says nothing new.
     said: String,
     /// Damaged places of the cache that were spoken of.
     damaged: u64,
+    /// That the cache takes no more was said.
+    full: bool,
 }
 
 /// What happened.
@@ -129,6 +135,7 @@ impl Pilot {
         let seed = u64::from(std::process::id()) << 32 | u64::from(now.elapsed().subsec_nanos());
         Self {
             patience: Patience::new(&link),
+            stall: Stall::new(now),
             shared,
             place,
             link: Some(link),
@@ -151,9 +158,11 @@ impl Pilot {
             held: Vec::new(),
             holding: false,
             fill: fill.then_some(0),
+            filled: 0,
             log,
             said: String::new(),
             damaged: 0,
+            full: false,
         }
     }
 
@@ -371,9 +380,9 @@ impl Pilot {
             && self.ahead.len() < 2 * FILLS
         {
             let room = self.shared.blocks.file.as_ref().map_or(0, |f| f.capacity() / 4096);
-            if first >= end.min(room) {
+            if first >= end || self.filled >= room {
                 self.fill = None;
-                let all = if room < end { "as much as fits" } else { "all of the point" };
+                let all = if first < end { "as much as fits" } else { "all of the point" };
                 self.log.line(&format!("{all} was asked for, to be on this machine"));
                 return;
             }
@@ -411,6 +420,9 @@ impl Pilot {
 
     fn opened(&mut self, events: Vec<Event>) {
         for event in events {
+            if let Event::Opened(job) = &event {
+                self.filled += job.blocks;
+            }
             // What a worker tells is no fault of the link.
             if let Err(error) = self.reader.take(event, &mut self.actions) {
                 self.log.event(&Entry::new(Level::Error, &error.to_string()));
@@ -433,8 +445,14 @@ impl Pilot {
             self.tell_damage();
             let Some(link) = &self.link else { return };
             let (answered, open) = self.reader.asked();
+            let now = Instant::now();
             if let Err(error) = self.patience.watch(link, answered, open) {
                 self.lost(&error);
+            } else if !link.is_local() && self.stall.look(now, link.moved(), open) {
+                let silent = self.stall.length(now).as_secs();
+                let why = format!("nothing came for {silent} s, though something was asked");
+                let failure = Failure::new(Class::Unreachable, why);
+                self.lost(&failure.hint("it is reached anew").away(Away::LinkLost).into());
             }
         }
     }
@@ -446,6 +464,11 @@ impl Pilot {
             let message = format!("{n} blocks of the cache were damaged, and are fetched again");
             self.log.event(&Entry::new(Level::Warning, &message));
             self.damaged = damaged;
+        }
+        if self.shared.blocks.file.as_ref().is_some_and(CacheFile::is_full) && !self.full {
+            self.full = true;
+            let message = "the cache cannot be written: what is read from now on is not kept there";
+            self.log.event(&Entry::new(Level::Warning, message));
         }
     }
 
@@ -513,6 +536,7 @@ impl Pilot {
         match reached {
             Ok((link, trust)) => {
                 self.patience = Patience::new(&link);
+                self.stall.begin(Instant::now());
                 self.link = Some(link);
                 self.trust = trust;
                 (self.since, self.answered) = (Instant::now(), self.reader.asked().0);

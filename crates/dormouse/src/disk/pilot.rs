@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use anyhow::anyhow;
 use crossbeam_channel::{Receiver, Sender, never, select};
 use dormouse_format::Block;
 use dormouse_format::geometry::blocks;
@@ -124,7 +125,7 @@ enum Happened {
     Command(Command),
     Batch(Option<Batch>),
     Events(Vec<Event>),
-    Reached(anyhow::Result<Reached>),
+    Reached(Box<anyhow::Result<Reached>>),
     Time,
 }
 
@@ -267,7 +268,7 @@ impl Pilot {
             }
             Happened::Batch(batch) => self.messages(batch),
             Happened::Events(events) => self.opened(events),
-            Happened::Reached(reached) => self.reached(reached),
+            Happened::Reached(reached) => self.reached(*reached),
             Happened::Time => {}
         }
         true
@@ -284,10 +285,10 @@ impl Pilot {
             recv(self.commands) -> command => Happened::Command(command.unwrap_or(Command::Close)),
             recv(self.events) -> events => events.map_or(Happened::Time, Happened::Events),
             recv(batches) -> batch => Happened::Batch(Some(batch.unwrap_or_default())),
-            recv(reaching) -> reached => match reached {
-                Ok(reached) => Happened::Reached(reached),
-                Err(_) => Happened::Reached(Err(anyhow::anyhow!("the thread that reaches the server ended"))),
-            },
+            recv(reaching) -> reached => {
+                let ended = |_| Err(anyhow!("the thread that reaches the server ended"));
+                Happened::Reached(Box::new(reached.unwrap_or_else(ended)))
+            }
             default(self.pause()) => Happened::Time,
         }
     }

@@ -1,5 +1,8 @@
 //! The command line: flags and their help, nothing else.
 
+pub mod export;
+pub mod write;
+
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -185,6 +188,10 @@ pub enum Command {
     },
     /// Bring a point back, to a file or a block device
     Restore(RestoreArgs),
+    /// Serve points as disks to NBD clients, such as qemu, nbdcopy or nbd-client
+    ///
+    /// Read-only, unless there is an overlay. Ends at SIGTERM or SIGINT.
+    Export(export::ExportArgs),
     /// Open and check everything of a point
     Verify {
         /// VOLUME or VOLUME@WHEN

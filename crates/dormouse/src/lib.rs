@@ -22,6 +22,7 @@ pub mod dest;
 pub mod disk;
 pub mod engine;
 pub mod exit;
+pub mod export;
 pub mod files;
 pub mod fork;
 #[doc(hidden)]
@@ -51,6 +52,7 @@ pub mod state_files;
 pub mod store_dir;
 pub mod text;
 pub mod tls;
+pub mod unix_socket;
 pub mod volume_name;
 pub mod when;
 pub mod writer_file;

@@ -23,10 +23,13 @@ use dormouse_format::{Hash, WriterId};
 use dormouse_sync::history::hash_of;
 
 use crate::disk::{self, DiskOptions, Opened};
-use crate::exit::{Class, Failure};
+use crate::exit::{Class, Failure, fail};
 use crate::files::Lock;
 use crate::home::{Account, Home};
+use crate::out::note;
 use crate::report::Report;
+use crate::text;
+use crate::when::VolumeAt;
 use crate::writing::{How, Writing};
 pub use below::Below;
 use sender::Sender;
@@ -94,11 +97,19 @@ pub struct Opening {
 /// left.
 pub fn open(
     home: &Home,
-    name: &str,
+    what: &VolumeAt,
     options: Options,
     disk: &DiskOptions,
     report: &mut Report,
 ) -> Result<(NetDisk, Opened)> {
+    let name = &what.volume;
+    if let Some(when) = &what.when.0 {
+        return fail(
+            Class::Usage,
+            format!("'{name}@{when}' is in the past, and cannot be written"),
+            "`dormouse fork VOLUME@WHEN NAME` makes a volume of it; --overlay keeps writes in a file",
+        );
+    }
     let opening = Opening::new(home, name, options)?;
     if let Some(left) = opening.left() {
         report.note(&format!(
@@ -108,6 +119,20 @@ pub fn open(
     }
     let (below, opened) = disk::open_own(home, name, &opening.head, disk, report)?;
     Ok((opening.start(home, below)?, opened))
+}
+
+/// How long an end waits for what is still to be sent.
+const CLOSE: Duration = Duration::from_secs(30);
+
+/// Ends a disk, and says what could not be sent: it is kept.
+pub fn close(disk: &NetDisk, name: &str) -> Result<()> {
+    let seen = disk.close(CLOSE)?;
+    if !disk.all_sent() {
+        let why = seen.away.or(seen.ended).unwrap_or_else(|| "the link is slow".into());
+        let kept = text::size(disk.log.kept().0);
+        note!("{name}: {kept} of writes are kept here and are sent the next time: {why}");
+    }
+    Ok(())
 }
 
 /// A network disk.

@@ -5,7 +5,7 @@
 mod common;
 
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -42,10 +42,19 @@ impl Stand {
     }
 
     fn open_named(&self, name: &str, options: Options) -> anyhow::Result<NetDisk> {
-        let mut report = Report::new(false, true);
         let cache = Some((self.world.path("cache"), 2 << 20));
+        self.open_cached(name, options, cache)
+    }
+
+    fn open_cached(
+        &self,
+        name: &str,
+        options: Options,
+        cache: Option<(PathBuf, u64)>,
+    ) -> anyhow::Result<NetDisk> {
+        let mut report = Report::new(false, true);
         let reading = DiskOptions { cache, ..DiskOptions::default() };
-        Ok(netdisk::open(&self.home, name, options, &reading, &mut report)?.0)
+        Ok(netdisk::open(&self.home, &name.parse()?, options, &reading, &mut report)?.0)
     }
 
     fn restored(&self, when: &str) -> Vec<u8> {
@@ -342,7 +351,8 @@ fn no_read_is_older_than_a_write_that_was_over() {
     const BLOCKS: u64 = 256;
     let stand = Stand::new();
     let every = Options { point_every: Duration::from_millis(1), ..options(Durability::Local) };
-    let disk = stand.open(every).unwrap();
+    // Without a cache, so that what was changed has to be fetched.
+    let disk = stand.open_cached("disk", every, None).unwrap();
     let over: Vec<AtomicU64> = (0..BLOCKS).map(|_| AtomicU64::new(0)).collect();
     let stop = AtomicU64::new(0);
     let (reads, points) = std::thread::scope(|scope| {

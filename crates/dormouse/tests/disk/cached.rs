@@ -4,9 +4,9 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::{Duration, Instant};
 
-use dormouse::chosen::{self, How};
 use dormouse::disk::{DiskOptions, open_own};
 use dormouse::exit::Class;
+use dormouse::netdisk::{Opening, Options};
 use dormouse::report::Report;
 use dormouse_device::BlockDevice;
 use dormouse_format::record::HEADER_LEN;
@@ -165,12 +165,11 @@ fn the_rest_is_pulled_in_the_background_and_needs_no_server_then() {
 fn what_the_owner_changes_is_read_at_once_whatever_was_kept() {
     let (place, _server) = Place::served();
     let mut image = versions(&place, 1).remove(0);
+    let home = home(&place);
+    let newest = Opening::new(&home, "v", Options::default()).map(|o| *o.head()).unwrap();
     let mut report = Report::new(false, true);
-    let how = How { fuzzy: false, expect_head: None };
-    let what = "v".parse().unwrap();
-    let point = chosen::choose(&home(&place), &what, how, &mut report).unwrap().point;
-    let options = cached(&place, 64 << 20);
-    let (base, opened) = open_own(&home(&place), "v", &point, &options, &mut report).unwrap();
+    let (base, opened) =
+        open_own(&home, "v", &newest, &cached(&place, 64 << 20), &mut report).unwrap();
     let disk = opened.device;
     reads_whole(&*disk, &image, 1 << 20);
     // A few blocks, many, more than the disk has now, and fewer.

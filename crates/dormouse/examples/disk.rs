@@ -1,8 +1,10 @@
 //! How fast a point reads as a disk:
-//! `cargo run --release -p dormouse --example disk -- HOME VOLUME[@WHEN] [CACHE MIB]`
+//! `cargo run --release -p dormouse --example disk -- HOME VOLUME[@WHEN] [CACHE MIB [FILE]]`
 //!
 //! Prints how long it takes to open, how fast it reads cold from its beginning to its end, and
-//! how fast what is here already is read again, in one thread and in several.
+//! how fast what is here already is read again, in one thread and in several; and the same of
+//! FILE, which has the same content, by plain reads. Processor time is that of all threads: it
+//! means something also on a machine that is busy.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a measurement for developers")]
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,6 +14,7 @@ use dormouse::disk::{self, DiskOptions};
 use dormouse::home::Home;
 use dormouse::report::Report;
 use dormouse_device::BlockDevice;
+use dormouse_device::file::FileDevice;
 
 const MIB: u64 = 1 << 20;
 
@@ -24,26 +27,47 @@ fn main() -> anyhow::Result<()> {
     let mut report = Report::new(false, true);
     let opened = disk::open(&home, &args[1].parse()?, &options, &mut report)?;
     println!("open in {:?}, {} MiB", begun.elapsed(), opened.size / MIB);
-    let disk = &*opened.device;
-    // The second time what fits is here.
-    for what in ["cold", "warm"] {
-        let begun = Instant::now();
-        let mut out = vec![0; MIB as usize];
-        for at in (0..opened.size / MIB * MIB).step_by(MIB as usize) {
-            disk.read(at, &mut out)?;
-        }
-        let rate = opened.size as f64 / begun.elapsed().as_secs_f64() / MIB as f64;
-        println!("{what}, 1 MiB after 1 MiB: {rate:.0} MiB/s");
-    }
-    for (threads, region) in [(1, opened.size), (4, opened.size), (1, 32 * MIB), (4, 32 * MIB)] {
-        let rate = random(disk, region.min(opened.size), threads);
-        println!("4 KiB at random in {} MiB, {threads} threads: {rate:.0} a second", region / MIB);
+    measure(&*opened.device);
+    if let Some(file) = args.get(4) {
+        println!("{file}:");
+        measure(&FileDevice::open(file.as_ref(), true)?);
     }
     Ok(())
 }
 
-/// Reads 4 KiB at random places of a region, in so many threads: how many a second.
-fn random(disk: &dyn BlockDevice, region: u64, threads: u64) -> f64 {
+fn measure(disk: &dyn BlockDevice) {
+    let size = disk.geometry().size;
+    // The second time what fits is here.
+    for what in ["first", "again"] {
+        let (begun, cpu) = (Instant::now(), cpu());
+        let mut out = vec![0; MIB as usize];
+        for at in (0..size / MIB * MIB).step_by(MIB as usize) {
+            disk.read(at, &mut out).unwrap();
+        }
+        let rate = size as f64 / begun.elapsed().as_secs_f64() / MIB as f64;
+        let each = (self::cpu() - cpu) * 1e6 / (size / MIB) as f64;
+        println!("{what}, 1 MiB after 1 MiB: {rate:.0} MiB/s, {each:.0} us of processor each");
+    }
+    for (threads, region) in [(1, size), (4, size), (1, 32 * MIB), (4, 32 * MIB)] {
+        let cpu = cpu();
+        let (count, seconds) = random(disk, region.min(size), threads);
+        let (rate, each) = (count / seconds, (self::cpu() - cpu) * 1e6 / count);
+        let region = region / MIB;
+        println!(
+            "4 KiB at random in {region} MiB, {threads} threads: {rate:.0} a second, \
+             {each:.2} us of processor each"
+        );
+    }
+}
+
+/// Seconds of processor time that this process has used.
+fn cpu() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+/// Reads 4 KiB at random places of a region, in so many threads: how many, and how long.
+fn random(disk: &dyn BlockDevice, region: u64, threads: u64) -> (f64, f64) {
     let (done, length) = (AtomicU64::new(0), Duration::from_secs(2));
     let begun = Instant::now();
     std::thread::scope(|scope| {
@@ -63,5 +87,5 @@ fn random(disk: &dyn BlockDevice, region: u64, threads: u64) -> f64 {
             });
         }
     });
-    done.load(Ordering::Relaxed) as f64 / begun.elapsed().as_secs_f64()
+    (done.load(Ordering::Relaxed) as f64, begun.elapsed().as_secs_f64())
 }

@@ -34,7 +34,7 @@ pub fn checked_size(size: u64) -> Result<u64> {
         return fail(
             Class::Usage,
             format!("{size} bytes are too many"),
-            &format!("a volume has {most} at most"),
+            format!("a volume has {most} at most"),
         );
     }
     Ok(size)

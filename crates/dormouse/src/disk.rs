@@ -12,6 +12,7 @@ mod memory;
 mod own;
 mod pilot;
 mod reach;
+mod stall;
 mod waits;
 mod ways;
 mod workers;

@@ -156,12 +156,15 @@ const NODES_MIN: usize = 64;
 /// Two leaves that are compared, and some that come meanwhile.
 const LEAVES_MIN: usize = 8;
 
+/// The hashes of a node's children.
+type Hashes = Arc<[Hash; FANOUT as usize]>;
+
 /// A question that is open.
 #[derive(Debug)]
 enum Question {
     Deltas(usize),
     Node { view: usize, place: Place, hash: Hash },
-    Leaves { view: usize, page: u64, mask: u64, hashes: Arc<[Hash; FANOUT as usize]> },
+    Leaves { view: usize, page: u64, mask: u64, hashes: Hashes },
     Of(Asked),
 }
 
@@ -184,7 +187,7 @@ pub struct Reader {
     /// What of that did not hold, until those who need it were told.
     failed: HashMap<Hash, Error>,
     /// Leaves to ask for, by view and page: which, and the hashes of all of the page.
-    wanted_leaves: BTreeMap<(usize, u64), (u64, Arc<[Hash; FANOUT as usize]>)>,
+    wanted_leaves: BTreeMap<(usize, u64), (u64, Hashes)>,
     questions: VecDeque<Question>,
     requests: HashMap<RequestId, Request>,
     parts: [VecDeque<Part>; 2],

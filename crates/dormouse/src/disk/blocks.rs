@@ -13,8 +13,9 @@ use super::file::CacheFile;
 use super::memory::Memory;
 use super::zeros::{Bits, Zeros};
 
-/// Bytes of opened blocks in memory.
-const MEMORY: u64 = 64 << 20;
+/// Bytes of opened blocks in memory: a part of what the machine has, within these.
+const MEMORY: std::ops::RangeInclusive<u64> = 64 << 20..=512 << 20;
+const MEMORY_PART: u64 = 64;
 /// Blocks that are asked for at once, at most (4 MiB).
 pub(super) const PIECE: usize = 1024;
 
@@ -42,11 +43,36 @@ impl Missing {
         self.0[i / 64] &= !(1 << (i % 64));
     }
 
+    /// Whether nothing is.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.iter().all(|word| *word == 0)
+    }
+
     /// The first run that begins at `from` or behind it.
     pub(super) fn run(&self, from: usize) -> Option<core::ops::Range<usize>> {
-        let start = (from..PIECE).find(|i| self.has(*i))?;
-        Some(start..(start..PIECE).find(|i| !self.has(*i)).unwrap_or(PIECE))
+        let start = self.find(from, 0)?;
+        Some(start..self.find(start, u64::MAX).unwrap_or(PIECE))
     }
+
+    /// The first bit from `from` on that differs from those of `mask`.
+    fn find(&self, from: usize, mask: u64) -> Option<usize> {
+        let mut keep = u64::MAX << (from % 64);
+        for (i, word) in self.0.iter().enumerate().skip(from / 64) {
+            let found = (word ^ mask) & keep;
+            if found != 0 {
+                return Some(i * 64 + found.trailing_zeros() as usize);
+            }
+            keep = u64::MAX;
+        }
+        None
+    }
+}
+
+/// Bytes of opened blocks that are kept in memory.
+fn memory_size() -> u64 {
+    let info = rustix::system::sysinfo();
+    let all = (info.totalram as u64).saturating_mul(u64::from(info.mem_unit));
+    (all / MEMORY_PART).clamp(*MEMORY.start(), *MEMORY.end())
 }
 
 /// The blocks.
@@ -64,7 +90,7 @@ impl Blocks {
         volume: VolumeId,
         file: Option<CacheFile>,
     ) -> Self {
-        Self { memory: Memory::new(MEMORY), zeros: Zeros::new(), file, secrets, volume }
+        Self { memory: Memory::new(memory_size()), zeros: Zeros::new(), file, secrets, volume }
     }
 
     /// Copies out what is here of the missing blocks; the first has the address `first`.
@@ -155,5 +181,30 @@ impl Blocks {
     /// The zeros of a leaf, as the map proves them.
     pub(super) fn put_zeros(&self, leaf: u64, zero: Bits) {
         self.zeros.put(leaf, zero);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_are_those_of_a_plain_search() {
+        let mut seed = 1u64;
+        for n in [0, 1, 63, 64, 65, 500, PIECE] {
+            let mut missing = Missing::all(n);
+            for _ in 0..n / 3 {
+                seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                missing.remove((seed >> 33) as usize % n);
+            }
+            let mut from = 0;
+            while from <= PIECE {
+                let start = (from..PIECE).find(|i| missing.has(*i));
+                let end = |s| (s..PIECE).find(|i| !missing.has(*i)).unwrap_or(PIECE);
+                assert_eq!(missing.run(from), start.map(|s| s..end(s)), "{n} from {from}");
+                from += 1;
+            }
+            assert_eq!(missing.is_empty(), missing.run(0).is_none());
+        }
     }
 }

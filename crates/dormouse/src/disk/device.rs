@@ -79,7 +79,7 @@ impl Disk {
         pieces.try_for_each(|(out, first)| {
             let mut missing = Missing::all(out.len() / BLOCK_SIZE);
             self.shared.blocks.get(first, out, &mut missing);
-            let missed = missing.run(0).is_some();
+            let missed = !missing.is_empty();
             let range = first..first + (out.len() / BLOCK_SIZE) as u64;
             if let Some(ahead) = self.streams.read(&range, missed) {
                 self.ahead(ahead);
@@ -99,7 +99,7 @@ impl Disk {
     /// Gets what is missing, and waits for it.
     fn fetch(&self, first: Block, out: &mut [u8], missing: &mut Missing) -> Result<()> {
         let until = self.until();
-        while missing.run(0).is_some() {
+        while !missing.is_empty() {
             if let Some(why) = self.shared.refused() {
                 return Err(Error::Damaged(why));
             }

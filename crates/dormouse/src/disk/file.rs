@@ -118,6 +118,11 @@ impl CacheFile {
         self.sets * WAYS as u64 * BLOCK_SIZE as u64
     }
 
+    /// Whether it takes no more, because it could not be written.
+    pub(super) fn is_full(&self) -> bool {
+        self.full.load(Ordering::Relaxed)
+    }
+
     /// Places whose content was not what its tag says, so far.
     pub(super) fn damaged(&self) -> u64 {
         self.damaged.load(Ordering::Relaxed)

@@ -117,6 +117,7 @@ mod tests {
     use dormouse_format::extents::ExtentsWriter;
 
     #[test]
+    #[allow(clippy::single_range_in_vec_init, reason = "one part that is left is a list of one")]
     fn what_was_read_before_a_change_is_left_out() {
         let own = Own::default();
         let secrets = std::sync::Arc::new(dormouse_crypt::VaultSecrets::new(1, [1; 32], [2; 32]));

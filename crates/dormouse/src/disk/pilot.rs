@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use anyhow::anyhow;
 use crossbeam_channel::{Receiver, Sender, never, select};
 use dormouse_format::Block;
 use dormouse_format::geometry::blocks;
@@ -22,9 +23,10 @@ use super::Shared;
 use super::file::CacheFile;
 use super::own;
 use super::reach::{Place, Reached};
+use super::stall::Stall;
 use super::waits::Fault;
 use super::workers::{Jobs, TOGETHER};
-use crate::exit::{Class, away_of, class_of, text_of};
+use crate::exit::{Class, Failure, away_of, class_of, text_of};
 use crate::link::{Batch, Link};
 use crate::log::{Entry, Level, Log};
 use crate::patience::Patience;
@@ -86,6 +88,7 @@ pub(super) struct Pilot {
     since: Instant,
     answered: u64,
     patience: Patience,
+    stall: Stall,
     looked: Instant,
     reaching: Option<Receiver<anyhow::Result<Reached>>>,
     retry: Retry,
@@ -106,11 +109,15 @@ pub(super) struct Pilot {
     holding: bool,
     /// Where the background goes on; nothing if it is done.
     fill: Option<Block>,
+    /// Blocks that were opened.
+    filled: u64,
     log: Log,
     /// Why the last read failed: a program that tries again says nothing new.
     said: String,
     /// Damaged places of the cache that were spoken of.
     damaged: u64,
+    /// That the cache takes no more was said.
+    full: bool,
 }
 
 /// What happened.
@@ -118,7 +125,7 @@ enum Happened {
     Command(Command),
     Batch(Option<Batch>),
     Events(Vec<Event>),
-    Reached(anyhow::Result<Reached>),
+    Reached(Box<anyhow::Result<Reached>>),
     Time,
 }
 
@@ -129,6 +136,7 @@ impl Pilot {
         let seed = u64::from(std::process::id()) << 32 | u64::from(now.elapsed().subsec_nanos());
         Self {
             patience: Patience::new(&link),
+            stall: Stall::new(now),
             shared,
             place,
             link: Some(link),
@@ -151,9 +159,11 @@ impl Pilot {
             held: Vec::new(),
             holding: false,
             fill: fill.then_some(0),
+            filled: 0,
             log,
             said: String::new(),
             damaged: 0,
+            full: false,
         }
     }
 
@@ -166,6 +176,7 @@ impl Pilot {
             if !self.take() {
                 break;
             }
+            self.look();
             self.forget_changes();
             self.fill();
         }
@@ -257,8 +268,8 @@ impl Pilot {
             }
             Happened::Batch(batch) => self.messages(batch),
             Happened::Events(events) => self.opened(events),
-            Happened::Reached(reached) => self.reached(reached),
-            Happened::Time => self.look(),
+            Happened::Reached(reached) => self.reached(*reached),
+            Happened::Time => {}
         }
         true
     }
@@ -274,10 +285,10 @@ impl Pilot {
             recv(self.commands) -> command => Happened::Command(command.unwrap_or(Command::Close)),
             recv(self.events) -> events => events.map_or(Happened::Time, Happened::Events),
             recv(batches) -> batch => Happened::Batch(Some(batch.unwrap_or_default())),
-            recv(reaching) -> reached => match reached {
-                Ok(reached) => Happened::Reached(reached),
-                Err(_) => Happened::Reached(Err(anyhow::anyhow!("the thread that reaches the server ended"))),
-            },
+            recv(reaching) -> reached => {
+                let ended = |_| Err(anyhow!("the thread that reaches the server ended"));
+                Happened::Reached(Box::new(reached.unwrap_or_else(ended)))
+            }
             default(self.pause()) => Happened::Time,
         }
     }
@@ -370,9 +381,9 @@ impl Pilot {
             && self.ahead.len() < 2 * FILLS
         {
             let room = self.shared.blocks.file.as_ref().map_or(0, |f| f.capacity() / 4096);
-            if first >= end.min(room) {
+            if first >= end || self.filled >= room {
                 self.fill = None;
-                let all = if room < end { "as much as fits" } else { "all of the point" };
+                let all = if first < end { "as much as fits" } else { "all of the point" };
                 self.log.line(&format!("{all} was asked for, to be on this machine"));
                 return;
             }
@@ -410,6 +421,9 @@ impl Pilot {
 
     fn opened(&mut self, events: Vec<Event>) {
         for event in events {
+            if let Event::Opened(job) = &event {
+                self.filled += job.blocks;
+            }
             // What a worker tells is no fault of the link.
             if let Err(error) = self.reader.take(event, &mut self.actions) {
                 self.log.event(&Entry::new(Level::Error, &error.to_string()));
@@ -419,28 +433,43 @@ impl Pilot {
 
     /// Looks whether the server is too slow, or whether it is time to try again.
     fn look(&mut self) {
-        let Some(link) = &self.link else {
+        if self.link.is_none() {
             let due = self.retry.next().is_some_and(|next| self.started.elapsed() >= next);
             if self.reaching.is_none() && due {
                 self.retry.begin(self.started.elapsed());
                 self.reaching = Some(self.place.reach());
             }
             return;
-        };
+        }
         if self.looked.elapsed() >= TICK {
             self.looked = Instant::now();
-            let damaged = self.shared.blocks.file.as_ref().map_or(0, CacheFile::damaged);
-            if damaged > self.damaged {
-                let n = damaged - self.damaged;
-                let message =
-                    format!("{n} blocks of the cache were damaged, and are fetched again");
-                self.log.event(&Entry::new(Level::Warning, &message));
-                self.damaged = damaged;
-            }
+            self.tell_damage();
+            let Some(link) = &self.link else { return };
             let (answered, open) = self.reader.asked();
+            let now = Instant::now();
             if let Err(error) = self.patience.watch(link, answered, open) {
                 self.lost(&error);
+            } else if !link.is_local() && self.stall.look(now, link.moved(), open) {
+                let silent = self.stall.length(now).as_secs();
+                let why = format!("nothing came for {silent} s, though something was asked");
+                let failure = Failure::new(Class::Unreachable, why);
+                self.lost(&failure.hint("it is reached anew").away(Away::LinkLost).into());
             }
+        }
+    }
+
+    fn tell_damage(&mut self) {
+        let damaged = self.shared.blocks.file.as_ref().map_or(0, CacheFile::damaged);
+        if damaged > self.damaged {
+            let n = damaged - self.damaged;
+            let message = format!("{n} blocks of the cache were damaged, and are fetched again");
+            self.log.event(&Entry::new(Level::Warning, &message));
+            self.damaged = damaged;
+        }
+        if self.shared.blocks.file.as_ref().is_some_and(CacheFile::is_full) && !self.full {
+            self.full = true;
+            let message = "the cache cannot be written: what is read from now on is not kept there";
+            self.log.event(&Entry::new(Level::Warning, message));
         }
     }
 
@@ -508,6 +537,7 @@ impl Pilot {
         match reached {
             Ok((link, trust)) => {
                 self.patience = Patience::new(&link);
+                self.stall.begin(Instant::now());
                 self.link = Some(link);
                 self.trust = trust;
                 (self.since, self.answered) = (Instant::now(), self.reader.asked().0);

@@ -77,7 +77,8 @@ fn a_damaged_cache_gives_no_wrong_byte() {
                 let n = 1 + numbers.below(9000) as usize;
                 let at = numbers.below(len - n as u64);
                 let bytes = numbers.noise(n);
-                file.write_all_at(if n % 2 == 0 { &bytes } else { &bytes[..1] }, at).unwrap();
+                file.write_all_at(if n.is_multiple_of(2) { &bytes } else { &bytes[..1] }, at)
+                    .unwrap();
             }
         }
     };

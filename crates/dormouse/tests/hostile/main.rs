@@ -7,6 +7,7 @@ mod clients;
 #[path = "../common/mod.rs"]
 mod common;
 mod data;
+mod disk;
 mod floods;
 mod history;
 mod liar;

@@ -12,7 +12,7 @@ use dormouse_format::message::Message;
 use dormouse_format::point::StoredPoint;
 use dormouse_format::{Block, Hash};
 
-use super::{Action, MAIN, Question, Reader};
+use super::{Action, Hashes, MAIN, Question, Reader};
 use crate::error::{Error, Result};
 use crate::history::builds_on;
 use crate::map::{Entry, Root, open_leaves};
@@ -83,7 +83,7 @@ impl Reader {
         block: Block,
         ahead: bool,
         actions: &mut Vec<Action>,
-    ) -> Result<Known<Arc<[Hash; FANOUT as usize]>>> {
+    ) -> Result<Known<Hashes>> {
         let place = Place { level: 1, index: block / PAGE_BLOCKS };
         self.node(view, place, ahead, actions)
     }
@@ -95,7 +95,7 @@ impl Reader {
         wanted: Place,
         ahead: bool,
         actions: &mut Vec<Action>,
-    ) -> Result<Known<Arc<[Hash; FANOUT as usize]>>> {
+    ) -> Result<Known<Hashes>> {
         let root = self.views[view].root;
         if let Some(error) = &self.views[view].broken {
             return Err(error.clone());
@@ -258,7 +258,7 @@ impl Reader {
         view: usize,
         page: u64,
         mask: u64,
-        hashes: Arc<[Hash; FANOUT as usize]>,
+        hashes: Hashes,
         actions: &mut Vec<Action>,
     ) {
         let Root { volume, seq, .. } = self.views[view].root;
@@ -268,7 +268,7 @@ impl Reader {
 
     pub(super) fn take_leaves(
         &mut self,
-        (view, page, mask, hashes): (usize, u64, u64, Arc<[Hash; FANOUT as usize]>),
+        (view, page, mask, hashes): (usize, u64, u64, Hashes),
         runs: &[u8],
         actions: &mut Vec<Action>,
     ) {
@@ -288,7 +288,7 @@ impl Reader {
     /// that is bad spoils no other.
     pub(super) fn leaves_lost(
         &mut self,
-        (view, page, mask, hashes): (usize, u64, u64, Arc<[Hash; FANOUT as usize]>),
+        (view, page, mask, hashes): (usize, u64, u64, Hashes),
         error: Error,
         actions: &mut Vec<Action>,
     ) {

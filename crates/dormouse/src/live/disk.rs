@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result};
 use dormouse_crypt::hash;
-use dormouse_format::limits::{BLOCK_SIZE, LEAF_BLOCKS};
+use dormouse_format::limits::BLOCK_SIZE;
 use dormouse_format::point::StoredPoint;
 use dormouse_format::{VolumeId, geometry};
 use dormouse_sync::history::hash_of;
@@ -25,7 +25,8 @@ use crate::daemon::config::MirrorConfig;
 use crate::engine::Leaves;
 use crate::exit::{Class, Failure};
 use crate::home::Home;
-use crate::source::{ALIGN, Source};
+use crate::leaves::{read_runs, runs_of};
+use crate::source::Source;
 use crate::text::hex;
 
 /// A watched disk.
@@ -270,18 +271,13 @@ fn not_watched(error: dormouse_track::Error) -> anyhow::Error {
     Failure::new(Class::Place, error.to_string()).hint(hint).into()
 }
 
-/// The dirty blocks of a disk, read as they are now.
-pub(super) struct DirtyLeaves<'a> {
+/// Blocks of a disk, read as they are now; those that it does not give are left out.
+pub(super) struct Reading<'a> {
     pub(super) source: &'a Source,
-    pub(super) dirty: &'a Dirty,
+    /// These blocks; or all.
+    pub(super) only: Option<&'a Dirty>,
     pub(super) read: &'a AtomicU64,
     pub(super) failed: &'a Failed,
-}
-
-impl DirtyLeaves<'_> {
-    pub(super) fn leaf_set(&self) -> LeafSet {
-        leaf_set(self.source.size(), self.dirty)
-    }
 }
 
 /// The leaves that have a dirty block.
@@ -291,24 +287,15 @@ pub(super) fn leaf_set(size: u64, dirty: &Dirty) -> LeafSet {
     set
 }
 
-impl Leaves for DirtyLeaves<'_> {
-    fn read_leaf(&self, index: u64, mut claim: Claim) -> Result<LeafData> {
-        let runs = self.dirty.runs(index);
-        let total = runs.iter().map(|(_, n)| usize::from(*n)).sum::<usize>() * BLOCK_SIZE;
-        let half = LEAF_BLOCKS as usize * BLOCK_SIZE / 2;
-        let mut bytes = if total > half { claim.buffer() } else { vec![0; total + ALIGN] };
-        let skip = bytes.as_ptr().align_offset(ALIGN).min(ALIGN);
-        let (mut got, mut filled) = (Vec::with_capacity(runs.len()), 0);
-        for run in runs {
-            let len = usize::from(run.1) * BLOCK_SIZE;
-            let out = &mut bytes[skip + filled..skip + filled + len];
-            for run in self.failed.read(self.source, index, run, out)? {
-                filled += usize::from(run.1) * BLOCK_SIZE;
-                got.push(run);
-            }
-        }
-        self.read.fetch_add(filled as u64, Ordering::Relaxed);
-        claim.shrink(filled as u64);
-        Ok(LeafData { runs: got, bytes, skip, claim })
+impl Leaves for Reading<'_> {
+    fn read_leaf(&self, index: u64, claim: Claim) -> Result<LeafData> {
+        let source = self.source;
+        let runs = match self.only {
+            Some(dirty) => dirty.runs(index),
+            None => runs_of(index, source.size(), |from| source.next_range(from))?,
+        };
+        let data = read_runs(claim, runs, |run, out| self.failed.read(source, index, run, out))?;
+        self.read.fetch_add(data.data_len(), Ordering::Relaxed);
+        Ok(data)
     }
 }

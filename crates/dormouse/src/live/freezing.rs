@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use dormouse_format::limits::{BLOCK_SIZE, LEAF_BLOCKS};
 use dormouse_format::{TimeNs, point::Grade};
-use dormouse_sync::leaf::{Claim, LeafData};
+use dormouse_sync::leaf::{Claim, LeafData, Unread};
 use dormouse_sync::live::{Moment, Unfrozen};
 use dormouse_track::dirty::Dirty;
 use dormouse_track::ebpf::all_left_frozen;
@@ -260,7 +260,7 @@ impl Leaves for Taken {
         let bytes = start.and_then(|start| self.memory.get(start..start + len));
         let bytes = bytes.context("a leaf that was not taken is asked for")?.to_vec();
         claim.shrink(len as u64);
-        Ok(LeafData { runs, bytes, skip: 0, claim })
+        Ok(LeafData { runs, bytes, skip: 0, unread: Unread::default(), claim })
     }
 }
 

@@ -3,6 +3,8 @@
 //! Invariant: after a job that failed with the server still there, the link is as it was before:
 //! no answer is open. What a pass carried is forgotten when it is acknowledged, and not before.
 
+mod scan;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -21,7 +23,7 @@ use dormouse_sync::live::{Away, DELTAS_SMALL, Event, Head, Job, Made, PointSeen,
 use dormouse_track::dirty::Dirty;
 
 use super::connecting::{self, Opened};
-use super::disk::{Change, DirtyLeaves, Tracked, leaf_set};
+use super::disk::{Change, Reading, Tracked, leaf_set};
 use super::freezing::{self, Freezing, REST_SMALL, Taken};
 use super::pilot::{Cancelled, Pilot, now};
 use super::stale::{Failed, Stale};
@@ -275,46 +277,12 @@ impl Worker {
         let (secrets, signer) = (Arc::clone(&sealing.secrets), Arc::clone(&sealing.signer));
         let mut copy = Copy::new(plan, secrets, signer)?;
         let done = engine::run_copy(&session.link, &mut copy, sealing, source, finish, show);
-        if done.as_ref().is_err_and(|e| e.is::<Cancelled>()) {
+        if done.as_ref().is_err_and(|e| e.is::<Cancelled>() || e.is::<scan::Behind>()) {
             for _ in 0..copy.asked().1 {
                 connect::receive(&session.link)?;
             }
         }
         done
-    }
-
-    fn scan(&mut self, pilot: &mut Pilot<'_>) -> Result<Event> {
-        pilot.teller.counters.scans += 1;
-        let (volume, generation) = {
-            let session = self.session()?;
-            (session.volume.id, session.generation)
-        };
-        self.tracked.begin_scan(&volume, generation)?;
-        self.stale = Stale::default();
-        let (cut, time) = (now(), text::now_ns());
-        let leaves = self.tracked.source.leaf_set()?;
-        let total = leaves.count();
-        let plan = self.plan(copy::Mode::Scan, leaves)?;
-        let tracked = &self.tracked;
-        let reading = Reading { tracked, read: &self.read };
-        let mut finish = || {
-            let marks = tracked.marks()?;
-            let settled = tracked.nothing_under_way() && marks.dirty_blocks() == 0;
-            Ok((if settled { Grade::Settled } else { Grade::Fuzzy }, time))
-        };
-        let outcome = self.run(plan, &reading, &mut finish, &mut |p| {
-            let leaf = (tracked.size() / total.max(1)).max(1);
-            let left = total.saturating_sub(p.leaves) * leaf;
-            pilot.tell(Event::Progress { done: p.leaves * leaf, left });
-            pilot.tell(Event::Dirty { bytes: tracked.dirty()? });
-            pilot.during()
-        })?;
-        let point = outcome.point;
-        self.tracked.end_scan(hash_of(&point).0, point.point.seq)?;
-        self.newest = Some(point);
-        self.remember()?;
-        self.deltas = Some(0);
-        self.made(pilot, &outcome, cut)
     }
 
     /// Goes on from this point, which is durable.
@@ -377,8 +345,9 @@ impl Worker {
         self.stale.leave_out(&mut dirty, self.tracked.blocks());
         let (tracked, stale, failed) = (&self.tracked, &self.stale, Failed::default());
         let read = &self.read;
-        let source = DirtyLeaves { source: &tracked.source, dirty: &dirty, read, failed: &failed };
-        let plan = self.plan(copy::Mode::Changes, source.leaf_set())?;
+        let source = &tracked.source;
+        let source = Reading { source, only: Some(&dirty), read, failed: &failed };
+        let plan = self.plan(copy::Mode::Changes, leaf_set(tracked.size(), &dirty))?;
         // A block that was left out, or could not be read, is not as it is on the disk.
         let left_out = stale.blocks().any(|block| !dirty.has(block));
         let mut finish = || {
@@ -392,12 +361,16 @@ impl Worker {
             pilot.tell(Event::Dirty { bytes: stale.without(tracked.dirty()?) });
             pilot.during()
         })?;
-        for line in self.stale.found(&failed, &mut dirty) {
-            pilot.teller.counters.read_errors += 1;
-            pilot.teller.warn(&line);
-        }
+        self.found_unread(pilot, &failed, &mut dirty);
         self.acknowledge(&outcome.point, &dirty)?;
         self.made(pilot, &outcome, cut)
+    }
+
+    /// Of what was to be read, this could not be: it is no part of `dirty` any more.
+    fn found_unread(&mut self, pilot: &mut Pilot<'_>, failed: &Failed, dirty: &mut Dirty) {
+        let (new, lines) = self.stale.found(failed, dirty);
+        pilot.teller.counters.read_errors += new;
+        lines.iter().for_each(|line| pilot.teller.warn(line));
     }
 
     /// First on record, then forgotten: who dies in between sends some blocks twice.
@@ -495,24 +468,6 @@ impl Worker {
 fn unfrozen(pilot: &mut Pilot<'_>, why: Unfrozen, detail: String) -> Event {
     pilot.teller.counters.freezes_failed += 1;
     Event::Unfrozen { why, detail }
-}
-
-/// All of the disk, with a count of what was read.
-struct Reading<'a> {
-    tracked: &'a Tracked,
-    read: &'a AtomicU64,
-}
-
-impl Leaves for Reading<'_> {
-    fn read_leaf(
-        &self,
-        index: u64,
-        claim: dormouse_sync::leaf::Claim,
-    ) -> Result<dormouse_sync::leaf::LeafData> {
-        let data = self.tracked.source.read_leaf(index, claim)?;
-        self.read.fetch_add(data.data_len(), Ordering::Relaxed);
-        Ok(data)
-    }
 }
 
 const fn seen(point: &SignedPoint) -> PointSeen {

@@ -14,3 +14,4 @@ mod load;
 mod refusals;
 mod restarts;
 mod stand;
+mod unread;

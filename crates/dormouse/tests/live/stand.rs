@@ -259,6 +259,14 @@ impl Stand {
         dest
     }
 
+    /// The newest point, whatever its grade.
+    pub fn newest_fuzzy(&self) -> Vec<u8> {
+        let dest = self.image.with_file_name("fuzzy");
+        let args = ["restore", &self.volume, text(&dest), "--force", "--fuzzy"];
+        self.place.run(&args).ok();
+        std::fs::read(dest).unwrap()
+    }
+
     /// A file system that was frozen is clean as it is; one that settled, after its journal.
     #[track_caller]
     pub fn is_sound(&self, point: u64, grade: &str) {

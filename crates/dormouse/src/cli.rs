@@ -298,6 +298,9 @@ pub struct MirrorArgs {
     /// Take the volume over from another machine or installation
     #[arg(long)]
     pub takeover: bool,
+    /// DEVICE is another disk than the one in the volume, and is meant: it was replaced
+    #[arg(long)]
+    pub same_disk: bool,
     /// How hard zstd tries
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(i32).range(1..=19))]
     pub level: i32,
@@ -346,6 +349,7 @@ impl MirrorArgs {
         to.hook_after = self.hook_after.as_deref().map(hook);
         to.level = self.level;
         to.takeover = self.takeover;
+        to.same_disk = self.same_disk;
         Ok(to)
     }
 }

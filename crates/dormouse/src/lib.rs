@@ -48,6 +48,7 @@ pub mod text;
 pub mod tls;
 pub mod volume_name;
 pub mod when;
+mod which_disk;
 pub mod writer_file;
 
 use std::io::IsTerminal;

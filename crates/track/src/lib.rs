@@ -7,6 +7,7 @@
 
 pub mod device;
 pub mod dirty;
+pub mod disk_id;
 pub mod ebpf;
 mod error;
 pub mod freeze;

@@ -87,6 +87,8 @@ pub struct MirrorConfig {
     /// Take the volume over from another installation; said on the command line only, never in a
     /// file: it must not be repeated at each start.
     pub takeover: bool,
+    /// Another disk than the one in the volume is meant; said on the command line only, too.
+    pub same_disk: bool,
 }
 
 impl MirrorConfig {
@@ -104,6 +106,7 @@ impl MirrorConfig {
             hook_before: None,
             hook_after: None,
             takeover: false,
+            same_disk: false,
         }
     }
 }

@@ -16,6 +16,7 @@ use dormouse_sync::leaf::{Claim, LeafData, LeafSet};
 use dormouse_sync::live::{Gap, Proof};
 use dormouse_track::device::Disk;
 use dormouse_track::dirty::Dirty;
+use dormouse_track::disk_id::DiskId;
 use dormouse_track::ebpf::{self, Watch};
 use dormouse_track::marks::Marks;
 use dormouse_track::record::Record;
@@ -28,6 +29,7 @@ use crate::home::Home;
 use crate::leaves::{read_runs, runs_of};
 use crate::source::Source;
 use crate::text::hex;
+use crate::which_disk;
 
 /// A watched disk.
 pub(super) struct Tracked {
@@ -43,14 +45,23 @@ pub(super) struct Tracked {
 impl Tracked {
     /// Opens the device, and finds its watch or begins one.
     pub(super) fn open(home: &Home, config: &MirrorConfig) -> Result<Self> {
-        let disk = Disk::of(&config.device).map_err(not_watched)?;
-        let source = Source::open_shared(&config.device)?;
         let pins = ebpf::place().join(pins_name(home, &config.volume));
         let known = home.known_volume(&config.volume)?;
-        let found = match &known {
-            Some(id) => Watch::find(&disk, &pins, &id.0).map_err(not_watched)?,
-            None => Err(ebpf::Gap::None),
+        let watch_of = |disk: &Disk| match &known {
+            Some(id) => Watch::find(disk, &pins, &id.0).map_err(not_watched),
+            None => Ok(Err(ebpf::Gap::None)),
         };
+        let named = Disk::of(&config.device).map_err(not_watched);
+        let disk = match named {
+            // What was watched all the time is that disk, whatever lies on it now.
+            Ok(disk) if config.same_disk || is_watched(&disk, &watch_of(&disk)?) => disk,
+            named => {
+                let recorded = known.map(|id| home.known_disk(&id)).transpose()?.flatten();
+                which_disk::find(&config.volume, named, recorded.as_ref(), &config.device)?
+            }
+        };
+        let source = Source::open_shared(&disk.path)?;
+        let found = watch_of(&disk)?;
         let (watch, gap) = match found {
             Ok((watch, _)) => (watch, None),
             Err(gap) => (Watch::begin(&disk, &pins).map_err(not_watched)?, Some(of_gap(gap))),
@@ -75,6 +86,11 @@ impl Tracked {
 
     pub(super) fn blocks(&self) -> u64 {
         geometry::blocks(self.size())
+    }
+
+    /// By what it is known.
+    pub(super) fn id(&self) -> DiskId {
+        which_disk::of_source(&self.disk, &self.source)
     }
 
     /// Bytes that are marked.
@@ -217,6 +233,12 @@ impl Tracked {
     pub(super) fn nothing_under_way(&self) -> bool {
         (0..8).any(|_| self.disk.writes_in_flight().is_ok_and(|n| n == 0))
     }
+}
+
+/// Whether it is the same appearance of the same disk that the watch is about.
+fn is_watched<T>(disk: &Disk, found: &std::result::Result<T, ebpf::Gap>) -> bool {
+    use ebpf::Gap::{Everything, Incomplete, Size};
+    disk.sequence != 0 && matches!(found, Ok(_) | Err(Size | Incomplete | Everything))
 }
 
 /// What has become of a disk.

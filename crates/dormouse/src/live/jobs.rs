@@ -19,7 +19,7 @@ use dormouse_sync::checkpoint::{self, Checkpoint};
 use dormouse_sync::copy::{self, Copy, Outcome, Progress};
 use dormouse_sync::history::hash_of;
 use dormouse_sync::leaf::LeafSet;
-use dormouse_sync::live::{Away, DELTAS_SMALL, Event, Head, Job, Made, PointSeen, Unfrozen};
+use dormouse_sync::live::{Away, DELTAS_SMALL, Event, Head, Job, Made, PointSeen, Proof, Unfrozen};
 use dormouse_track::dirty::Dirty;
 
 use super::connecting::{self, Opened};
@@ -173,7 +173,14 @@ impl Worker {
         let Some((session, head)) = self.session.as_ref().zip(self.newest.take()) else {
             return Ok(());
         };
-        self.home.remember(&session.volume, &Anchor { head, vouched: true })
+        self.home.remember(&session.volume, &Anchor { head, vouched: true })?;
+        self.remember_disk()
+    }
+
+    /// Writes to the home by what the disk is known, if that has changed.
+    fn remember_disk(&self) -> Result<()> {
+        let Some(session) = &self.session else { return Ok(()) };
+        self.home.remember_disk(&session.volume.id, &self.tracked.id())
     }
 
     fn connect(&mut self, pilot: &mut Pilot<'_>, takeover: bool) -> Result<Event> {
@@ -212,6 +219,9 @@ impl Worker {
         self.connected = true;
         self.moved = 0;
         self.session = Some(opened);
+        if proof == Proof::Unbroken {
+            self.remember_disk()?;
+        }
         Ok(Event::Connected { proof, head, dirty: self.tracked.dirty()? })
     }
 

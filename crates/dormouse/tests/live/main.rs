@@ -8,6 +8,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod disks;
 mod follows;
 mod frozen;
 mod load;

@@ -36,7 +36,7 @@ pub struct Stand {
     logged: String,
     address: String,
     device_loop: Option<Loop>,
-    image: PathBuf,
+    pub image: PathBuf,
     /// Of the image, in memory.
     _memory: tempfile::TempDir,
 }
@@ -313,6 +313,20 @@ impl Stand {
     pub fn resize(&self, size: u64) {
         File::options().write(true).open(&self.image).unwrap().set_len(size).unwrap();
         sh(&format!("losetup -c {}", self.device.display()));
+    }
+
+    /// Puts an image behind a device that is free, and takes that for the disk from now on.
+    pub fn plug(&mut self, device: &Path, image: &Path) {
+        self.unplug();
+        sh(&format!("losetup {} {}", device.display(), image.display()));
+        self.device_loop = Some(Loop(device.to_owned()));
+        self.device = device.to_owned();
+        self.image = image.to_owned();
+    }
+
+    /// Takes the disk away.
+    pub fn unplug(&mut self) {
+        self.device_loop = None;
     }
 
     /// Removes what watches the disk, as a reboot does.

@@ -54,6 +54,7 @@ fn each_key_has_its_effect() {
         hook_before: hook("/usr/bin/psql", &["-c", "CHECKPOINT"]),
         hook_after: hook("/bin/true", &[]),
         takeover: false,
+        same_disk: false,
     };
     let second = MirrorConfig::new("/dev/disk/by-id/ata-Disk:2".into());
     assert_eq!(second.volume, "ata-Disk2");

@@ -20,6 +20,48 @@ impl Dirty {
         self.leaves.push((leaf, words));
     }
 
+    /// These blocks, and behind them the others, all of which have higher addresses.
+    pub(crate) fn append(&mut self, mut behind: Self) {
+        self.leaves.append(&mut behind.leaves);
+    }
+
+    /// The blocks that are in both.
+    pub fn and(&self, other: &Self) -> Self {
+        self.combined(other, |a, b| a & b)
+    }
+
+    /// The blocks that are in either.
+    pub fn or(&self, other: &Self) -> Self {
+        self.combined(other, |a, b| a | b)
+    }
+
+    /// Without those of the other.
+    pub fn minus(&self, other: &Self) -> Self {
+        self.combined(other, |a, b| a & !b)
+    }
+
+    fn combined(&self, other: &Self, both: impl Fn(u64, u64) -> u64) -> Self {
+        let (mut all, mut others) = (Self::default(), other.leaves.iter().peekable());
+        let none = [0; LEAF_WORDS];
+        let mut push = |leaf, a: &[u64; LEAF_WORDS], b: &[u64; LEAF_WORDS]| {
+            let words = std::array::from_fn(|i| both(a[i], b[i]));
+            if words != none {
+                all.push(leaf, words);
+            }
+        };
+        for (leaf, words) in &self.leaves {
+            while let Some((before, other)) = others.next_if(|(l, _)| l < leaf) {
+                push(*before, &none, other);
+            }
+            let other = others.next_if(|(l, _)| l == leaf).map_or(&none, |(_, other)| other);
+            push(*leaf, words, other);
+        }
+        for (leaf, other) in others {
+            push(*leaf, &none, other);
+        }
+        all
+    }
+
     /// These blocks; what comes doubled or out of order is put right.
     pub fn of_blocks(blocks: impl IntoIterator<Item = u64>) -> Self {
         let mut leaves = std::collections::BTreeMap::<u64, [u64; LEAF_WORDS]>::new();
@@ -131,6 +173,26 @@ mod tests {
         assert!(dirty.has(64) && !dirty.has(65) && dirty.has(5000) && !dirty.has(700));
         dirty.remove(&[2, 3, 300, 5000].into());
         assert_eq!(dirty, Dirty::of_blocks([1, 64]));
+    }
+
+    #[test]
+    fn sets_are_combined_as_sets() {
+        let sets = [
+            vec![],
+            vec![1, 2, 300],
+            vec![2, 255, 256, 300, 9000],
+            vec![700, 9000, 9001],
+            (0..1000).collect(),
+        ];
+        for (a, b) in sets.iter().flat_map(|a| sets.iter().map(move |b| (a, b))) {
+            let of = |keep: &dyn Fn(&u64) -> bool| {
+                Dirty::of_blocks(a.iter().chain(b).copied().filter(|block| keep(block)))
+            };
+            let (x, y) = (Dirty::of_blocks(a.clone()), Dirty::of_blocks(b.clone()));
+            assert_eq!(x.and(&y), of(&|n| a.contains(n) && b.contains(n)));
+            assert_eq!(x.or(&y), of(&|_| true));
+            assert_eq!(x.minus(&y), of(&|n| a.contains(n) && !b.contains(n)));
+        }
     }
 
     #[test]

@@ -16,5 +16,6 @@ pub mod marks;
 pub mod priority;
 pub mod record;
 pub mod routes;
+pub mod sweep;
 
 pub use error::{Error, Result};

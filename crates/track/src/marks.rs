@@ -179,21 +179,41 @@ impl<'a> Marks<'a> {
     /// What the old bitmap holds, in address order, up to so many leaves and, but for the last
     /// leaf, blocks; and whether that is all.
     pub fn carried(&self, leaves_max: usize, blocks_max: u64) -> (Dirty, bool) {
-        let (mut dirty, mut blocks) = (Dirty::default(), 0);
-        for (leaf, words) in self.old().chunks(LEAF_WORDS).enumerate() {
+        let (leaves, mut blocks) = (self.leaves(), 0);
+        let (dirty, next) = self.carried_in(0..leaves, leaves_max, blocks_max, &mut blocks);
+        (dirty, next == leaves)
+    }
+
+    /// The same of these leaves only; and where it ended. `blocks` is how many were there before.
+    pub(crate) fn carried_in(
+        &self,
+        leaves: core::ops::Range<u64>,
+        leaves_max: usize,
+        blocks_max: u64,
+        blocks: &mut u64,
+    ) -> (Dirty, u64) {
+        let mut dirty = Dirty::default();
+        let (first, end) = (leaves.start as usize, leaves.end as usize);
+        let all = self.old().chunks(LEAF_WORDS).enumerate();
+        for (leaf, words) in all.take(end).skip(first) {
             let mut found = [0; LEAF_WORDS];
             for (to, word) in found.iter_mut().zip(words) {
                 *to = word.load(Ordering::Acquire);
             }
             if found != [0; LEAF_WORDS] {
-                if dirty.leaves() >= leaves_max || blocks >= blocks_max {
-                    return (dirty, false);
+                if dirty.leaves() >= leaves_max || *blocks >= blocks_max {
+                    return (dirty, leaf as u64);
                 }
-                blocks += found.iter().map(|word| u64::from(word.count_ones())).sum::<u64>();
+                *blocks += found.iter().map(|word| u64::from(word.count_ones())).sum::<u64>();
                 dirty.push(leaf as u64, found);
             }
         }
-        (dirty, true)
+        (dirty, leaves.end)
+    }
+
+    /// Leaves of a bitmap; the last one may be a part.
+    pub(crate) fn leaves(&self) -> u64 {
+        self.words().div_ceil(LEAF_WORDS) as u64
     }
 
     /// Whether a block has been marked since the cut.
@@ -327,4 +347,4 @@ const fn mask_of(word: u64, first: u64, end: u64) -> u64 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -4,7 +4,8 @@ use super::*;
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicBool;
 
-struct Memory {
+/// Bitmaps of a disk that nobody else marks.
+pub(crate) struct Memory {
     control: Vec<AtomicU64>,
     bits: Vec<AtomicU64>,
 }
@@ -14,14 +15,14 @@ fn zeros(n: usize) -> Vec<AtomicU64> {
 }
 
 impl Memory {
-    fn of_blocks(blocks: u64) -> Self {
+    pub(crate) fn of_blocks(blocks: u64) -> Self {
         let range = Range { dev: 1, first: 0, sectors: blocks * 8, whole: true };
         let control = zeros(CONTROL_WORDS);
         Marks::prepare(&control, &range);
         Self { control, bits: zeros(2 * range.words() as usize) }
     }
 
-    fn marks(&self) -> Marks<'_> {
+    pub(crate) fn marks(&self) -> Marks<'_> {
         Marks::over(&self.control, &self.bits).unwrap()
     }
 }

@@ -224,12 +224,22 @@ impl<'a> Marks<'a> {
 
     /// How many of these blocks have been marked since the cut.
     pub fn marked_again(&self, of: &Dirty) -> u64 {
+        self.count(of, [self.active()])
+    }
+
+    /// How many of these blocks are marked, in both bitmaps.
+    pub fn marked_of(&self, of: &Dirty) -> u64 {
+        self.count(of, [self.active(), self.old()])
+    }
+
+    fn count<const N: usize>(&self, of: &Dirty, bitmaps: [&[AtomicU64]; N]) -> u64 {
         fence(Ordering::SeqCst);
-        let active = self.active();
         let leaf = |&(leaf, words): &(u64, [u64; LEAF_WORDS])| -> u64 {
             let first = leaf as usize * LEAF_WORDS;
             let both = words.iter().enumerate().map(|(i, word)| {
-                active.get(first + i).map_or(0, |w| w.load(Ordering::SeqCst)) & word
+                let in_one =
+                    |b: &&[AtomicU64]| b.get(first + i).map_or(0, |w| w.load(Ordering::SeqCst));
+                bitmaps.iter().map(in_one).fold(0, |all, one| all | one) & word
             });
             both.map(|word| u64::from(word.count_ones())).sum()
         };

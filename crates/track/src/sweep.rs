@@ -129,9 +129,9 @@ impl Sweep {
         self.streaks[0] = dirty.clone();
     }
 
-    /// Of the next passes, how much waits.
-    pub fn hot_blocks(&self) -> u64 {
-        self.hot.blocks()
+    /// How many marked blocks wait for their turn.
+    pub fn waiting(&self, marks: &Marks<'_>) -> u64 {
+        marks.marked_of(&self.hot)
     }
 }
 

@@ -99,3 +99,35 @@ fn a_disk_that_grows_and_shrinks_goes_on() {
     assert!(stand.points("settled").len() + stand.points("frozen").len() >= 2);
     stand.stop();
 }
+
+/// A block that is written all the time goes once a second, not with each pass.
+#[test]
+fn what_is_written_all_the_time_waits_for_its_turn() {
+    let Some(mut stand) = Stand::new() else { return };
+    stand.umount();
+    stand.start(&["--freeze", "never"]);
+    stand.is_live();
+    let device = OpenOptions::new().write(true).open(&stand.device).unwrap();
+    let write = |at: u64, n: u64| {
+        device.write_all_at(&[n as u8; 4096], at).unwrap();
+        device.sync_data().unwrap();
+    };
+    let before = stand.counter("points");
+    let (began, mut n, mut lag) = (Instant::now(), 0, 0);
+    while began.elapsed() < Duration::from_secs(8) {
+        n += 1;
+        write(50 * MIB, n);
+        std::thread::sleep(Duration::from_millis(20));
+        let status = stand.status().unwrap();
+        lag = lag.max(status["data_lag_ms"].as_u64().unwrap());
+        assert_eq!(status["state"], "LIVE", "{status}");
+    }
+    let points = stand.counter("points") - before;
+    println!("{n} writes, {points} points, the data lag was {lag} ms at most");
+    // Each quarter of a second at first, until it is known to be hot.
+    assert!((7..=16).contains(&points), "{points} points");
+    // It shows that it waits.
+    assert!((900..2500).contains(&lag), "{lag} ms");
+    stand.comes_back();
+    stand.stop();
+}

@@ -10,8 +10,9 @@ use dormouse_sync::copy;
 use dormouse_sync::history::hash_of;
 use dormouse_sync::live::Event;
 use dormouse_track::dirty::Dirty;
+use dormouse_track::sweep::Sweep;
 
-use super::Worker;
+use super::{Cut, Worker};
 use crate::live::disk::Reading;
 use crate::live::pilot::{Pilot, now};
 use crate::live::stale::{Failed, Stale};
@@ -40,6 +41,7 @@ impl Worker {
         let behind = session.head.is_some_and(|head| !head.point().is_checkpoint());
         self.tracked.begin_scan(&volume, generation)?;
         self.stale = Stale::default();
+        self.sweep = Sweep::default();
         let (cut, time) = (now(), text::now_ns());
         let leaves = self.tracked.source.leaf_set()?;
         let total = leaves.count();
@@ -58,7 +60,7 @@ impl Worker {
             let leaf = (tracked.size() / total.max(1)).max(1);
             let left = total.saturating_sub(p.leaves) * leaf;
             pilot.tell(Event::Progress { done: p.leaves * leaf, left });
-            pilot.tell(Event::Dirty { bytes: tracked.dirty()? });
+            pilot.tell(Event::Dirty { bytes: tracked.dirty()?, waiting: 0 });
             anyhow::ensure!(!behind || failed.is_empty(), Behind);
             pilot.during()
         })?;
@@ -68,6 +70,7 @@ impl Worker {
         self.newest = Some(point);
         self.remember()?;
         self.deltas = Some(0);
-        self.made(pilot, &outcome, cut)
+        let sent = failed.is_empty().then_some(cut);
+        self.made(pilot, &outcome, Cut { at: cut, sent })
     }
 }

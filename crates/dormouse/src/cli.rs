@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::daemon::config::{Freeze, Hook, MirrorConfig, Tracker};
+use crate::daemon::config::{Freeze, Hook, MirrorConfig, Swap, Tracker};
 use crate::daemon::quantity;
 use crate::exit;
 
@@ -269,6 +269,9 @@ pub struct MirrorArgs {
     /// Whether file systems may be frozen for a point, for some milliseconds
     #[arg(long, value_enum, default_value = "auto", conflicts_with = "once")]
     pub freeze: FreezeArg,
+    /// Whether active swap on DEVICE is left out (zeros, but for its header) or copied
+    #[arg(long, value_enum, default_value = "skip", conflicts_with = "once")]
+    pub swap: SwapArg,
     /// Bytes a second that are sent at most, such as 2MiB
     #[arg(long, value_name = "RATE", conflicts_with = "once")]
     pub limit: Option<String>,
@@ -318,6 +321,15 @@ pub enum FreezeArg {
     Never,
 }
 
+/// `--swap`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SwapArg {
+    /// Zeros in the copy
+    Skip,
+    /// As anything else
+    Copy,
+}
+
 /// `--tracker`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum TrackerArg {
@@ -338,6 +350,10 @@ impl MirrorArgs {
         to.freeze = match self.freeze {
             FreezeArg::Auto => Freeze::Auto,
             FreezeArg::Never => Freeze::Never,
+        };
+        to.swap = match self.swap {
+            SwapArg::Skip => Swap::Skip,
+            SwapArg::Copy => Swap::Copy,
         };
         to.tracker = match self.tracker {
             TrackerArg::Ebpf => Tracker::Ebpf,

@@ -13,6 +13,7 @@ mod jobs;
 mod pilot;
 mod scanning;
 mod stale;
+mod swap;
 mod telling;
 
 use std::sync::Arc;

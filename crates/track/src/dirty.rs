@@ -72,6 +72,33 @@ impl Dirty {
         Self { leaves: leaves.into_iter().collect() }
     }
 
+    /// All blocks of a range.
+    pub fn of_range(range: core::ops::Range<u64>) -> Self {
+        let mut dirty = Self::default();
+        if range.is_empty() {
+            return dirty;
+        }
+        for leaf in range.start / LEAF_BLOCKS..range.end.div_ceil(LEAF_BLOCKS) {
+            let words = std::array::from_fn(|i| {
+                let first = leaf * LEAF_BLOCKS + i as u64 * 64;
+                below(range.end.saturating_sub(first)) & !below(range.start.saturating_sub(first))
+            });
+            dirty.push(leaf, words);
+        }
+        dirty
+    }
+
+    /// The first leaves.
+    pub fn first(&self, leaves: usize) -> Self {
+        Self { leaves: self.leaves.iter().take(leaves).copied().collect() }
+    }
+
+    /// Of a leaf: which of its blocks.
+    pub(crate) fn words(&self, leaf: u64) -> [u64; LEAF_WORDS] {
+        let found = self.leaves.binary_search_by_key(&leaf, |(index, _)| *index);
+        found.map_or([0; LEAF_WORDS], |i| self.leaves[i].1)
+    }
+
     /// How many leaves have a dirty block.
     pub const fn leaves(&self) -> usize {
         self.leaves.len()
@@ -145,17 +172,30 @@ impl Dirty {
         self.leaves.retain_mut(|(leaf, words)| {
             for (i, word) in words.iter_mut().enumerate() {
                 let first = *leaf * LEAF_BLOCKS + i as u64 * 64;
-                let kept = end.saturating_sub(first).min(64);
-                *word &= if kept == 64 { u64::MAX } else { (1 << kept) - 1 };
+                *word &= below(end.saturating_sub(first));
             }
             *words != [0; LEAF_WORDS]
         });
     }
 }
 
+/// The first so many bits.
+const fn below(count: u64) -> u64 {
+    if count >= 64 { u64::MAX } else { (1 << count) - 1 }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_range_is_all_of_its_blocks() {
+        for (start, end) in [(0, 0), (0, 1), (5, 5), (63, 65), (255, 257), (256, 1024), (1, 3000)] {
+            assert_eq!(Dirty::of_range(start..end), Dirty::of_blocks(start..end), "{start}..{end}");
+        }
+        let some = Dirty::of_blocks([1, 300, 600]);
+        assert_eq!((some.first(2), some.first(9)), (Dirty::of_blocks([1, 300]), some.clone()));
+    }
 
     #[test]
     fn blocks_become_runs_of_leaves() {

@@ -66,6 +66,15 @@ impl Range {
     }
 }
 
+/// How much is taken from a bitmap: so many leaves and, but for those of the last leaf, blocks.
+#[derive(Debug, Clone, Copy)]
+pub struct Room {
+    /// Leaves.
+    pub leaves: usize,
+    /// Blocks.
+    pub blocks: u64,
+}
+
 /// The bitmaps of one disk.
 #[derive(Debug, Clone, Copy)]
 pub struct Marks<'a> {
@@ -177,20 +186,19 @@ impl<'a> Marks<'a> {
     }
 
     /// What the old bitmap holds, in address order, up to so many leaves and, but for the last
-    /// leaf, blocks; and whether that is all.
-    pub fn carried(&self, leaves_max: usize, blocks_max: u64) -> (Dirty, bool) {
-        let (leaves, mut blocks) = (self.leaves(), 0);
-        let (dirty, next) = self.carried_in(0..leaves, leaves_max, blocks_max, &mut blocks);
-        (dirty, next == leaves)
+    /// leaf, blocks; and whether that is all. Blocks of `without` are passed over.
+    pub fn carried(&self, leaves: usize, blocks: u64, without: &Dirty) -> (Dirty, bool) {
+        let end = self.leaves();
+        let (dirty, next) = self.carried_in(0..end, &mut Room { leaves, blocks }, without);
+        (dirty, next == end)
     }
 
-    /// The same of these leaves only; and where it ended. `blocks` is how many were there before.
+    /// The same of these leaves only; and where it ended. What it holds is taken off `room`.
     pub(crate) fn carried_in(
         &self,
         leaves: core::ops::Range<u64>,
-        leaves_max: usize,
-        blocks_max: u64,
-        blocks: &mut u64,
+        room: &mut Room,
+        without: &Dirty,
     ) -> (Dirty, u64) {
         let mut dirty = Dirty::default();
         let (first, end) = (leaves.start as usize, leaves.end as usize);
@@ -200,11 +208,17 @@ impl<'a> Marks<'a> {
             for (to, word) in found.iter_mut().zip(words) {
                 *to = word.load(Ordering::Acquire);
             }
+            if found != [0; LEAF_WORDS] && !without.is_empty() {
+                let without = without.words(leaf as u64);
+                found.iter_mut().zip(without).for_each(|(word, not)| *word &= !not);
+            }
             if found != [0; LEAF_WORDS] {
-                if dirty.leaves() >= leaves_max || *blocks >= blocks_max {
+                if room.leaves == 0 || room.blocks == 0 {
                     return (dirty, leaf as u64);
                 }
-                *blocks += found.iter().map(|word| u64::from(word.count_ones())).sum::<u64>();
+                let blocks = found.iter().map(|word| u64::from(word.count_ones())).sum();
+                room.leaves -= 1;
+                room.blocks = room.blocks.saturating_sub(blocks);
                 dirty.push(leaf as u64, found);
             }
         }

@@ -15,21 +15,12 @@
 use std::time::Duration;
 
 use crate::dirty::Dirty;
-use crate::marks::Marks;
+use crate::marks::{Marks, Room};
 
 /// In so many passes one after the other a block must be marked to be hot.
 pub const HOT_AFTER: usize = 4;
 /// So many blocks are hot, at most: what may be held in memory while file systems are frozen.
 pub const HOT_MAX: u64 = 4096;
-
-/// How much one pass takes.
-#[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    /// Leaves.
-    pub leaves: usize,
-    /// Blocks, but for those of the last leaf.
-    pub blocks: u64,
-}
 
 /// Where passes have come to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -60,18 +51,23 @@ pub struct Taken {
 }
 
 impl Sweep {
-    /// Takes from the old bitmap, which was cut off at `cut`.
-    pub fn take(&self, marks: &Marks<'_>, cut: Duration, limits: Limits, hot: bool) -> Taken {
+    /// Takes from the old bitmap, which was cut off at `cut`, what has room; hot blocks if `hot`
+    /// says so, and nothing of `without`, as if it were not marked.
+    pub fn take(
+        &self,
+        marks: &Marks<'_>,
+        cut: Duration,
+        mut room: Room,
+        hot: bool,
+        without: &Dirty,
+    ) -> Taken {
         let leaves = marks.leaves();
         let from = if self.from < leaves { self.from } else { 0 };
-        let mut blocks = 0;
-        let (high, mut next) =
-            marks.carried_in(from..leaves, limits.leaves, limits.blocks, &mut blocks);
+        let (high, mut next) = marks.carried_in(from..leaves, &mut room, without);
         let mut dirty = Dirty::default();
         let mut seen_all = false;
         if next == leaves {
-            let left = limits.leaves.saturating_sub(high.leaves());
-            (dirty, next) = marks.carried_in(0..from, left, limits.blocks, &mut blocks);
+            (dirty, next) = marks.carried_in(0..from, &mut room, without);
             seen_all = next == from;
         }
         let gone = match next.checked_sub(from) {

@@ -22,7 +22,8 @@ use dormouse_track::marks::Marks;
 use dormouse_track::record::Record;
 
 use super::stale::Failed;
-use crate::daemon::config::MirrorConfig;
+use super::swap::{self, LeftOut};
+use crate::daemon::config::{self, MirrorConfig};
 use crate::engine::Leaves;
 use crate::exit::{Class, Failure};
 use crate::home::Home;
@@ -40,6 +41,7 @@ pub(super) struct Tracked {
     pins: PathBuf,
     /// Why all must be compared, as long as it must.
     gap: Option<Gap>,
+    pub(super) left_out: LeftOut,
 }
 
 impl Tracked {
@@ -66,9 +68,11 @@ impl Tracked {
             Ok((watch, _)) => (watch, None),
             Err(gap) => (Watch::begin(&disk, &pins).map_err(not_watched)?, Some(of_gap(gap))),
         };
-        let tracked = Self { disk, source, watch: Some(watch), pins, gap };
+        let left_out = LeftOut::new(config.swap == config::Swap::Skip);
+        let mut tracked = Self { disk, source, watch: Some(watch), pins, gap, left_out };
         // What a pass carried that was not acknowledged.
         tracked.marks()?.carry_back();
+        tracked.look_at_swap(true)?;
         Ok(tracked)
     }
 
@@ -93,9 +97,15 @@ impl Tracked {
         which_disk::of_source(&self.disk, &self.source)
     }
 
-    /// Bytes that are marked.
+    /// Bytes that are marked, and to be sent.
     pub(super) fn dirty(&self) -> Result<u64> {
-        Ok(self.marks()?.dirty_blocks() * BLOCK_SIZE as u64)
+        Ok(self.left_out.work(&self.marks()?) * BLOCK_SIZE as u64)
+    }
+
+    /// Whether the kernel swaps to something else on the disk now.
+    pub(super) fn look_at_swap(&mut self, again: bool) -> Result<bool> {
+        let watch = self.watch.as_ref().context("there is no tracker")?;
+        Ok(self.left_out.look(&self.disk, &watch.marks().map_err(not_watched)?, again))
     }
 
     /// Whether the marks are all that the server can lack, with this head; and, if so, on
@@ -168,6 +178,8 @@ impl Tracked {
         };
         marks.set_record(&record);
         marks.clear();
+        self.left_out = LeftOut::new(self.left_out.wanted());
+        self.look_at_swap(true)?;
         Ok(())
     }
 
@@ -221,6 +233,7 @@ impl Tracked {
         self.watch = Some(old.resized(&disk).map_err(not_watched)?);
         self.source = Source::open_shared(&disk.path)?;
         self.disk = disk;
+        self.look_at_swap(true)?;
         if self.record()?.is_some_and(|r| !r.complete) && self.gap.is_none() {
             self.gap = Some(Gap::Everything);
             return Ok(Change::Gap(Gap::Everything));
@@ -298,6 +311,8 @@ pub(super) struct Reading<'a> {
     pub(super) source: &'a Source,
     /// These blocks; or all.
     pub(super) only: Option<&'a Dirty>,
+    /// These are not read: they are left out of all, and zeros in a part.
+    pub(super) zeros: &'a Dirty,
     pub(super) read: &'a AtomicU64,
     pub(super) failed: &'a Failed,
 }
@@ -316,7 +331,16 @@ impl Leaves for Reading<'_> {
             Some(dirty) => dirty.runs(index),
             None => runs_of(index, source.size(), |from| source.next_range(from))?,
         };
-        let data = read_runs(claim, runs, |run, out| self.failed.read(source, index, run, out))?;
+        let mut parts = swap::parts(&runs, &self.zeros.runs(index));
+        parts.retain(|(_, zero)| self.only.is_some() || !zero);
+        let runs = parts.iter().map(|(run, _)| *run).collect();
+        let data = read_runs(claim, runs, |run, out| {
+            if parts.contains(&(run, true)) {
+                out.fill(0);
+                return Ok(vec![run]);
+            }
+            self.failed.read(source, index, run, out)
+        })?;
         self.read.fetch_add(data.data_len(), Ordering::Relaxed);
         Ok(data)
     }

@@ -173,6 +173,9 @@ fn hold(
         marks.set_freezing(false);
     }
     Ok(match read {
+        Ok(Ok(_)) if !tracked.left_out.holds() => {
+            Err((memory, (Unfrozen::Unproved, "what the kernel swaps to has changed".into())))
+        }
         Ok(Ok((dirty, places))) => {
             let said = format!(
                 "frozen for {:.1} ms ({:.1} ms until all stood still, {:.1} ms to read {} blocks)",
@@ -198,7 +201,8 @@ fn read_rest(
     let marks = tracked.marks()?;
     marks.carry_back();
     marks.cut();
-    let (mut dirty, whole) = marks.carried(usize::MAX, REST_MAX / BLOCK_SIZE as u64 + 1);
+    let left_out = tracked.left_out.blocks();
+    let (mut dirty, whole) = marks.carried(usize::MAX, REST_MAX / BLOCK_SIZE as u64 + 1, left_out);
     dirty.truncate(tracked.blocks());
     if !whole || dirty.blocks() * BLOCK_SIZE as u64 > memory.len() as u64 {
         let text = "more was written than fits into memory: sent first, and tried again".into();

@@ -21,6 +21,7 @@ use dormouse_sync::history::hash_of;
 use dormouse_sync::leaf::LeafSet;
 use dormouse_sync::live::{Away, Event, Job, Made, PointSeen, Unfrozen};
 use dormouse_track::dirty::Dirty;
+use dormouse_track::marks::Room;
 use dormouse_track::sweep::{self, Sweep};
 
 use super::connecting::Opened;
@@ -153,6 +154,10 @@ impl Worker {
             }
             None => {}
         }
+        if self.tracked.look_at_swap(false)? {
+            self.counted = None;
+        }
+        pilot.teller.swap = self.tracked.left_out.note();
         let marked = self.tracked.marks()?.marked();
         if self.counted != Some(marked) {
             self.counted = Some(marked);
@@ -284,8 +289,9 @@ impl Worker {
         marks.carry_back();
         marks.cut();
         let blocks = BLOCKS_MAX.min(deltas_max / DELTA_PER_BLOCK);
-        let limits = sweep::Limits { leaves: LEAVES_MAX, blocks };
-        let mut taken = self.sweep.take(&marks, cut, limits, hot);
+        let room = Room { leaves: LEAVES_MAX, blocks };
+        let left_out = self.tracked.left_out.blocks();
+        let mut taken = self.sweep.take(&marks, cut, room, hot, left_out);
         taken.dirty.truncate(self.tracked.blocks());
         Ok(taken)
     }
@@ -294,15 +300,18 @@ impl Worker {
         let (cut, time) = (now(), text::now_ns());
         let sweep::Taken { mut dirty, whole, sent, next, .. } = self.cut(cut, deltas_max, hot)?;
         self.stale.leave_out(&mut dirty, self.tracked.blocks());
+        let (zeros, all_zeros) = self.tracked.left_out.zeros();
+        let carried = dirty.or(&zeros);
         let (tracked, stale, failed) = (&self.tracked, &self.stale, Failed::default());
         let (read, sweep) = (&self.read, &self.sweep);
         let source = &tracked.source;
-        let source = Reading { source, only: Some(&dirty), read, failed: &failed };
-        let plan = self.plan(copy::Mode::Changes, leaf_set(tracked.size(), &dirty))?;
+        let (only, left_out) = (Some(&carried), &tracked.left_out);
+        let source = Reading { source, only, zeros: left_out.blocks(), read, failed: &failed };
+        let plan = self.plan(copy::Mode::Changes, leaf_set(tracked.size(), &carried))?;
         // A block that was left out, or could not be read, is not as it is on the disk.
-        let left_out = stale.blocks().any(|block| !dirty.has(block));
+        let behind = stale.blocks().any(|block| !dirty.has(block));
         let mut finish = || {
-            let all = whole && !left_out && failed.is_empty();
+            let all = whole && all_zeros && !behind && failed.is_empty() && left_out.holds();
             // First that no write is under way, then that none has left a mark.
             let still = all && tracked.nothing_under_way();
             let settled = still && tracked.marks()?.marked_again(&dirty) == 0;
@@ -315,8 +324,9 @@ impl Worker {
         })?;
         self.found_unread(pilot, &failed, &mut dirty);
         self.acknowledge(&outcome.point, &dirty)?;
+        self.tracked.left_out.are_zero(&zeros);
         self.sweep = next;
-        let sent = sent.filter(|_| !left_out && failed.is_empty());
+        let sent = sent.filter(|_| !behind && failed.is_empty());
         self.made(pilot, &outcome, Cut { at: cut, sent })
     }
 

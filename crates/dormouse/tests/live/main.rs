@@ -15,4 +15,5 @@ mod load;
 mod refusals;
 mod restarts;
 mod stand;
+mod swap;
 mod unread;

@@ -7,17 +7,17 @@ use dormouse_format::limits::LEAF_BLOCKS;
 use super::*;
 use crate::marks::tests::Memory;
 
-const ALL: Limits = Limits { leaves: usize::MAX, blocks: u64::MAX };
+const ALL: Room = Room { leaves: usize::MAX, blocks: u64::MAX };
 
 const fn at(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
 /// One pass, acknowledged.
-fn pass(sweep: &mut Sweep, marks: &Marks<'_>, now: u64, limits: Limits, hot: bool) -> Taken {
+fn pass(sweep: &mut Sweep, marks: &Marks<'_>, now: u64, room: Room, hot: bool) -> Taken {
     marks.carry_back();
     marks.cut();
-    let taken = sweep.take(marks, at(now), limits, hot);
+    let taken = sweep.take(marks, at(now), room, hot, &Dirty::default());
     marks.forget(&taken.dirty);
     marks.carry_back();
     *sweep = taken.next.clone();
@@ -59,12 +59,12 @@ fn what_is_said_to_be_sent_was_taken() {
             }
             marks.carry_back();
             marks.cut();
-            let limits = match random.below(3) {
-                0 => Limits { leaves: 1 + random.below(4) as usize, blocks: 1 + random.below(40) },
+            let room = match random.below(3) {
+                0 => Room { leaves: 1 + random.below(4) as usize, blocks: 1 + random.below(40) },
                 _ => ALL,
             };
             let cut = at(now) + Duration::from_millis(500);
-            let taken = sweep.take(&marks, cut, limits, random.below(4) == 0);
+            let taken = sweep.take(&marks, cut, room, random.below(4) == 0, &Dirty::default());
             // Nothing is invented, and what is said of all is so.
             let marked: Vec<_> = unsent.keys().copied().collect();
             let both = taken.dirty.or(&taken.waiting);
@@ -93,7 +93,7 @@ fn no_address_waits_for_longer_than_a_sweep() {
     let leaves = 50;
     let memory = Memory::of_blocks(leaves * LEAF_BLOCKS);
     let (marks, mut sweep) = (memory.marks(), Sweep::default());
-    let limits = Limits { leaves: 5, blocks: u64::MAX };
+    let room = Room { leaves: 5, blocks: u64::MAX };
     let mut taken_at = vec![0; leaves as usize];
     let mut sent = at(0);
     for now in 1..100 {
@@ -103,7 +103,7 @@ fn no_address_waits_for_longer_than_a_sweep() {
                 marks.mark(leaf * LEAF_BLOCKS, 1);
             }
         });
-        let taken = pass(&mut sweep, &marks, now, limits, false);
+        let taken = pass(&mut sweep, &marks, now, room, false);
         assert_eq!(taken.dirty.leaves(), 5);
         assert!(taken.waiting.is_empty() && !taken.whole, "nothing waits under a backlog");
         for (leaf, _) in taken.dirty.iter() {
@@ -171,10 +171,10 @@ fn under_a_backlog_hot_blocks_take_their_turn() {
         pass(&mut sweep, &marks, now, ALL, false);
     }
     assert_eq!(sweep.waiting(&marks), 1);
-    let (mut sent, limits) = (at(0), Limits { leaves: 9, blocks: u64::MAX });
+    let (mut sent, room) = (at(0), Room { leaves: 9, blocks: u64::MAX });
     for now in 10..60 {
         (0..leaves).for_each(|leaf| marks.mark(leaf * LEAF_BLOCKS + 7, 1));
-        sent = pass(&mut sweep, &marks, now, limits, false).sent.unwrap_or(sent);
+        sent = pass(&mut sweep, &marks, now, room, false).sent.unwrap_or(sent);
         assert!(now < 13 || at(now) - sent <= at(3), "{sent:?} at {now}");
     }
 }

@@ -48,12 +48,15 @@ impl Worker {
         let plan = self.plan(copy::Mode::Scan, leaves)?;
         let (tracked, failed) = (&self.tracked, Failed::default());
         let source = &tracked.source;
-        let source = Reading { source, only: None, read: &self.read, failed: &failed };
+        let zeros = tracked.left_out.blocks();
+        let source = Reading { source, only: None, zeros, read: &self.read, failed: &failed };
         let mut finish = || {
             anyhow::ensure!(!behind || failed.is_empty(), Behind);
             let marks = tracked.marks()?;
             failed.blocks().into_iter().for_each(|block| marks.mark(block, 1));
-            let settled = tracked.nothing_under_way() && marks.dirty_blocks() == 0;
+            tracked.left_out.scanned(&marks);
+            let still = tracked.nothing_under_way() && tracked.dirty()? == 0;
+            let settled = still && tracked.left_out.holds();
             Ok((if settled { Grade::Settled } else { Grade::Fuzzy }, time))
         };
         let outcome = self.run(plan, &source, &mut finish, &mut |p| {

@@ -118,21 +118,13 @@ impl Freezing {
                 none.insert(Freezer::start(helper)?)
             }
         };
-        let memory = match self.memory.take() {
-            Some(memory) => memory,
-            None => {
-                let mut memory = AlignedBuf::new(REST_MAX as usize);
-                memory.iter_mut().step_by(ALIGN).for_each(|byte| *byte = 1);
-                memory
-            }
-        };
+        let mut memory = self.memory.take().unwrap_or_else(fresh_memory);
         tracked.marks()?.set_freezing(true);
-        match hold(freezer, tracked, all, memory) {
-            Ok(Ok(taken)) => Ok(Ok(taken)),
-            Ok(Err((memory, refusal))) => {
-                self.memory = Some(memory);
-                Ok(Err(refusal))
+        let refusal = match hold(freezer, tracked, all, &mut memory) {
+            Ok(Ok(Held { dirty, places, cut, time, said })) => {
+                return Ok(Ok(Taken { dirty, places, memory, cut, time, said }));
             }
+            Ok(Err(refusal)) => refusal,
             Err(error) => {
                 // A helper that is gone is started anew; anything else is asked of it again.
                 if matches!(error, FreezeError::HelperGone | FreezeError::Stopped) {
@@ -143,9 +135,11 @@ impl Freezing {
                     FreezeError::Unsupported { .. } => Unfrozen::Impossible,
                     _ => Unfrozen::Failed,
                 };
-                Ok(Err((why, error.to_string())))
+                (why, error.to_string())
             }
-        }
+        };
+        self.memory = Some(memory);
+        Ok(Err(refusal))
     }
 
     /// The memory is used again.
@@ -154,17 +148,31 @@ impl Freezing {
     }
 }
 
-type Held = std::result::Result<Taken, (AlignedBuf, Refusal)>;
+/// Memory whose every page is there.
+fn fresh_memory() -> AlignedBuf {
+    let mut memory = AlignedBuf::new(REST_MAX as usize);
+    memory.iter_mut().step_by(ALIGN).for_each(|byte| *byte = 1);
+    memory
+}
+
+/// What a hold has put into the memory: as [`Taken`].
+struct Held {
+    dirty: Dirty,
+    places: Vec<(u64, usize)>,
+    cut: Moment,
+    time: TimeNs,
+    said: String,
+}
 
 fn hold(
     freezer: &mut Freezer,
     tracked: &Tracked,
     all: &[FileSystem],
-    mut memory: AlignedBuf,
-) -> std::result::Result<Held, FreezeError> {
+    memory: &mut AlignedBuf,
+) -> std::result::Result<std::result::Result<Held, Refusal>, FreezeError> {
     let frozen = freezer.freeze(all, HOLD_MAX)?;
     let (cut, time, began) = (now(), text::now_ns(), Instant::now());
-    let read = read_rest(tracked, &mut memory);
+    let read = read_rest(tracked, memory);
     let reading = began.elapsed();
     // From here on it goes on, whatever was read.
     let held = frozen.thaw()?;
@@ -174,7 +182,7 @@ fn hold(
     }
     Ok(match read {
         Ok(Ok(_)) if !tracked.left_out.holds() => {
-            Err((memory, (Unfrozen::Unproved, "what the kernel swaps to has changed".into())))
+            Err((Unfrozen::Unproved, "what the kernel swaps to has changed".into()))
         }
         Ok(Ok((dirty, places))) => {
             let said = format!(
@@ -184,10 +192,10 @@ fn hold(
                 reading.as_secs_f64() * 1e3,
                 dirty.blocks()
             );
-            Ok(Taken { dirty, places, memory, cut, time, said })
+            Ok(Held { dirty, places, cut, time, said })
         }
-        Ok(Err(refusal)) => Err((memory, refusal)),
-        Err(error) => Err((memory, (Unfrozen::Failed, format!("{error:#}")))),
+        Ok(Err(refusal)) => Err(refusal),
+        Err(error) => Err((Unfrozen::Failed, format!("{error:#}"))),
     })
 }
 

@@ -4,6 +4,7 @@
 //! no answer is open. What a pass carried is forgotten when it is acknowledged, and not before.
 
 mod begin;
+mod probe;
 mod scan;
 
 use std::sync::Arc;
@@ -71,6 +72,7 @@ pub(super) struct Worker {
     freezing: Freezing,
     stale: Stale,
     sweep: Sweep,
+    probe: probe::Probe,
     /// Bytes that had crossed the present link when they were last counted.
     moved: u64,
 }
@@ -101,19 +103,20 @@ impl Worker {
             freezing: Freezing::default(),
             stale: Stale::default(),
             sweep: Sweep::default(),
+            probe: probe::Probe::default(),
             moved: 0,
         }
     }
 
     /// Does a job to its end. An error if the mirror cannot go on at all.
     pub(super) fn work(&mut self, pilot: &mut Pilot<'_>, job: Job) -> Result<Event> {
-        let done = match job {
+        let done = self.end_probe().and_then(|()| match job {
             Job::Connect { takeover } => self.connect(pilot, takeover),
             Job::Scan { .. } => self.scan(pilot),
             Job::Pass { deltas_max, hot } => self.pass(pilot, deltas_max, hot),
             Job::Freeze => self.freeze(pilot),
             Job::Checkpoint => self.checkpoint(pilot),
-        };
+        });
         let event = match done {
             Ok(event) => event,
             Err(error) => self.failed(pilot, &error),
@@ -166,9 +169,13 @@ impl Worker {
         }
         let bytes = self.stale.without(self.dirty);
         pilot.tell(Event::Dirty { bytes, waiting: self.waiting });
-        if let Some(ended) = self.session.as_ref().and_then(|s| s.link.tx.ended()) {
-            let failure = connect::link_failure(&ended).into();
-            let event = self.failed(pilot, &failure);
+        let ended = self.session.as_ref().and_then(|s| s.link.tx.ended());
+        let lost = match (self.probe(), ended) {
+            (Err(error), _) => Some(error),
+            (Ok(()), ended) => ended.map(|ended| connect::link_failure(&ended).into()),
+        };
+        if let Some(error) = lost {
+            let event = self.failed(pilot, &error);
             pilot.tell(event);
         }
         if self.remembered.elapsed() >= REMEMBER_EVERY {
@@ -363,19 +370,23 @@ impl Worker {
                 return Ok(unfrozen(pilot, why, detail));
             }
         };
+        let event = self.send_frozen(pilot, &taken);
+        self.freezing.give_back(taken);
+        event
+    }
+
+    fn send_frozen(&mut self, pilot: &mut Pilot<'_>, taken: &Taken) -> Result<Event> {
         let plan = self.plan(copy::Mode::Changes, leaf_set(self.tracked.size(), &taken.dirty))?;
         let (tracked, sweep) = (&self.tracked, &self.sweep);
-        let earned = (freezing::Taken::GRADE, taken.time);
-        let outcome = self.run(plan, &taken, &mut || Ok(earned), &mut |_| {
+        let earned = (Taken::GRADE, taken.time);
+        let outcome = self.run(plan, taken, &mut || Ok(earned), &mut |_| {
             let bytes = tracked.dirty()?;
             pilot.tell(Event::Dirty { bytes, waiting: waiting(tracked, sweep)? });
             pilot.during()
         })?;
         self.acknowledge(&outcome.point, &taken.dirty)?;
         pilot.teller.frozen(outcome.point.point.seq, &taken.said);
-        let event = self.made(pilot, &outcome, Cut::all(taken.cut));
-        self.freezing.give_back(taken);
-        event
+        self.made(pilot, &outcome, Cut::all(taken.cut))
     }
 
     /// Writes back and sends most of it first, so that little is left while all wait.

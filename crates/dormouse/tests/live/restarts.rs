@@ -147,6 +147,30 @@ fn a_volume_that_another_took_over_is_left_to_it() {
     stand.stop();
 }
 
+/// Nothing is written, so nothing is refused: it asks.
+#[test]
+fn a_mirror_that_is_idle_hears_of_a_takeover() {
+    let Some(mut stand) = Stand::new() else { return };
+    stand.umount();
+    stand.start(&[]);
+    stand.is_live();
+    let (kit, server) = (stand.place.name("kit"), &stand.relay.address);
+    stand.place.run_in("clone", &["join", "--kit", &kit, server]).ok();
+    // Longer than it takes to be asked, and the answer is that all is well.
+    std::thread::sleep(Duration::from_secs(17));
+    assert_eq!(stand.status().unwrap()["state"], "LIVE");
+    let device = std::fs::OpenOptions::new().write(true).open(&stand.device).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&device, &[5; 8192], 7 << 20).unwrap();
+    device.sync_all().unwrap();
+    stand.comes_back();
+    let once = stand.place.run_in("clone", &stand.mirror(&["--once", "--takeover"]));
+    assert!(matches!(once.code, Some(0 | 3)), "{once:?}");
+    stand.becomes("NOCONN");
+    let status = stand.status().unwrap();
+    assert!(status["reason"].to_string().contains("has taken this volume over"), "{status}");
+    stand.kill();
+}
+
 /// Between two writes of the home only the record beside the marks knows what was acknowledged.
 #[test]
 fn a_server_that_has_gone_back_gets_nothing() {

@@ -16,6 +16,7 @@ pub mod marks;
 pub mod priority;
 pub mod record;
 pub mod routes;
+pub mod sleep;
 pub mod swap;
 pub mod sweep;
 

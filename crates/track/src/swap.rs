@@ -12,8 +12,6 @@ use crate::device::{Disk, SECTOR};
 use crate::dirty::Dirty;
 use crate::freeze::mounts::parse;
 
-/// Blocks of the header: a page of the kernel, which may have 64 KiB.
-pub const HEADER_BLOCKS: u64 = 16;
 /// Sectors of a block.
 const BLOCK: u64 = 4096 / SECTOR;
 
@@ -39,6 +37,7 @@ impl Swap {
 
     fn in_sysfs(disk: &Disk, listed: &[u8], sys: &Path) -> Self {
         let mut swap = Self::default();
+        let header = (rustix::param::page_size() as u64).div_ceil(BLOCK * SECTOR);
         for (path, is_file) in parse::swaps(listed) {
             let Some(area) = (!is_file).then(|| area_of(&path, sys)).flatten() else { continue };
             let (ours, theirs) = (disk.range, area.range);
@@ -46,7 +45,8 @@ impl Swap {
             if theirs.dev != ours.dev || first + theirs.sectors > ours.sectors {
                 continue;
             }
-            let start = first.div_ceil(BLOCK) + HEADER_BLOCKS;
+            // The header is a page of the kernel; behind it, all is swapped to.
+            let start = first.div_ceil(BLOCK) + header;
             let end = (first + theirs.sectors) / BLOCK;
             swap.blocks = swap.blocks.or(&Dirty::of_range(start..end));
             swap.areas.push(path);
@@ -95,6 +95,7 @@ mod tests {
     #[test]
     fn areas_are_found_by_partition_and_their_headers_are_kept() {
         let sys = tree();
+        let header = rustix::param::page_size() as u64 / 4096;
         let disk = |minor| {
             Disk::in_sysfs(Path::new("/dev/x"), rustix::fs::makedev(254, minor), sys.path())
                 .unwrap()
@@ -107,12 +108,12 @@ mod tests {
         let swap = on(0, &[second, "/dev/vdb partition 9 0 -3", "/vda1 file 9 0 -4"]);
         assert_eq!(swap.areas, [PathBuf::from("/dev/vda2")]);
         // 4099 sectors are 512 blocks and a bit; it ends at sector 24102.
-        assert_eq!(swap.blocks, Dirty::of_range(513 + HEADER_BLOCKS..3012));
+        assert_eq!(swap.blocks, Dirty::of_range(513 + header..3012));
         // Of the partition itself it is all but the header; of the other one, nothing.
-        assert_eq!(on(2, &[second]).blocks, Dirty::of_range(HEADER_BLOCKS..2500));
+        assert_eq!(on(2, &[second]).blocks, Dirty::of_range(header..2500));
         assert_eq!(on(1, &[second]), Swap::default());
         // A disk that is swapped to as a whole; and lists that say nothing.
-        assert_eq!(on(16, &["/dev/vdb partition 9 0 -3"]).blocks, Dirty::of_range(16..1125));
+        assert_eq!(on(16, &["/dev/vdb partition 9 0 -3"]).blocks, Dirty::of_range(header..1125));
         for nothing in ["", "/dev/none partition 9 0 -2", "/dev/vda2", "\u{1}"] {
             assert_eq!(on(0, &[nothing]), Swap::default(), "{nothing:?}");
         }

@@ -20,6 +20,7 @@ use dormouse_track::disk_id::DiskId;
 use dormouse_track::ebpf::{self, Watch};
 use dormouse_track::marks::Marks;
 use dormouse_track::record::Record;
+use dormouse_track::sleep::Slept;
 
 use super::stale::Failed;
 use super::swap::{self, LeftOut};
@@ -175,11 +176,13 @@ impl Tracked {
             generation,
             complete: false,
             everything: marks.everything(),
+            slept: Slept::now(),
         };
         marks.set_record(&record);
         marks.clear();
-        self.left_out = LeftOut::new(self.left_out.wanted());
         self.look_at_swap(true)?;
+        let watch = self.watch.as_ref().context("there is no tracker")?;
+        self.left_out.before_scan(&watch.marks().map_err(not_watched)?);
         Ok(())
     }
 
@@ -210,6 +213,14 @@ impl Tracked {
             return Ok(None);
         }
         let (marks, record) = (self.marks()?, self.record()?);
+        let slept = Slept::now();
+        if record.is_some_and(|r| r.slept.hibernated(&slept, true)) {
+            self.gap = Some(Gap::OtherBoot);
+            return Ok(self.gap.map(Change::Gap));
+        }
+        if let Some(record) = record.filter(|r| r.slept.suspends != slept.suspends) {
+            marks.set_record(&Record { slept, ..record });
+        }
         if record.is_some_and(|r| r.everything != marks.everything()) {
             self.gap = Some(Gap::Everything);
         } else if marks.beyond() > 0 {
@@ -241,6 +252,12 @@ impl Tracked {
         Ok(Change::Size(self.size()))
     }
 
+    /// Whether the machine has not slept since that was looked at: only then a watch proves anything.
+    pub(super) fn is_awake(&self) -> Result<bool> {
+        let before = self.record()?.map_or_else(Slept::now, |record| record.slept);
+        Ok(!before.hibernated(&Slept::now(), false))
+    }
+
     /// Whether no write was begun before the cut and has not ended: then each that was has
     /// left its mark.
     pub(super) fn nothing_under_way(&self) -> bool {
@@ -250,8 +267,8 @@ impl Tracked {
 
 /// Whether it is the same appearance of the same disk that the watch is about.
 fn is_watched<T>(disk: &Disk, found: &std::result::Result<T, ebpf::Gap>) -> bool {
-    use ebpf::Gap::{Everything, Incomplete, Size};
-    disk.sequence != 0 && matches!(found, Ok(_) | Err(Size | Incomplete | Everything))
+    use ebpf::Gap::{Everything, Hibernated, Incomplete, Size};
+    disk.sequence != 0 && matches!(found, Ok(_) | Err(Size | Incomplete | Everything | Hibernated))
 }
 
 /// What has become of a disk.
@@ -280,7 +297,7 @@ fn pins_name(home: &Home, volume: &str) -> String {
 
 const fn of_gap(gap: ebpf::Gap) -> Gap {
     match gap {
-        ebpf::Gap::None => Gap::OtherBoot,
+        ebpf::Gap::None | ebpf::Gap::Hibernated => Gap::OtherBoot,
         ebpf::Gap::Unrecorded => Gap::NoRecord,
         ebpf::Gap::Incomplete => Gap::Incomplete,
         ebpf::Gap::Parts | ebpf::Gap::Links => Gap::TrackerGone,

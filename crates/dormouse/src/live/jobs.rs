@@ -318,7 +318,12 @@ impl Worker {
         // A block that was left out, or could not be read, is not as it is on the disk.
         let behind = stale.blocks().any(|block| !dirty.has(block));
         let mut finish = || {
-            let all = whole && all_zeros && !behind && failed.is_empty() && left_out.holds();
+            let all = whole
+                && all_zeros
+                && !behind
+                && failed.is_empty()
+                && left_out.holds()
+                && tracked.is_awake()?;
             // First that no write is under way, then that none has left a mark.
             let still = all && tracked.nothing_under_way();
             let settled = still && tracked.marks()?.marked_again(&dirty) == 0;

@@ -32,10 +32,6 @@ impl LeftOut {
         Self { wanted, ..Self::default() }
     }
 
-    pub(super) const fn wanted(&self) -> bool {
-        self.wanted
-    }
-
     /// Looks at what the kernel swaps to; `again` also if its list is as it was. Whether that is
     /// something else now.
     pub(super) fn look(&mut self, disk: &Disk, marks: &Marks<'_>, again: bool) -> bool {
@@ -47,13 +43,14 @@ impl LeftOut {
             return false;
         }
         let swap = Swap::on(disk, &listed);
+        let at_start = self.listed.is_empty();
         self.listed = listed;
         if swap == self.swap {
             return false;
         }
         let new = swap.blocks.minus(&self.swap.blocks);
-        // If all of it is marked, a daemon before this one has left it out.
-        if marks.marked_of(&new) < new.blocks() {
+        // If all of it is marked at the start, a daemon before this one has left it out.
+        if !at_start || marks.marked_of(&new) < new.blocks() {
             mark(marks, &new);
             self.pending = self.pending.or(&new);
         }
@@ -90,9 +87,11 @@ impl LeftOut {
         self.pending = self.pending.minus(zeros);
     }
 
-    /// A scan has left them out: they are zero in the copy, and not marked yet.
-    pub(super) fn scanned(&self, marks: &Marks<'_>) {
+    /// All will be compared, and no mark is left: these are marked again, and the scan leaves them
+    /// out, so that they become zero in the copy.
+    pub(super) fn before_scan(&mut self, marks: &Marks<'_>) {
         mark(marks, &self.swap.blocks);
+        self.pending = Dirty::default();
     }
 
     /// For people.

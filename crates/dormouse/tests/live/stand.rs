@@ -329,11 +329,16 @@ impl Stand {
         self.device_loop = None;
     }
 
+    /// Where what watches the disk is pinned.
+    pub fn pins(&self) -> Option<PathBuf> {
+        let all = std::fs::read_dir(ebpf::place()).into_iter().flatten().flatten();
+        let mut all = all.map(|entry| entry.path());
+        all.find(|p| p.file_name().unwrap().to_string_lossy().starts_with(&*self.volume))
+    }
+
     /// Removes what watches the disk, as a reboot does.
     pub fn remove_pins(&self) -> bool {
-        let all = std::fs::read_dir(ebpf::place()).into_iter().flatten().flatten();
-        let own = all.filter(|e| e.file_name().to_string_lossy().starts_with(&*self.volume));
-        own.map(|e| std::fs::remove_dir_all(e.path())).filter(Result::is_ok).count() > 0
+        self.pins().is_some_and(|pins| std::fs::remove_dir_all(pins).is_ok())
     }
 }
 

@@ -1,6 +1,7 @@
 //! The bitmaps, in plain memory.
 
 use super::*;
+use crate::sleep::Slept;
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicBool;
 
@@ -115,6 +116,7 @@ fn a_record_is_replaced_at_once_or_not_at_all() {
         generation: 7,
         complete: false,
         everything: 0,
+        slept: Slept::default(),
     };
     for seq in 0..5 {
         marks.set_record(&record(seq));

@@ -54,9 +54,8 @@ impl Worker {
             anyhow::ensure!(!behind || failed.is_empty(), Behind);
             let marks = tracked.marks()?;
             failed.blocks().into_iter().for_each(|block| marks.mark(block, 1));
-            tracked.left_out.scanned(&marks);
             let still = tracked.nothing_under_way() && tracked.dirty()? == 0;
-            let settled = still && tracked.left_out.holds();
+            let settled = still && tracked.left_out.holds() && tracked.is_awake()?;
             Ok((if settled { Grade::Settled } else { Grade::Fuzzy }, time))
         };
         let outcome = self.run(plan, &source, &mut finish, &mut |p| {

@@ -386,11 +386,24 @@ fn data_key() -> vault::DataKey {
 
 fn volume_value() -> vault::Volume {
     let (vault, writer) = (world().vault, world().writer.writer_id());
-    vault::Volume { vault, id: VOLUME, writer, created: TIME, name: "laptop-root".into() }
+    let name = "laptop-root".into();
+    vault::Volume { vault, id: VOLUME, writer, created: TIME, name, origin: None }
 }
 
 fn volume_body() -> Bytes {
     world().writer.sign_body(&volume_value())
+}
+
+fn fork_body() -> Bytes {
+    let origin = vault::Origin {
+        tags: VOLUME,
+        volume: VOLUME,
+        seq: 7,
+        hash: hash::point(&point(true).encode()),
+    };
+    let (id, name) = (VolumeId([0x5f; 16]), "laptop-try".into());
+    let fork = vault::Volume { id, name, origin: Some(origin), ..volume_value() };
+    world().writer.sign_body(&fork)
 }
 
 fn distrust_body() -> Bytes {
@@ -557,6 +570,7 @@ fn good() -> Vec<Good> {
     let body = w.writer.sign_body(&data_key());
     add("data_key", "a data key's body", body, again::<vault::DataKey>);
     add("volume", "a volume's body", volume_body(), again::<vault::Volume>);
+    add("volume_fork", "the body of a volume that is a fork", fork_body(), again::<vault::Volume>);
     add("distrust", "a distrust's body", distrust_body(), again::<vault::Distrust>);
     add("generation", "a generation's body", generation_body(), |b| {
         vault::Generation::decode(b).unwrap().encode()
@@ -692,12 +706,13 @@ fn identities(add: Add<'_>) {
 fn signatures(add: Add<'_>) {
     let w = world();
     let (authority, writer) = ([0x11; 32], [0x22; 32]);
-    let bodies: [(&str, &[u8; 32], &str, Bytes); 6] = [
+    let bodies: [(&str, &[u8; 32], &str, Bytes); 7] = [
         ("vault_signature", &authority, "vault", vault_body()),
         ("cert_signature", &authority, "certificate", cert_body()),
         ("vault_keys_signature", &authority, "vault keys", vault_keys(w.wrapped_keys.clone())),
         ("data_key_signature", &writer, "data key", w.writer.sign_body(&data_key())),
         ("volume_signature", &writer, "volume", volume_body()),
+        ("volume_fork_signature", &writer, "volume", fork_body()),
         ("distrust_signature", &writer, "distrust", distrust_body()),
     ];
     for (name, seed, domain, body) in bodies {

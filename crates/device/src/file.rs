@@ -2,9 +2,11 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
@@ -17,14 +19,21 @@ pub struct FileDevice {
     file: File,
     size: AtomicU64,
     read_only: bool,
+    /// A run without holes, as it was found last. Some file systems look at every page to find
+    /// the end of one; to take a hole for data does no harm.
+    data: Mutex<Range<u64>>,
 }
 
 impl FileDevice {
     /// Opens a file or block device; its size is what it has now.
     pub fn open(path: &Path, read_only: bool) -> io::Result<Self> {
-        let file = OpenOptions::new().read(true).write(!read_only).open(path)?;
+        Self::of(OpenOptions::new().read(true).write(!read_only).open(path)?, read_only)
+    }
+
+    /// The same with a file that is open.
+    pub fn of(file: File, read_only: bool) -> io::Result<Self> {
         let size = seek(&file, SeekFrom::End(0))?;
-        Ok(Self { file, size: AtomicU64::new(size), read_only })
+        Ok(Self { file, size: AtomicU64::new(size), read_only, data: Mutex::new(0..0) })
     }
 
     fn writable(&self) -> Result<()> {
@@ -33,6 +42,25 @@ impl FileDevice {
 
     fn durable(&self, fua: bool) -> Result<()> {
         if fua { self.flush() } else { Ok(()) }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Range<u64>> {
+        self.data.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The end of the run that begins at `at`, or of a part of it, and whether it is a hole.
+    fn run(&self, at: u64) -> Result<(u64, bool)> {
+        let known = self.known().clone();
+        if known.contains(&at) {
+            return Ok((known.end, false));
+        }
+        let data = self.next(at, true)?;
+        if data > at {
+            return Ok((data, true));
+        }
+        let end = self.next(at, false)?;
+        *self.known() = at..end;
+        Ok((end, false))
     }
 
     /// The first byte from `at` on that is data, or a hole; the end if there is none.
@@ -66,6 +94,7 @@ impl BlockDevice for FileDevice {
 
     fn zero(&self, at: u64, len: u64, how: Zero) -> Result<()> {
         self.writable()?;
+        *self.known() = 0..0;
         let kind = if how.keep { FallocateFlags::ZERO_RANGE } else { FallocateFlags::PUNCH_HOLE };
         match fallocate(&self.file, kind | FallocateFlags::KEEP_SIZE, at, len) {
             Ok(()) => {}
@@ -88,6 +117,7 @@ impl BlockDevice for FileDevice {
 
     fn trim(&self, at: u64, len: u64) -> Result<()> {
         self.writable()?;
+        *self.known() = 0..0;
         let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         match fallocate(&self.file, how, at, len) {
             // To keep it all is allowed.
@@ -104,9 +134,8 @@ impl BlockDevice for FileDevice {
         let end = at + len;
         let (mut extents, mut from) = (Vec::new(), at);
         while from < end && extents.len() < most {
-            let data = self.next(from, true)?.min(end);
-            let (until, hole) =
-                if data > from { (data, true) } else { (self.next(from, false)?.min(end), false) };
+            let (until, hole) = self.run(from)?;
+            let until = until.min(end);
             extents.push(Extent { len: until - from, hole, zero: hole });
             from = until;
         }
@@ -115,6 +144,7 @@ impl BlockDevice for FileDevice {
 
     fn resize(&self, size: u64) -> Result<()> {
         self.writable()?;
+        *self.known() = 0..0;
         self.file.set_len(size)?;
         self.size.store(size, Ordering::Relaxed);
         Ok(())

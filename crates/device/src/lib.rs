@@ -7,6 +7,10 @@
 
 mod error;
 pub mod file;
+pub mod layers;
+pub mod memory;
+pub mod nbd;
+pub mod write_log;
 
 pub use error::{Error, Result};
 
@@ -89,6 +93,12 @@ pub trait BlockDevice: Send + Sync {
         true
     }
 
+    /// Whether [`BlockDevice::write`] of this range would not wait for a network: as
+    /// [`BlockDevice::ready`]. One that ends within a block may have to read first.
+    fn write_ready(&self, at: u64, len: u64) -> bool {
+        self.ready(at, len)
+    }
+
     /// Reads ahead, without waiting for it. Only a hint.
     fn prefetch(&self, at: u64, len: u64) -> Result<()> {
         let _ = (at, len);
@@ -148,6 +158,9 @@ impl<D: BlockDevice + ?Sized> BlockDevice for Arc<D> {
     }
     fn ready(&self, at: u64, len: u64) -> bool {
         (**self).ready(at, len)
+    }
+    fn write_ready(&self, at: u64, len: u64) -> bool {
+        (**self).write_ready(at, len)
     }
     fn prefetch(&self, at: u64, len: u64) -> Result<()> {
         (**self).prefetch(at, len)

@@ -1,5 +1,8 @@
 //! The command line: flags and their help, nothing else.
 
+pub mod export;
+pub mod write;
+
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -127,6 +130,45 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Make an empty volume: a disk that no disk here is the source of
+    Create {
+        /// The volume's name
+        volume: String,
+        /// Its size, such as 10GiB or 1.5TB
+        size: String,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make a volume that begins as another is, or was: a fork, with a history of its own
+    ///
+    /// It shares everything with its origin, whatever the size: nothing is copied.
+    Fork {
+        /// VOLUME or VOLUME@WHEN; WHEN is a number, latest, yesterday, '2h ago', or a time
+        #[arg(value_name = "VOLUME[@WHEN]")]
+        what: String,
+        /// The new volume's name
+        name: String,
+        /// A fuzzy point may be chosen
+        #[arg(long)]
+        fuzzy: bool,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Give a volume that is written nowhere now another size
+    Resize {
+        /// The volume
+        volume: String,
+        /// Its new size, such as 10GiB or 1.5TB
+        size: String,
+        /// Make it smaller: what is cut off stays in older points only
+        #[arg(long)]
+        shrink: bool,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// List the volumes of the vault
     Volumes {
         /// As JSON
@@ -146,6 +188,10 @@ pub enum Command {
     },
     /// Bring a point back, to a file or a block device
     Restore(RestoreArgs),
+    /// Serve points as disks to NBD clients, such as qemu, nbdcopy or nbd-client
+    ///
+    /// Read-only, unless there is an overlay. Ends at SIGTERM or SIGINT.
+    Export(export::ExportArgs),
     /// Open and check everything of a point
     Verify {
         /// VOLUME or VOLUME@WHEN

@@ -8,7 +8,7 @@ use clap::CommandFactory;
 
 use crate::cli::{Cli, Command, JoinArgs, MirrorArgs, RestoreArgs, VaultCommand};
 use crate::connect::Target;
-use crate::daemon::Mirrors;
+use crate::daemon::{Mirrors, quantity};
 use crate::exit::{Class, fail};
 use crate::home::Home;
 use crate::invite::Address;
@@ -18,7 +18,8 @@ use crate::out::{self, note, say};
 use crate::store_dir::StoreDir;
 use crate::text::{hex, now_ns, time_local};
 use crate::{
-    access, daemon, demo, list, mirror, patience, restore, scrub, serve, when, writer_file,
+    access, create, daemon, demo, export, fork, list, mirror, patience, restore, scrub, serve,
+    when, writer_file,
 };
 
 /// Runs one command.
@@ -55,11 +56,21 @@ pub fn run(cli: Cli) -> Result<()> {
             )
         }
         Command::FreezeHelper => freeze_helper(),
+        Command::Create { volume, size, json } => {
+            create::create(&home()?, &volume, quantity::size(&size)?.get(), json)
+        }
+        Command::Fork { what, name, fuzzy, json } => {
+            fork::run(&home()?, &what.parse()?, &name, fuzzy, json)
+        }
+        Command::Resize { volume, size, shrink, json } => {
+            create::resize(&home()?, &volume, quantity::size(&size)?.get(), shrink, json)
+        }
         Command::Volumes { json } => list::volumes(&home()?, json),
         Command::Points { volume, all, json } => {
             list::points(&home()?, volume.as_deref(), all, json)
         }
         Command::Restore(args) => restore(&home()?, args),
+        Command::Export(args) => export::run(&home()?, &args.to_options()?),
         Command::Verify { what, fuzzy, expect_head, json } => {
             verify(&home()?, &what, fuzzy, expect_head, json)
         }

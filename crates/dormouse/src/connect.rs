@@ -4,18 +4,20 @@
 //! Invariant: refused, unreachable, not answering, not Dormouse, wrong key, another
 //! version and not authorised are told apart.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use crossbeam_channel::RecvTimeoutError;
 use dormouse_crypt::invite::Binding;
 use dormouse_crypt::{OsRandom, Random, SigningKey, hash};
+use dormouse_format::PublicKey;
 use dormouse_format::limits::FRAME_MAX;
 use dormouse_format::message::{Deframer, Message};
 use dormouse_format::vault::name_is_valid;
@@ -23,6 +25,7 @@ use dormouse_sync::live::Away;
 
 use crate::access::Access;
 use crate::exit::{self, Class, Failure, fail};
+use crate::files::Lock;
 use crate::home::Account;
 use crate::invite::{Address, SCHEME};
 use crate::link::{Link, LinkError};
@@ -91,26 +94,49 @@ pub fn dial(target: &Target, fingerprint: &[u8; 32], key: &SigningKey) -> Result
     match target {
         Target::Server(address) => dial_server(address, fingerprint, key),
         Target::Dir(path) => {
-            let store = StoreDir::open(path)?;
-            let server = store.key()?.public();
+            let dir = OpenDir::of(path)?;
+            let server = dir.key;
             let found = hash::fingerprint(&server);
             if found != *fingerprint {
                 let fault = tls::Fault::WrongKey { expected: hex(fingerprint), found: hex(&found) };
                 return Err(handshake_failure(&path.display().to_string(), &fault).into());
             }
-            let lock = store.lock()?;
             let binding = Binding { exporter: OsRandom.array(), client: key.public(), server };
-            let access = Arc::new(Access::new(store, Log::stderr()));
-            let end = {
-                let access = access.clone();
-                move || {
-                    access.close();
-                    drop(lock);
-                }
-            };
-            let link = Link::in_process(access, binding, end)?;
+            let access = Arc::clone(&dir.access);
+            let link = Link::in_process(access, binding, move || drop(dir))?;
             Ok(Dialed { link, binding })
         }
+    }
+}
+
+/// Directories that are open in this process.
+static OPEN_DIRS: Mutex<BTreeMap<PathBuf, Weak<OpenDir>>> = Mutex::new(BTreeMap::new());
+
+/// A store's directory that this process serves to itself: one, however many links there are.
+struct OpenDir {
+    access: Arc<Access>,
+    key: PublicKey,
+    _lock: Lock,
+}
+
+impl OpenDir {
+    fn of(path: &Path) -> Result<Arc<Self>> {
+        let mut all = OPEN_DIRS.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = all.get(path).and_then(Weak::upgrade) {
+            return Ok(open);
+        }
+        let store = StoreDir::open(path)?;
+        let (key, lock) = (store.key()?.public(), store.lock()?);
+        let access = Arc::new(Access::new(store, Log::stderr()));
+        let open = Arc::new(Self { access, key, _lock: lock });
+        all.insert(path.to_owned(), Arc::downgrade(&open));
+        Ok(open)
+    }
+}
+
+impl Drop for OpenDir {
+    fn drop(&mut self) {
+        self.access.close();
     }
 }
 

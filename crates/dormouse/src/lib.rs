@@ -11,15 +11,20 @@
 const _: () = assert!(!dormouse_format::seeded::ON, "the program is built with seeded-bugs");
 
 pub mod access;
+pub mod chosen;
 pub mod cli;
 pub mod commands;
 pub mod connect;
+pub mod create;
 pub mod daemon;
 pub mod demo;
 pub mod dest;
+pub mod disk;
 pub mod engine;
 pub mod exit;
+pub mod export;
 pub mod files;
+pub mod fork;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod home;
@@ -33,6 +38,7 @@ pub mod list;
 pub mod live;
 pub mod log;
 pub mod mirror;
+pub mod netdisk;
 pub mod out;
 pub mod pace;
 pub mod patience;
@@ -46,10 +52,12 @@ pub mod state_files;
 pub mod store_dir;
 pub mod text;
 pub mod tls;
+pub mod unix_socket;
 pub mod volume_name;
 pub mod when;
 mod which_disk;
 pub mod writer_file;
+pub mod writing;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;

@@ -151,7 +151,7 @@ fn copy_once(
         "event": "start", "volume": name, "source": options.source.display().to_string(),
         "size": source.size(), "after_point": head.map(|h| h.point().seq),
     }));
-    let sealing = sealing(account, volume.id, options.level)?;
+    let sealing = sealing(account, volume.tags(), options.level)?;
     // In one flight with the copy's first questions. What is refused here ends the
     // connection, so nothing behind it takes effect.
     if new {
@@ -203,13 +203,14 @@ fn new_volume(account: &Account, name: &str) -> Volume {
         writer: account.writer(),
         created: text::now_ns(),
         name: name.to_owned(),
+        origin: None,
     }
 }
 
-pub(crate) fn sealing(account: &Account, volume: VolumeId, level: i32) -> Result<Sealing> {
+pub(crate) fn sealing(account: &Account, tags: VolumeId, level: i32) -> Result<Sealing> {
     Ok(Sealing {
         vault: account.vault,
-        volume,
+        tags,
         signer: Arc::new(dormouse_crypt::SigningKey::from_seed(*account.signing.seed())?),
         secrets: Arc::new(account.secrets.clone()),
         key: Arc::new(DataKey::generate(&mut OsRandom)?),

@@ -7,23 +7,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Result;
-use dormouse_crypt::{Identity, VaultSecrets};
-use dormouse_format::point::StoredPoint;
-use dormouse_format::{VolumeId, limits};
+use dormouse_crypt::VaultSecrets;
+use dormouse_format::limits;
 use dormouse_sync::fetch::{self, Fetch};
-use dormouse_sync::history::{Trust, hash_of};
 use dormouse_sync::leaf::LeafSet;
 use serde_json::json;
 
+use crate::chosen::{self, Chosen, How};
 use crate::dest::{Dest, DestOptions};
 use crate::engine::{self, Opening, Target};
 use crate::exit::{Class, Failure};
-use crate::home::{Account, Home};
-use crate::link::Link;
-use crate::remote::{Freshness, Session, Span};
+use crate::home::Home;
 use crate::report::Report;
 use crate::text;
-use crate::when::{self, VolumeAt};
+use crate::when::VolumeAt;
 
 /// What the command line says.
 #[derive(Debug, Clone)]
@@ -44,21 +41,11 @@ pub struct Options {
     pub json: bool,
 }
 
-/// A point to be fetched, and the means.
-struct Chosen {
-    link: Link,
-    account: Account,
-    trust: Arc<Trust>,
-    identity: Arc<Identity>,
-    volume: VolumeId,
-    point: StoredPoint,
-    checkpoint: StoredPoint,
-}
-
 /// Runs `restore`, or `verify` if there is no destination.
 pub fn run(home: &Home, options: &Options) -> Result<()> {
     let mut report = Report::new(options.json, false);
-    let chosen = choose(home, options, &mut report)?;
+    let how = How { fuzzy: options.fuzzy, expect_head: options.expect_head.as_deref() };
+    let chosen = chosen::choose(home, &options.what, how, &mut report)?;
     match &options.dest {
         Some(dest) => restore(&chosen, options, dest, &mut report),
         None => verify(&chosen, &mut report),
@@ -66,71 +53,27 @@ pub fn run(home: &Home, options: &Options) -> Result<()> {
     report.said()
 }
 
-fn choose(home: &Home, options: &Options, report: &mut Report) -> Result<Chosen> {
-    let account = home.account()?;
-    let identity = Arc::new(home.identity()?);
-    let name = &options.what.volume;
-    let mut session = Session::open(home, &account, Some(name), Span::All)?;
-    let volume = session.volume(name)?.volume.id;
-    let (points, fresh) = match &options.expect_head {
-        Some(hash) => session.history_with(&volume, hash)?,
-        None => session.history(&volume)?,
-    };
-    let Session { link, trust, .. } = session;
-    match (fresh, &options.expect_head) {
-        (Freshness::Proved, _) => {}
-        (Freshness::Unproven, None) => report.note(Freshness::UNPROVEN),
-        (Freshness::Unproven, Some(_)) => report.note(
-            "freshness unproven: this machine knows a newer or another head of the volume, which \
-             this history does not hold",
-        ),
-    }
-    let at = when::resolve(&points, &options.what.when, text::now_ns(), options.fuzzy)?;
-    let point = points[at];
-    let p = *point.point();
-    let base = points.iter().find(|c| c.point().seq == p.checkpoint);
-    let checkpoint = *base
-        .ok_or(dormouse_sync::Error::Point { seq: p.seq, why: "its checkpoint is not there" })?;
-    report.note(&format!(
-        "{name}: point {} of {} ({}, {})",
-        p.seq,
-        text::time_local(point.receipt),
-        p.grade.name(),
-        text::size(p.size)
-    ));
-    report.event(json!({
-        "event": "chosen", "volume": name, "point": p.seq, "time": text::time_utc(point.receipt),
-        "grade": p.grade.name(), "size": p.size, "hash": hash_of(&point.signed).to_string(),
-        "fresh": fresh == Freshness::Proved,
-    }));
-    Ok(Chosen { link, account, trust: Arc::new(trust), identity, volume, point, checkpoint })
+fn plan(chosen: &Chosen, mode: fetch::Mode, local: LeafSet, keep_going: bool) -> fetch::Plan {
+    let Chosen { point, checkpoint, .. } = *chosen;
+    fetch::Plan { point, checkpoint, mode, local, keep_going }
 }
 
-impl Chosen {
-    fn plan(&self, mode: fetch::Mode, local: LeafSet, keep_going: bool) -> fetch::Plan {
-        fetch::Plan { point: self.point, checkpoint: self.checkpoint, mode, local, keep_going }
-    }
-
-    fn run(
-        &self,
-        plan: fetch::Plan,
-        target: Option<&dyn Target>,
-        report: &mut Report,
-    ) -> Result<Fetch> {
-        let secrets: VaultSecrets = self.account.secrets.clone();
-        let opening = Opening {
-            trust: Arc::clone(&self.trust),
-            secrets: Arc::new(secrets),
-            volume: self.volume,
-        };
-        let mut fetch = Fetch::new(plan, Arc::clone(&self.trust), Arc::clone(&self.identity))?;
-        let size = self.point.point().size;
-        let done = engine::run_fetch(&self.link, &mut fetch, &opening, target, &mut |p| {
-            report.fetching(p, size);
-        });
-        report.clear();
-        done.map(|()| fetch)
-    }
+fn run_plan(
+    chosen: &Chosen,
+    plan: fetch::Plan,
+    target: Option<&dyn Target>,
+    report: &mut Report,
+) -> Result<Fetch> {
+    let secrets: VaultSecrets = chosen.account.secrets.clone();
+    let trust = Arc::clone(&chosen.trust);
+    let opening = Opening { trust, secrets: Arc::new(secrets), tags: chosen.tags };
+    let mut fetch = Fetch::new(plan, Arc::clone(&chosen.trust), Arc::clone(&chosen.identity))?;
+    let size = chosen.point.point().size;
+    let done = engine::run_fetch(&chosen.link, &mut fetch, &opening, target, &mut |p| {
+        report.fetching(p, size);
+    });
+    report.clear();
+    done.map(|()| fetch)
 }
 
 fn restore(chosen: &Chosen, options: &Options, path: &Path, report: &mut Report) -> Result<()> {
@@ -142,7 +85,7 @@ fn restore(chosen: &Chosen, options: &Options, path: &Path, report: &mut Report)
         (false, true) => (fetch::Mode::Fresh, LeafSet::new(0)),
         (false, false) => (fetch::Mode::Overwrite, LeafSet::all(size)),
     };
-    let fetch = chosen.run(chosen.plan(mode, local, false), Some(&dest), report)?;
+    let fetch = run_plan(chosen, plan(chosen, mode, local, false), Some(&dest), report)?;
     dest.finish()?;
     let p = fetch.progress();
     let written = p.written * limits::BLOCK_SIZE as u64;
@@ -160,7 +103,8 @@ fn restore(chosen: &Chosen, options: &Options, path: &Path, report: &mut Report)
 }
 
 fn verify(chosen: &Chosen, report: &mut Report) -> Result<()> {
-    let fetch = chosen.run(chosen.plan(fetch::Mode::Fresh, LeafSet::new(0), true), None, report)?;
+    let plan = plan(chosen, fetch::Mode::Fresh, LeafSet::new(0), true);
+    let fetch = run_plan(chosen, plan, None, report)?;
     let p = fetch.progress();
     let checked = p.written * limits::BLOCK_SIZE as u64;
     for fault in fetch.faults() {

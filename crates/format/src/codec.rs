@@ -189,6 +189,11 @@ impl<'a> Reader<'a> {
         Ok(n)
     }
 
+    /// Whether nothing is left.
+    pub const fn is_empty(&self) -> bool {
+        self.rest.is_empty()
+    }
+
     /// Says that nothing may be left.
     pub const fn end(self) -> Result<()> {
         if self.rest.is_empty() {

@@ -5,7 +5,8 @@
 
 use crate::codec::{Reader, Result, Writer, invalid};
 use crate::ids::{
-    ChunkId, InstanceId, KeyId, PublicKey, RecordId, Signature, TimeNs, VaultId, VolumeId, WriterId,
+    ChunkId, Hash, InstanceId, KeyId, PublicKey, RecordId, Seq, Signature, TimeNs, VaultId,
+    VolumeId, WriterId,
 };
 use crate::limits::{NAME_MAX, RECIPIENT_MAX, SIGNED_BODY_MAX};
 
@@ -177,6 +178,19 @@ impl Signed for DataKey {
     }
 }
 
+/// Where a fork comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin {
+    /// The volume whose id is in the tags: the first of this line of forks.
+    pub tags: VolumeId,
+    /// The volume that was forked.
+    pub volume: VolumeId,
+    /// At which point.
+    pub seq: Seq,
+    /// The point's hash.
+    pub hash: Hash,
+}
+
 /// A volume, signed by the writer that created it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Volume {
@@ -190,6 +204,18 @@ pub struct Volume {
     pub created: TimeNs,
     /// Its name, unique in the vault.
     pub name: String,
+    /// What it begins with, if it is a fork.
+    pub origin: Option<Origin>,
+}
+
+impl Volume {
+    /// The id that its tags are computed with: a fork shares its origin's map.
+    pub const fn tags(&self) -> VolumeId {
+        match &self.origin {
+            Some(origin) => origin.tags,
+            None => self.id,
+        }
+    }
 }
 
 impl Signed for Volume {
@@ -198,16 +224,30 @@ impl Signed for Volume {
     fn write(&self, w: &mut Writer) {
         w.bytes(&self.vault.0).bytes(&self.id.0).bytes(&self.writer.0).u64(self.created);
         w.blob(self.name.as_bytes());
+        if let Some(o) = &self.origin {
+            w.bytes(&o.tags.0).bytes(&o.volume.0).u64(o.seq).bytes(&o.hash.0);
+        }
     }
 
     fn read(r: &mut Reader<'_>) -> Result<Self> {
-        Ok(Self {
+        let mut volume = Self {
             vault: VaultId(r.array()?),
             id: VolumeId(r.array()?),
             writer: WriterId(r.array()?),
             created: r.u64()?,
             name: read_name(r, Self::WHAT)?,
-        })
+            origin: None,
+        };
+        // The record of a volume that is no fork ends here.
+        if !r.is_empty() {
+            let (tags, of) = (VolumeId(r.array()?), VolumeId(r.array()?));
+            let (seq, hash) = (r.u64()?, Hash(r.array()?));
+            if seq == 0 || of == volume.id || tags == volume.id {
+                return Err(invalid(Self::WHAT, "it cannot be a fork of that"));
+            }
+            volume.origin = Some(Origin { tags, volume: of, seq, hash });
+        }
+        Ok(volume)
     }
 }
 
@@ -324,7 +364,21 @@ mod tests {
         });
         round_trip(VaultKeys { vault, epoch: 1, wrapped: vec![1, 2, 3] });
         round_trip(DataKey { vault, writer, key: KeyId([8; 16]), created: 9, wrapped: vec![4, 5] });
-        round_trip(Volume { vault, id: VolumeId([10; 16]), writer, created: 11, name: "v".into() });
+        let (id, name) = (VolumeId([10; 16]), "v".to_owned());
+        let volume = Volume { vault, id, writer, created: 11, name, origin: None };
+        assert_eq!(volume.tags(), id);
+        round_trip(volume.clone());
+        let (tags, of) = (VolumeId([21; 16]), VolumeId([22; 16]));
+        let origin = Origin { tags, volume: of, seq: 23, hash: Hash([24; 32]) };
+        let fork = Volume { origin: Some(origin), ..volume };
+        assert_eq!(fork.tags(), tags);
+        let body = fork.encode(&Signature([9; 64]));
+        assert_eq!(Volume::decode(&body).unwrap().0, fork);
+        assert!(
+            Volume::decode(&body[1..]).is_err() && Volume::decode(&body[..body.len() - 1]).is_err()
+        );
+        let itself = Volume { origin: Some(Origin { volume: id, ..origin }), ..fork };
+        assert!(Volume::decode(&itself.encode(&Signature([0; 64]))).is_err());
         round_trip(Distrust {
             vault,
             chunk: RecordId([12; 16]),

@@ -40,6 +40,7 @@ pub const TARGETS: &[Target] = &[
     targets::format::VAULT,
     targets::message::MESSAGE,
     targets::message::DEFRAMER,
+    targets::nbd::NBD,
     targets::chunk::CHUNK,
     targets::map::PAGE,
     targets::map::NODE,

@@ -112,7 +112,7 @@ impl World {
     /// A volume of the first writer.
     pub fn volume_named(&self, id: VolumeId, name: &str) -> Volume {
         let writer = self.writers[0].writer_id();
-        Volume { vault: self.vault, id, writer, created: 1, name: name.to_owned() }
+        Volume { vault: self.vault, id, writer, created: 1, name: name.to_owned(), origin: None }
     }
 
     /// A writer's data key's record.

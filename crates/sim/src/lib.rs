@@ -17,6 +17,7 @@ pub mod drive;
 pub mod flips;
 pub mod machine;
 pub mod random;
+pub mod reading;
 pub mod registry;
 pub mod run;
 pub mod source;

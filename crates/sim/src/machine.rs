@@ -169,7 +169,7 @@ impl Machine {
     pub fn volume(&self, random: &mut Lcg, name: &str, now: TimeNs) -> (VolumeId, Vec<u8>) {
         let id = VolumeId(random.array());
         let (vault, writer, name) = (self.vault, self.writer(), name.into());
-        let volume = Volume { vault, id, writer, created: now, name };
+        let volume = Volume { vault, id, writer, created: now, name, origin: None };
         (id, self.signer.sign_body(&volume))
     }
 

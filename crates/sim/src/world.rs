@@ -241,6 +241,7 @@ impl World {
             checkpoint: checkpoint.unwrap(),
             grade: Grade::Settled,
             time: self.now,
+            fork: None,
         };
         let mut ends = Lied { wire: &mut wire, liar: &mut self.liar };
         let done = Checkpointing::start(machine, plan)?.turn(&mut ends)?.unwrap();

@@ -14,7 +14,7 @@ use dormouse_format::limits::{FANOUT, LEAF_BLOCKS, PAGE_BLOCKS};
 use dormouse_format::message::{Base, Message};
 use dormouse_format::point::{Grade, Point, SignedPoint, StoredPoint};
 use dormouse_format::seeded::seeded;
-use dormouse_format::{Hash, Tag, TimeNs};
+use dormouse_format::{Hash, Tag, TimeNs, VolumeId};
 
 use crate::error::{Error, Result, unexpected};
 use crate::history::{builds_on, hash_of};
@@ -37,6 +37,8 @@ pub struct Plan {
     pub grade: Grade,
     /// The writer's clock.
     pub time: TimeNs,
+    /// The new point is the first of this volume, a fork of the head's.
+    pub fork: Option<VolumeId>,
 }
 
 /// What to do.
@@ -292,16 +294,20 @@ impl Checkpoint {
         let head = self.plan.head.point();
         let level = geometry::top_level(head.size);
         let top = core::mem::take(&mut self.tree).finish(level);
-        let seq = head.seq + 1;
+        let (volume, seq, prev) = match self.plan.fork {
+            Some(fork) => (fork, 1, Hash::ZERO),
+            None => (head.volume, head.seq + 1, hash_of(&self.plan.head.signed)),
+        };
         let point = self.signer.sign_point(Point {
+            volume,
             writer: self.signer.writer_id(),
             seq,
             generation: self.plan.generation,
             time: self.plan.time,
             grade: self.plan.grade,
             checkpoint: seq,
-            prev: hash_of(&self.plan.head.signed),
-            root: hash::content_root(&head.volume, head.size, level, &top),
+            prev,
+            root: hash::content_root(&volume, head.size, level, &top),
             deltas: Hash::ZERO,
             ..*head
         });

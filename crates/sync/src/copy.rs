@@ -215,6 +215,8 @@ pub struct Copy {
     /// Chunks that are being sealed.
     sealing: u64,
     extents: ExtentsWriter,
+    /// Copies of the extents that were sent, if the caller wants them.
+    kept_extents: Option<Vec<Vec<u8>>>,
     deltas: Hash,
     parts: u64,
     tree: TreeHasher,
@@ -305,6 +307,7 @@ impl Copy {
             unwanted: HashSet::new(),
             sealing: 0,
             extents: ExtentsWriter::new(),
+            kept_extents: None,
             deltas,
             parts: 0,
             tree: TreeHasher::new(),
@@ -321,6 +324,16 @@ impl Copy {
     /// The counters.
     pub const fn progress(&self) -> &Progress {
         &self.progress
+    }
+
+    /// Keeps a copy of the extents that are sent: who reads the volume meanwhile needs them.
+    pub fn keep_extents(&mut self) {
+        self.kept_extents = Some(Vec::new());
+    }
+
+    /// The extents that were sent so far and kept, part by part.
+    pub fn take_extents(&mut self) -> Vec<Vec<u8>> {
+        self.kept_extents.take().unwrap_or_default()
     }
 
     /// How many questions were answered, and how many are open.

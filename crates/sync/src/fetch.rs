@@ -8,11 +8,10 @@
 mod chunks;
 mod pages;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use dormouse_crypt::Identity;
-use dormouse_crypt::seal::DataKey;
 use dormouse_format::geometry;
 use dormouse_format::limits::FANOUT;
 use dormouse_format::limits::LEAF_BLOCKS;
@@ -20,13 +19,13 @@ use dormouse_format::message::Message;
 use dormouse_format::point::StoredPoint;
 use dormouse_format::{Block, Tag};
 
+use crate::chunks::{Asked, Chunks, Want};
+pub use crate::chunks::{OpenJob, Placement, Write};
 use crate::error::{Error, Result, unexpected};
 use crate::history::{Trust, builds_on};
 use crate::leaf::LeafSet;
 use crate::map::{Root, Walker, open_leaves};
 use crate::overlay::{Deltas, Overlay};
-use chunks::{Maker, Want};
-pub use chunks::{OpenJob, Placement, Write};
 use pages::PageJob;
 
 /// What happens to blocks that are zero, or already right.
@@ -110,8 +109,7 @@ enum Question {
     Deltas,
     Node,
     Leaves(u64),
-    Chunk(Want),
-    Key(Maker),
+    Of(Asked),
 }
 
 /// What is fetched, for whom.
@@ -133,8 +131,6 @@ pub struct Plan {
 pub struct Fetch {
     plan: Plan,
     root: Root,
-    trust: Arc<Trust>,
-    identity: Arc<Identity>,
     walker: Option<Walker>,
     deltas: Option<Deltas>,
     overlay: Overlay,
@@ -144,12 +140,8 @@ pub struct Fetch {
     want: VecDeque<Want>,
     under_way: u64,
     /// Chunks asked for and not yet written.
-    chunks: usize,
-    /// By key and writer: another writer can put a copy of a wrapped key under its own name.
-    keys: HashMap<Maker, Arc<DataKey>>,
-    key_error: Option<Error>,
-    key_records: u32,
-    held: HashMap<Maker, Vec<(Want, Vec<u8>)>>,
+    open: usize,
+    chunks: Chunks,
     questions: VecDeque<Question>,
     answered: u64,
     progress: Progress,
@@ -171,8 +163,6 @@ impl Fetch {
         Ok(Self {
             walker: None,
             root,
-            trust,
-            identity,
             deltas: None,
             overlay: Overlay::new(geometry::blocks(root.size)),
             pages: VecDeque::new(),
@@ -180,11 +170,8 @@ impl Fetch {
             walked: false,
             want: VecDeque::new(),
             under_way: 0,
-            chunks: 0,
-            keys: HashMap::new(),
-            key_error: None,
-            key_records: 0,
-            held: HashMap::new(),
+            open: 0,
+            chunks: Chunks::new(trust, identity, plan.point.point().writer),
             questions: VecDeque::new(),
             answered: 0,
             progress: Progress::default(),
@@ -243,7 +230,7 @@ impl Fetch {
     /// A chunk is no longer under way, nor are the blocks that it was for.
     const fn settled(&mut self, blocks: u64) {
         self.under_way -= blocks;
-        self.chunks -= 1;
+        self.open -= 1;
     }
 
     fn advance(&mut self, actions: &mut Vec<Action>) -> Result<()> {
@@ -257,7 +244,7 @@ impl Fetch {
             }
         }
         self.ask_chunks(actions);
-        let idle = self.want.is_empty() && self.under_way == 0 && self.held.is_empty();
+        let idle = self.want.is_empty() && self.under_way == 0 && self.chunks.is_idle();
         if self.walked && self.pages.is_empty() && idle {
             self.done = true;
             self.progress.at = self.plan.point.point().size;
@@ -268,7 +255,7 @@ impl Fetch {
 
     fn message(&mut self, message: Message, actions: &mut Vec<Action>) -> Result<()> {
         let question = self.questions.pop_front();
-        let series = matches!(question, Some(Question::Key(_) | Question::Deltas));
+        let series = matches!(question, Some(Question::Of(Asked::Key(_)) | Question::Deltas));
         self.answered += u64::from(!series || message == Message::Done);
         match (question, message) {
             (Some(Question::Node), Message::Node { mask, hashes }) => match &mut self.walker {
@@ -283,18 +270,21 @@ impl Fetch {
                 }
                 Ok(())
             }
-            (Some(Question::Chunk(want)), Message::Record { record }) => {
+            (Some(Question::Of(Asked::Chunk(want))), Message::Record { record }) => {
                 self.chunk(want, record, actions)
             }
-            (Some(Question::Chunk(want)), Message::Absent { .. }) => {
-                self.settled(want.blocks);
-                self.fault(want.fault("the server does not have it, or only damaged"))
+            (Some(Question::Of(Asked::Chunk(want))), Message::Absent { .. }) => {
+                self.go_on([Chunks::absent(want)], actions)
             }
-            (Some(Question::Key(maker)), Message::Record { record }) => {
-                self.questions.push_front(Question::Key(maker));
-                self.key(maker, &record)
+            (Some(Question::Of(Asked::Key(maker))), Message::Record { record }) => {
+                self.questions.push_front(Question::Of(Asked::Key(maker)));
+                self.chunks.key(maker, &record)
             }
-            (Some(Question::Key(maker)), Message::Done) => self.key_end(maker, actions),
+            (Some(Question::Of(Asked::Key(maker))), Message::Done) => {
+                let mut next = Vec::new();
+                self.chunks.key_end(maker, &mut next)?;
+                self.go_on(next, actions)
+            }
             (Some(Question::Deltas), Message::Record { record }) => {
                 self.questions.push_front(Question::Deltas);
                 self.deltas.as_mut().map_or(Ok(()), |d| d.add(&record))

@@ -10,6 +10,7 @@
 #![allow(clippy::large_enum_variant, reason = "messages move by value, and few live at once")]
 
 pub mod checkpoint;
+mod chunks;
 pub mod copy;
 pub mod cut;
 pub mod error;
@@ -19,6 +20,7 @@ pub mod leaf;
 pub mod live;
 pub mod map;
 pub mod overlay;
+pub mod read;
 pub mod server;
 
 pub use error::{Error, Result};

@@ -26,11 +26,11 @@ use std::time::Duration;
 
 use dormouse_format::limits::BLOCK_SIZE;
 
-use backoff::{Backoff, Retry};
+use backoff::Backoff;
 use lag::{Aged, Lags, Rate};
 use points::{Approach, Checkpoints, Points};
 
-pub use backoff::{RETRY_MAX, RETRY_MIN, ROUTE_MIN, STAYED};
+pub use backoff::{RETRY_MAX, RETRY_MIN, ROUTE_MIN, Retry, STAYED};
 pub use events::{Action, Event, Freeze, Head, Job, Made, Moment, Proof, Settings};
 pub use lag::{LOOK_FRESH, RATE_ASSUMED};
 pub use points::{

@@ -149,6 +149,12 @@ impl Overlay {
         }
     }
 
+    /// Whether everything from `first` up to `end` was made zero here.
+    pub fn zeroed(&self, first: Block, end: Block) -> bool {
+        let zeros = self.zeros.range(..=first).next_back();
+        zeros.is_some_and(|(_, e)| *e >= end) && self.next_data(first, end).is_none()
+    }
+
     /// Whether anything from `first` up to `end` may differ from the base.
     pub fn touches(&self, first: Block, end: Block) -> bool {
         self.base_end < end

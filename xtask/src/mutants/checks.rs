@@ -22,8 +22,8 @@ const PROGRAMS: &[(&str, &[&str])] = &[
 ];
 /// In the order of their names, so that what fails first is always the same.
 const ONE_BY_ONE: &[&str] = &["--test-threads", "1"];
-/// A target directory of its own: nothing that is built here can be taken for a product.
-const TARGET: &str = "target/seeded";
+/// Where what the checks say goes.
+const LOGS: &str = "target/seeded";
 /// What stands before a case of `flips` that failed.
 const CASE: &str = "to repeat: cargo xtask flips";
 /// Memory that a check may have, in KiB: a bug must not take the machine down.
@@ -67,7 +67,7 @@ impl Build {
     pub fn make() -> Result<Self> {
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo.args(["test", "--no-run", "--message-format", "json-render-diagnostics"]);
-        cargo.args(["--target-dir", TARGET, "--features", "dormouse-sim/seeded-bugs"]);
+        cargo.args(["--features", "dormouse-sim/seeded-bugs"]);
         for package in PACKAGES {
             cargo.args(["--package", package]);
         }
@@ -75,6 +75,7 @@ impl Build {
         if !out.status.success() {
             bail!("the build with bugs on purpose fails");
         }
+        std::fs::create_dir_all(LOGS).with_context(|| format!("cannot make {LOGS}"))?;
         let text = String::from_utf8_lossy(&out.stdout);
         Ok(Self(text.lines().filter_map(artifact).collect()))
     }
@@ -142,7 +143,7 @@ impl Check {
 
     /// Runs it, with this bug or none, until it ends, a test fails, or the limit is reached.
     pub fn run(&self, bug: Option<&str>, limit: Duration) -> Result<Outcome> {
-        let log = PathBuf::from(TARGET).join(format!("{}.log", bug.unwrap_or("none")));
+        let log = PathBuf::from(LOGS).join(format!("{}.log", bug.unwrap_or("none")));
         let out = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
         let mut command = Command::new("sh");
         command.args(["-c", &format!("ulimit -v {MEMORY_KIB}; exec \"$0\" \"$@\"")]);

@@ -45,6 +45,21 @@ pub fn rate(text: &str) -> Result<NonZeroU64> {
     )
 }
 
+/// Bytes, such as `4GiB`, `1.5 MB` or `512KiB`; never zero.
+pub fn size(text: &str) -> Result<NonZeroU64> {
+    let bytes = Some(text.trim()).filter(|text| !text.ends_with("/s"));
+    bytes.and_then(rate_of).and_then(NonZeroU64::new).map_or_else(
+        || {
+            fail(
+                Class::Usage,
+                format!("'{text}' is not a size"),
+                "a size is such as 512MiB, 4GiB or 10GB",
+            )
+        },
+        Ok,
+    )
+}
+
 fn rate_of(text: &str) -> Option<u64> {
     let text = text.strip_suffix("/s").unwrap_or(text);
     let (number, unit) =

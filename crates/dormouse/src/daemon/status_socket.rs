@@ -6,27 +6,21 @@
 //! socket has its final name only when it answers, so one that does not is left over from a
 //! daemon that is dead and is removed; a slow reader holds up nobody but itself.
 
-use std::ffi::OsString;
-use std::fs::File;
-use std::io::{self, ErrorKind};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::io;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use rustix::fs::{Mode, OFlags};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
 
 use super::board::{Board, VolumeStatus};
 use super::doorway::{self, Doorway, PATIENCE, Stopping};
-use crate::exit::{Class, fail};
 use crate::files;
 use crate::home::Home;
 use crate::log::Log;
+use crate::unix_socket;
 
 /// Longest line that a peer may send.
 const REQUEST_MAX: usize = 64;
@@ -38,7 +32,6 @@ const GAP: Duration = Duration::from_millis(100);
 const EVERY: Duration = Duration::from_secs(1);
 /// How long one peer may watch before it has to come again.
 const WATCH_MAX: Duration = Duration::from_secs(3600);
-const BACKLOG: i32 = 64;
 
 /// What one daemon tells.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,8 +72,8 @@ impl StatusSocket {
         };
         let path = at.unwrap_or(&own).to_owned();
         let cannot = || format!("cannot listen on the status socket {}", path.display());
-        make_free(&path)?;
-        let listener = listen(&path).with_context(cannot)?;
+        unix_socket::make_free(&path, "another daemon", "the status socket")?;
+        let listener = unix_socket::listen(&path).with_context(cannot)?;
         let link = at.map(|_| own);
         if let Some(link) = &link {
             let _ = std::fs::remove_file(link);
@@ -107,27 +100,6 @@ impl Drop for StatusSocket {
     }
 }
 
-/// Removes what a dead daemon has left at a place; an error if something else is there.
-fn make_free(path: &Path) -> Result<()> {
-    let Ok(found) = std::fs::symlink_metadata(path) else { return Ok(()) };
-    let shown = path.display();
-    if !found.file_type().is_socket() && !found.file_type().is_symlink() {
-        return fail(
-            Class::Place,
-            format!("{shown} is there already, and is no socket"),
-            "name another place for the status socket, or remove it",
-        );
-    }
-    if connect(path).map_or_else(|e| !nobody_will_answer(&e), |_| true) {
-        return fail(
-            Class::InUse,
-            format!("another daemon answers on {shown}"),
-            "name another place for the status socket, or end that daemon",
-        );
-    }
-    std::fs::remove_file(path).with_context(|| format!("cannot remove {shown}"))
-}
-
 /// Removes sockets of daemons that are dead.
 fn remove_left_over(run: &Path) {
     for path in sockets(run) {
@@ -138,14 +110,15 @@ fn remove_left_over(run: &Path) {
 /// Connects to a daemon; what a dead one has left is removed.
 fn reach(path: &Path) -> Option<UnixStream> {
     let reached = connect(path);
-    if reached.as_ref().is_err_and(nobody_will_answer) {
+    if reached.as_ref().is_err_and(unix_socket::nobody_will_answer) {
         let _ = std::fs::remove_file(path);
     }
     reached.ok()
 }
 
-fn nobody_will_answer(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound)
+/// Connects, and waits no longer than [`PATIENCE`] there or later.
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    unix_socket::connect(path, PATIENCE)
 }
 
 fn sockets(run: &Path) -> Vec<PathBuf> {
@@ -154,53 +127,6 @@ fn sockets(run: &Path) -> Vec<PathBuf> {
         entries.map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "sock")).collect();
     found.sort();
     found
-}
-
-/// Calls `with` with a name for the path that is short enough for an address of a socket.
-fn with_address<T>(
-    path: &Path,
-    with: impl FnOnce(&SocketAddrUnix) -> rustix::io::Result<T>,
-) -> io::Result<T> {
-    let name = path.file_name().unwrap_or_default();
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let dir = File::from(rustix::fs::open(files::parent(path), flags, Mode::empty())?);
-    let mut short = OsString::from(format!("/proc/self/fd/{}/", dir.as_raw_fd()));
-    short.push(name);
-    Ok(with(&SocketAddrUnix::new(Path::new(&short))?)?)
-}
-
-/// A listening socket that others cannot open, under its name only once it listens.
-fn listen(path: &Path) -> io::Result<UnixListener> {
-    let socket = socket()?;
-    // What is set here is what the file gets.
-    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
-    let new = path.with_extension(format!("new-{}", std::process::id()));
-    let _ = std::fs::remove_file(&new);
-    with_address(&new, |address| rustix::net::bind(&socket, address))?;
-    let done = rustix::net::listen(&socket, BACKLOG)
-        .map_err(io::Error::from)
-        .and_then(|()| std::fs::rename(&new, path));
-    if done.is_err() {
-        let _ = std::fs::remove_file(&new);
-    }
-    done?;
-    let listener = UnixListener::from(socket);
-    listener.set_nonblocking(true)?;
-    Ok(listener)
-}
-
-fn socket() -> io::Result<std::os::fd::OwnedFd> {
-    let flags = SocketFlags::CLOEXEC;
-    Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?)
-}
-
-/// Connects, and waits no longer than [`PATIENCE`] there or later.
-fn connect(path: &Path) -> io::Result<UnixStream> {
-    let stream = UnixStream::from(socket()?);
-    stream.set_write_timeout(Some(PATIENCE))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    with_address(path, |address| rustix::net::connect(&stream, address))?;
-    Ok(stream)
 }
 
 fn answer(mut stream: UnixStream, board: &Board, stopping: &Stopping) -> io::Result<()> {

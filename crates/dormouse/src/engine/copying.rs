@@ -25,8 +25,8 @@ const TOGETHER: usize = 256 << 10;
 pub struct Sealing {
     /// The vault.
     pub vault: VaultId,
-    /// The volume.
-    pub volume: VolumeId,
+    /// The volume in the tags: that of the first of a line of forks.
+    pub tags: VolumeId,
     /// The writer.
     pub signer: Arc<SigningKey>,
     /// Digest and map key.
@@ -184,7 +184,7 @@ fn copy_job(
     match job {
         CopyJob::Read { index, claim } => {
             let data = source.read_leaf(index, claim)?;
-            let hashes = data.hash(&sealing.secrets, &sealing.volume, index);
+            let hashes = data.hash(&sealing.secrets, &sealing.tags, index);
             Ok(copy::Event::Leaf { index, data: Arc::new(data), hashes })
         }
         CopyJob::Seal { id, cut } => {

@@ -37,8 +37,8 @@ pub struct Opening {
     pub trust: Arc<Trust>,
     /// Digest and map key.
     pub secrets: Arc<VaultSecrets>,
-    /// The volume.
-    pub volume: VolumeId,
+    /// The volume in the tags: that of the first of a line of forks.
+    pub tags: VolumeId,
 }
 
 /// Runs a restore to its end. Without a target everything is checked and nothing written.
@@ -167,7 +167,7 @@ fn fetch_job(
 ) -> Result<Vec<Happened>> {
     match job {
         FetchJob::Open(jobs) => {
-            let who = (&*opening.trust, &*opening.secrets, &opening.volume);
+            let who = (&*opening.trust, &*opening.secrets, &opening.tags);
             let mut happened = Vec::with_capacity(jobs.len());
             for job in jobs {
                 let event = match job.run(who, opener, &mut |at, bytes| gather.add(at, bytes)) {
@@ -193,7 +193,7 @@ fn fetch_job(
             let mut tags = Box::new([Tag::ZERO; LEAF_BLOCKS as usize]);
             if let Some(target) = gather.target {
                 let data = target.read_leaf(index, claim)?;
-                *tags = data.hash(&opening.secrets, &opening.volume, index).tags;
+                *tags = data.hash(&opening.secrets, &opening.tags, index).tags;
             }
             Ok(vec![Some(fetch::Event::Local { index, tags })])
         }

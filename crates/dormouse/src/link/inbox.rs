@@ -41,6 +41,11 @@ impl Inbox {
         self.lock().pop_front()
     }
 
+    /// Whether [`Self::taken`] gives something now.
+    pub fn has_taken(&self) -> bool {
+        !self.lock().is_empty()
+    }
+
     /// For a `select!` after [`Self::taken`] gave nothing. What it gives goes to [`Self::add`].
     pub const fn batches(&self) -> &Receiver<Batch> {
         &self.batches

@@ -60,7 +60,7 @@ pub(super) fn open(
         return Err(dormouse_sync::Error::Moved.into());
     }
     let consistent = newest_consistent(&link, &volume, head.as_ref())?;
-    let mut sealing = mirror::sealing(account, volume.id, config.level)?;
+    let mut sealing = mirror::sealing(account, volume.tags(), config.level)?;
     sealing.pace = pace;
     mirror::put_key(&link, account, &sealing)?;
     Ok(Opened { link, volume, generation, head, checkpoint, consistent, sealing })

@@ -430,6 +430,7 @@ impl Worker {
             grade: head.map_or(Grade::Fuzzy, |h| h.point().grade),
             // It is the same state.
             time: head.map_or_else(text::now_ns, |h| h.point().time),
+            fork: None,
         };
         let mut run = Checkpoint::new(plan, Arc::clone(&session.sealing.signer))?;
         // It is short, and ends a link if it is broken off: it is not.

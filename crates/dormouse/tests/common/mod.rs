@@ -22,11 +22,14 @@ pub const HOUR: u64 = 3_600_000_000_000;
 pub struct World {
     pub dir: tempfile::TempDir,
     pub server: Option<Server>,
+    /// Once it was started, always the same.
+    listen: String,
 }
 
 impl World {
     pub fn new() -> Self {
-        let world = Self { dir: tempfile::tempdir().unwrap(), server: None };
+        let world =
+            Self { dir: tempfile::tempdir().unwrap(), server: None, listen: "127.0.0.1:0".into() };
         world.store_new();
         world
     }
@@ -38,7 +41,8 @@ impl World {
     }
 
     pub fn start(&mut self) {
-        let server = Server::start(self.store(), "127.0.0.1:0", Log::silent()).unwrap();
+        let server = Server::start(self.store(), &self.listen, Log::silent()).unwrap();
+        self.listen = server.address().to_string();
         self.server = Some(server);
     }
 

@@ -256,6 +256,7 @@ fn volumes_without_end() {
             writer: account.writer(),
             created: now_ns(),
             name: format!("{made:064}"),
+            origin: None,
         };
         match wire.ask(&Message::CreateVolume { body: account.signing.sign_body(&volume) }) {
             Message::Done => made += 1,

@@ -6,6 +6,7 @@ pub mod format;
 pub mod index;
 pub mod map;
 pub mod message;
+pub mod nbd;
 pub mod restore;
 pub mod session;
 pub mod store;

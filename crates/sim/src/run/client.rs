@@ -385,7 +385,14 @@ impl Client {
                 return Err(Stop::Broken(Violation("the head was signed by nobody".into())));
             };
             let grade = Grade::Settled;
-            let plan = checkpoint::Plan { generation, head, checkpoint, grade, time: around.now };
+            let plan = checkpoint::Plan {
+                generation,
+                head,
+                checkpoint,
+                grade,
+                time: around.now,
+                fork: None,
+            };
             let making = Box::new(Checkpointing::start(&self.machine, plan)?);
             return self.checkpoint(job, making, state, around);
         }

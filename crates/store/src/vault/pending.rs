@@ -107,7 +107,20 @@ impl VaultStore {
                 Work::Delta(delta)
             }
             Base::Checkpoint => Self::map(tree, Overlay::new(tree.size), size),
-            Base::Head => Self::map(tree, self.overlay(&volume, &tree, seq)?, size),
+            Base::Head => match (&volume.value.origin, seq) {
+                // A fork begins with the state that it is a fork of.
+                (Some(origin), 1) => {
+                    let of = self.volume(&origin.volume)?;
+                    let point = *self.point(&origin.volume, origin.seq)?.point();
+                    let tree = Tree::of(&self.point(&origin.volume, point.checkpoint)?);
+                    let overlay = self.overlay(&of, &tree, point.checkpoint, origin.seq + 1)?;
+                    Self::map(tree, overlay, size)
+                }
+                _ => {
+                    let from = checkpoint.map_or(seq - 1, |c| c.point().seq);
+                    Self::map(tree, self.overlay(&volume, &tree, from, seq)?, size)
+                }
+            },
         };
         let (volume, missing) = (volume.value.id, BTreeMap::new());
         Ok(Pending { volume, generation, writer, size, prev, seq, missing, seen: None, work })
@@ -117,16 +130,12 @@ impl VaultStore {
         Work::Map { building: Box::new(Building::new(tree, overlay, size)), end: 0 }
     }
 
-    /// All deltas since the checkpoint, before point `seq`.
-    fn overlay(&self, volume: &Volume, tree: &Tree, seq: Seq) -> Result<Overlay> {
+    /// All deltas between a checkpoint and point `seq`, over the checkpoint's map.
+    fn overlay(&self, volume: &Volume, tree: &Tree, checkpoint: Seq, seq: Seq) -> Result<Overlay> {
         let mut overlay = Overlay::new(tree.size);
-        let (first, parts) = {
-            let history = read(&volume.history);
-            let first = history.checkpoint.map_or(seq, |c| c.point().seq + 1);
-            (first, history.parts(first.saturating_sub(1), seq - 1).to_vec())
-        };
+        let parts = read(&volume.history).parts(checkpoint, seq - 1).to_vec();
         let mut parts = parts.into_iter().peekable();
-        for point in first..seq {
+        for point in checkpoint + 1..seq {
             overlay.resize(self.point(&volume.value.id, point)?.point().size);
             while let Some((_, at)) = parts.next_if(|(of, _)| *of == point) {
                 if at == LOST {

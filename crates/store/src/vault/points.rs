@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use dormouse_crypt::keys;
+use dormouse_crypt::{hash, keys};
 use dormouse_format::limits::{SIGNED_BODY_MAX, VOLUMES_MAX};
 use dormouse_format::point::StoredPoint;
 use dormouse_format::record::{HEADER_LEN, Kind};
@@ -44,6 +44,9 @@ impl VaultStore {
         if value.vault != self.vault {
             return Err(Error::bad("the volume is of another vault"));
         }
+        if let Some(origin) = &value.origin {
+            self.check_origin(origin)?;
+        }
         let _creating = lock(&self.creating);
         {
             let state = read(&self.state);
@@ -63,6 +66,18 @@ impl VaultStore {
         self.log.sync_to(end)?;
         let (header, body) = dormouse_format::record::split(&record)?;
         write(&self.state).apply(&header, body, at)
+    }
+
+    /// That a fork's origin is here, as the fork's record says.
+    fn check_origin(&self, origin: &vault::Origin) -> Result<()> {
+        let point = self.point(&origin.volume, origin.seq)?;
+        if hash::point(&point.signed.point.encode()) != origin.hash {
+            return Err(Error::bad("the point that it is a fork of is another one here"));
+        }
+        if self.volume(&origin.volume)?.value.tags() != origin.tags {
+            return Err(Error::bad("its tags are not those of what it is a fork of"));
+        }
+        Ok(())
     }
 
     fn point_at(&self, at: &RecordRef) -> Result<StoredPoint> {

@@ -109,7 +109,14 @@ impl Kit {
 
     pub fn volume_body(&self, id: VolumeId, name: &str) -> Vec<u8> {
         let (vault, writer) = (self.vault, self.writer(0));
-        self.writers[0].sign_body(&Volume { vault, id, writer, created: 1, name: name.into() })
+        self.writers[0].sign_body(&Volume {
+            vault,
+            id,
+            writer,
+            created: 1,
+            name: name.into(),
+            origin: None,
+        })
     }
 
     pub fn boxes(&self) -> (Box<dyn Dir>, Box<dyn Dir>) {

@@ -3,6 +3,7 @@
 
 mod append;
 mod faults;
+mod forks;
 mod hooked;
 mod index;
 mod kit;

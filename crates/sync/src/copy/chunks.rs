@@ -403,6 +403,9 @@ impl Copy {
         if self.plan.mode == Mode::Changes {
             self.deltas = hash::delta(&self.deltas, self.plan.size, &runs);
         }
+        if let Some(kept) = &mut self.kept_extents {
+            kept.push(runs.clone());
+        }
         actions.push(Action::Send(Message::Extents { runs }));
     }
 }

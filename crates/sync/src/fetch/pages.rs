@@ -10,8 +10,8 @@ use dormouse_format::limits::{BLOCK_SIZE, FANOUT, GET_MAX, LEAF_BLOCKS, PAGE_BLO
 use dormouse_format::message::Message;
 use dormouse_format::{Block, ChunkId, Hash, Tag};
 
-use super::chunks::{Placement, Want};
 use super::{Action, Fetch, Mode, Question};
+use crate::chunks::{Placement, Want};
 use crate::error::{Error, Result};
 use crate::map::{Entry, Front, LeafEntries};
 
@@ -177,27 +177,11 @@ impl Planner {
 
     fn block(&mut self, block: Block, entry: &Entry) {
         let at = *self.by_chunk.entry(entry.chunk).or_insert_with(|| {
-            self.wants.push(Want {
-                id: entry.chunk,
-                placements: Vec::new(),
-                blocks: 0,
-                skip: 0,
-                error: None,
-            });
+            self.wants.push(Want::new(entry.chunk));
             self.wants.len() - 1
         });
         let want = &mut self.wants[at];
         want.blocks += 1;
-        if let Some(last) = want.placements.last_mut() {
-            let n = last.tags.len();
-            if last.start + n as u64 == block
-                && usize::from(last.first) + n == usize::from(entry.index)
-            {
-                last.tags.push(entry.tag);
-                return;
-            }
-        }
-        let tags = vec![entry.tag];
-        want.placements.push(Placement { start: block, first: entry.index, tags });
+        Placement::add(&mut want.placements, block, entry);
     }
 }

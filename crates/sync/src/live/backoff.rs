@@ -69,7 +69,7 @@ impl Backoff {
 
 /// When the server is tried again.
 #[derive(Debug, Clone)]
-pub(super) struct Retry {
+pub struct Retry {
     backoff: Backoff,
     next: Option<Moment>,
     tried: Option<Moment>,
@@ -78,7 +78,7 @@ pub(super) struct Retry {
 
 impl Retry {
     /// At once, the first time.
-    pub(super) const fn new(seed: u64) -> Self {
+    pub const fn new(seed: u64) -> Self {
         Self {
             backoff: Backoff::new(RETRY_MIN, RETRY_MAX, seed),
             next: Some(Moment::ZERO),
@@ -88,18 +88,18 @@ impl Retry {
     }
 
     /// When; nothing if the user has to ask.
-    pub(super) const fn next(&self) -> Option<Moment> {
+    pub const fn next(&self) -> Option<Moment> {
         self.next
     }
 
     /// A try begins.
-    pub(super) const fn begin(&mut self, now: Moment) {
+    pub const fn begin(&mut self, now: Moment) {
         self.tried = Some(now);
         self.route_changed = false;
     }
 
     /// There is no server any more; `good` if there was one for a while.
-    pub(super) fn lost(&mut self, now: Moment, again: Again, good: bool) {
+    pub fn lost(&mut self, now: Moment, again: Again, good: bool) {
         if good {
             self.backoff.reset();
         }

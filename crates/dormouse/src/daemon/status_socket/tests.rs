@@ -4,6 +4,9 @@ use super::*;
 use crate::daemon::board::State;
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+
+use crate::exit::Class;
 
 fn home(dir: &Path) -> Home {
     Home::locate(Some(dir.to_owned())).unwrap()

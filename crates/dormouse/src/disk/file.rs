@@ -1,0 +1,367 @@
+//! Opened blocks in a directory, kept from one run to the next.
+//!
+//! Owns: `data`, a sparse file of 4 KiB places; `index`, which block and tag each place holds;
+//! `lock`. Both files are bounded by the size that the user gave.
+//!
+//! Invariant: nothing in these files is believed. A place counts only while its tag is the one
+//! that the proved map has for the block, and what is read from it is digested, and its tag
+//! computed, before it is given out. A tag binds volume, address and content, so that files that
+//! are damaged, exchanged, torn by a crash or of another volume cost a fetch, and never a byte.
+//! So nothing is synced, and entries need no check of their own.
+//!
+//! The content is plaintext: files are 0600 in a directory that only its owner may enter.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context, Result};
+use dormouse_crypt::VaultSecrets;
+use dormouse_format::limits::BLOCK_SIZE;
+use dormouse_format::{Block, Tag, VolumeId};
+
+use super::ways::{WAYS, Ways};
+use crate::exit::{Class, fail};
+use crate::files::Lock;
+
+const SHARDS: u64 = 16;
+/// Sets next to each other that lie in one shard.
+const STRIPE: u64 = 16;
+/// `index`: magic, version and number of places; then the entries.
+const HEADER: usize = 64;
+const MAGIC: [u8; 8] = *b"DMCACHE\x01";
+/// An entry of `index`: the block and one (zero: none), and its tag.
+const ENTRY: usize = 8 + Tag::LEN;
+/// Blocks that are looked up, read and checked together.
+const TOGETHER: usize = 64;
+/// The least that a cache may have.
+const LEAST: u64 = 1 << 20;
+
+/// The cache.
+pub(super) struct CacheFile {
+    data: File,
+    index: File,
+    _lock: Lock,
+    shards: Vec<Mutex<Shard>>,
+    /// Sets in all. A place is `way * sets + set`, so that blocks that follow one another
+    /// mostly lie so in the file.
+    sets: u64,
+    secrets: Arc<VaultSecrets>,
+    volume: VolumeId,
+    /// Writing failed, as where there is no room: what is here is used, and nothing added.
+    full: AtomicBool,
+    /// Places whose content was not what its tag says.
+    damaged: AtomicU64,
+}
+
+struct Shard {
+    ways: Ways,
+    /// Tag of each place, and whether the map of the attached point has it.
+    tags: Vec<(Tag, bool)>,
+    looks: u8,
+}
+
+/// Where a block may be read.
+#[derive(Clone, Copy)]
+struct Found {
+    slot: u64,
+    tag: Tag,
+}
+
+impl CacheFile {
+    /// Opens or makes a cache of so many bytes. What is there is used, if it is of that size.
+    pub(super) fn open(
+        dir: &Path,
+        bytes: u64,
+        secrets: Arc<VaultSecrets>,
+        volume: VolumeId,
+    ) -> Result<Self> {
+        if bytes < LEAST {
+            return fail(
+                Class::Usage,
+                format!("a cache of {bytes} bytes is too small"),
+                "give it 1 MiB at least; what is read at once should fit",
+            );
+        }
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+        made.with_context(|| format!("cannot make the cache's directory {}", dir.display()))?;
+        let lock = match Lock::take(&dir.join("lock"))? {
+            Ok(lock) => lock,
+            Err(pid) => {
+                return fail(
+                    Class::InUse,
+                    format!("the cache {} is in use by process {pid}", dir.display()),
+                    "give each disk a cache directory of its own",
+                );
+            }
+        };
+        let sets = bytes / BLOCK_SIZE as u64 / WAYS as u64;
+        let (data, index) = (open(&dir.join("data"))?, open(&dir.join("index"))?);
+        let locals = (sets / (SHARDS * STRIPE) + 1) * STRIPE;
+        let shard = || Shard {
+            ways: Ways::new(locals as usize),
+            tags: vec![(Tag::ZERO, false); locals as usize * WAYS],
+            looks: 0,
+        };
+        let shards = (0..SHARDS).map(|_| Mutex::new(shard())).collect();
+        let (full, damaged) = (AtomicBool::new(false), AtomicU64::new(0));
+        let cache = Self { data, index, _lock: lock, shards, sets, secrets, volume, full, damaged };
+        cache.load().with_context(|| format!("cannot use the cache {}", dir.display()))?;
+        Ok(cache)
+    }
+
+    /// Bytes that it may hold.
+    pub(super) const fn capacity(&self) -> u64 {
+        self.sets * WAYS as u64 * BLOCK_SIZE as u64
+    }
+
+    /// Places whose content was not what its tag says, so far.
+    pub(super) fn damaged(&self) -> u64 {
+        self.damaged.load(Ordering::Relaxed)
+    }
+
+    fn header(&self) -> [u8; HEADER] {
+        let mut header = [0; HEADER];
+        header[..8].copy_from_slice(&MAGIC);
+        header[8..16].copy_from_slice(&(self.sets * WAYS as u64).to_le_bytes());
+        header
+    }
+
+    /// Takes over what the index names, or begins anew.
+    fn load(&self) -> io::Result<()> {
+        let entries = self.sets as usize * WAYS * ENTRY;
+        let len = (HEADER + entries) as u64;
+        let mut header = [0; HEADER];
+        let same = self.index.metadata()?.len() == len
+            && self.index.read_exact_at(&mut header, 0).is_ok()
+            && header == self.header();
+        if !same {
+            self.index.set_len(0)?;
+            self.index.set_len(len)?;
+            self.data.set_len(0)?;
+            self.data.set_len(self.capacity())?;
+            return self.index.write_all_at(&self.header(), 0);
+        }
+        self.data.set_len(self.capacity())?;
+        let mut bytes = vec![0; (64 << 10) * ENTRY];
+        let mut slot = 0;
+        while slot < self.sets * WAYS as u64 {
+            let n = (self.sets * WAYS as u64 - slot).min(64 << 10) as usize;
+            let part = &mut bytes[..n * ENTRY];
+            self.index.read_exact_at(part, HEADER as u64 + slot * ENTRY as u64)?;
+            for (entry, slot) in part.as_chunks::<ENTRY>().0.iter().zip(slot..) {
+                self.take(slot, entry);
+            }
+            slot += n as u64;
+        }
+        Ok(())
+    }
+
+    fn take(&self, slot: u64, entry: &[u8; ENTRY]) {
+        let (Some(key), Some(tag)) = (entry.first_chunk(), entry.last_chunk()) else { return };
+        let Some(block) = u64::from_le_bytes(*key).checked_sub(1) else { return };
+        let (mut shard, set) = self.shard(block);
+        let place = set * WAYS + (slot / self.sets) as usize;
+        // An entry that stands where its block cannot be is not its own.
+        if block % self.sets == slot % self.sets && shard.ways.place(set, block).is_none() {
+            shard.ways.put(place, block);
+            shard.tags[place] = (Tag(*tag), false);
+        }
+    }
+
+    fn shard(&self, block: Block) -> (MutexGuard<'_, Shard>, usize) {
+        let set = block % self.sets;
+        let (stripe, at) = (set / STRIPE, set % STRIPE);
+        let shard = &self.shards[(stripe % SHARDS) as usize];
+        let local = stripe / SHARDS * STRIPE + at;
+        (shard.lock().unwrap_or_else(PoisonError::into_inner), local as usize)
+    }
+
+    const fn slot(&self, block: Block, place: usize) -> u64 {
+        (place % WAYS) as u64 * self.sets + block % self.sets
+    }
+
+    /// The map has this tag for a block: whether it is here.
+    pub(super) fn prove(&self, block: Block, tag: &Tag) -> bool {
+        let (mut shard, set) = self.shard(block);
+        let Some(place) = shard.ways.place(set, block) else { return false };
+        let same = shard.tags[place].0 == *tag;
+        shard.tags[place].1 = same;
+        same
+    }
+
+    /// Whether it is here, and the map has it.
+    pub(super) fn holds(&self, block: Block) -> bool {
+        let (shard, set) = self.shard(block);
+        shard.ways.place(set, block).is_some_and(|place| shard.tags[place].1)
+    }
+
+    /// What the map had here is no more.
+    pub(super) fn forget(&self, range: core::ops::Range<Block>) {
+        if range.end - range.start > self.sets * WAYS as u64 {
+            for shard in &self.shards {
+                let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+                let Shard { ways, tags, .. } = &mut *shard;
+                for (place, tag) in tags.iter_mut().enumerate() {
+                    tag.1 &= ways.block(place).is_some_and(|block| !range.contains(&block));
+                }
+            }
+            return;
+        }
+        for block in range {
+            let (mut shard, set) = self.shard(block);
+            if let Some(place) = shard.ways.place(set, block) {
+                shard.tags[place].1 = false;
+            }
+        }
+    }
+
+    /// Where a block may be read, and whether it is one that should be kept in memory too.
+    fn find(&self, block: Block) -> Option<(Found, bool)> {
+        let (mut shard, set) = self.shard(block);
+        let place = shard.ways.find(set, block)?;
+        let (tag, proved) = shard.tags[place];
+        shard.looks = shard.looks.wrapping_add(1);
+        let often = shard.looks % 8 == 0;
+        proved.then(|| (Found { slot: self.slot(block, place), tag }, often))
+    }
+
+    /// Reads blocks from `first` on, as many as there is room for in `out`. `got` is told which
+    /// of them (by index) are there and right, and whether to keep them in memory.
+    pub(super) fn read(&self, first: Block, out: &mut [u8], got: &mut dyn FnMut(usize, bool)) {
+        for (i, out) in out.chunks_mut(TOGETHER * BLOCK_SIZE).enumerate() {
+            let skip = i * TOGETHER;
+            self.read_some(first + skip as u64, out, &mut |i, often| got(skip + i, often));
+        }
+    }
+
+    fn read_some(&self, first: Block, out: &mut [u8], got: &mut dyn FnMut(usize, bool)) {
+        let n = out.len() / BLOCK_SIZE;
+        let mut found = [None; TOGETHER];
+        for (i, found) in found[..n].iter_mut().enumerate() {
+            *found = self.find(first + i as u64);
+        }
+        let mut at = 0;
+        while at < n {
+            let Some((start, _)) = found[at] else {
+                at += 1;
+                continue;
+            };
+            let follows =
+                |i: &usize| found[*i].is_some_and(|(f, _)| f.slot == start.slot + (*i - at) as u64);
+            let end = (at..n).find(|i| !follows(i)).unwrap_or(n);
+            let bytes = &mut out[at * BLOCK_SIZE..end * BLOCK_SIZE];
+            let read = self.data.read_exact_at(bytes, start.slot * BLOCK_SIZE as u64);
+            let mut check = |i: usize, digest| {
+                let block = first + (at + i) as u64;
+                let Some((found, often)) = found[at + i] else { return };
+                if self.secrets.tag(&self.volume, block, &digest) == found.tag {
+                    got(at + i, often);
+                } else {
+                    self.wrong(block, found);
+                }
+            };
+            match read {
+                Ok(()) if end - at == 1 => check(0, self.secrets.digest(bytes)),
+                Ok(()) => self.secrets.digests(bytes, &mut check),
+                Err(_) => (at..end).for_each(|i| {
+                    if let Some((found, _)) = found[i] {
+                        self.wrong(first + i as u64, found);
+                    }
+                }),
+            }
+            at = end;
+        }
+    }
+
+    /// What was read is not what its tag says: the place was given to another block meanwhile,
+    /// or it is damaged.
+    fn wrong(&self, block: Block, found: Found) {
+        let (mut shard, set) = self.shard(block);
+        let Some(place) = shard.ways.place(set, block) else { return };
+        if shard.tags[place].0 == found.tag && self.slot(block, place) == found.slot {
+            shard.ways.clear(place);
+            shard.tags[place] = (Tag::ZERO, false);
+            self.damaged.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Keeps blocks that follow one another, and that were proved.
+    pub(super) fn put(&self, first: Block, tags: &[Tag], bytes: &[u8]) {
+        if self.full.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut at = 0;
+        while at < tags.len() {
+            let start = self.reserve(first + at as u64);
+            let mut end = at + 1;
+            while end < tags.len() && self.reserve(first + end as u64) == start + (end - at) as u64
+            {
+                end += 1;
+            }
+            let part = &bytes[at * BLOCK_SIZE..end * BLOCK_SIZE];
+            if self.write(start, first + at as u64, &tags[at..end], part).is_err() {
+                self.full.store(true, Ordering::Relaxed);
+                return;
+            }
+            for (i, tag) in (at..end).zip(&tags[at..end]) {
+                self.settle(first + i as u64, start + (i - at) as u64, tag);
+            }
+            at = end;
+        }
+    }
+
+    /// Makes room for a block: whatever was in its place is not there any more.
+    fn reserve(&self, block: Block) -> u64 {
+        let (mut shard, set) = self.shard(block);
+        let place = shard.ways.choose(set, block);
+        if shard.ways.block(place).is_some() {
+            shard.ways.clear(place);
+            shard.tags[place] = (Tag::ZERO, false);
+        }
+        self.slot(block, place)
+    }
+
+    fn write(&self, slot: u64, block: Block, tags: &[Tag], bytes: &[u8]) -> io::Result<()> {
+        self.data.write_all_at(bytes, slot * BLOCK_SIZE as u64)?;
+        let mut entries = [0; TOGETHER * ENTRY];
+        let at = HEADER as u64 + slot * ENTRY as u64;
+        for (part, tags) in tags.chunks(TOGETHER).enumerate() {
+            for ((entry, tag), i) in
+                entries.as_chunks_mut::<ENTRY>().0.iter_mut().zip(tags).zip(0..)
+            {
+                let key = block + (part * TOGETHER) as u64 + i + 1;
+                entry[..8].copy_from_slice(&key.to_le_bytes());
+                entry[8..].copy_from_slice(&tag.0);
+            }
+            let skip = (part * TOGETHER * ENTRY) as u64;
+            self.index.write_all_at(&entries[..tags.len() * ENTRY], at + skip)?;
+        }
+        Ok(())
+    }
+
+    fn settle(&self, block: Block, slot: u64, tag: &Tag) {
+        let (mut shard, set) = self.shard(block);
+        let place = set * WAYS + (slot / self.sets) as usize;
+        // Another thread may have put it elsewhere meanwhile: once is enough.
+        if let Some(old) = shard.ways.place(set, block) {
+            shard.ways.clear(old);
+        }
+        shard.ways.put(place, block);
+        shard.tags[place] = (*tag, true);
+    }
+}
+
+fn open(path: &Path) -> Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .with_context(|| format!("cannot open {}", path.display()))
+}

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::daemon::config::{Freeze, Hook, MirrorConfig, Tracker};
+use crate::daemon::config::{Freeze, Hook, MirrorConfig, Swap, Tracker};
 use crate::daemon::quantity;
 use crate::exit;
 
@@ -315,6 +315,9 @@ pub struct MirrorArgs {
     /// Whether file systems may be frozen for a point, for some milliseconds
     #[arg(long, value_enum, default_value = "auto", conflicts_with = "once")]
     pub freeze: FreezeArg,
+    /// Whether active swap on DEVICE is left out (zeros, but for its header) or copied
+    #[arg(long, value_enum, default_value = "skip", conflicts_with = "once")]
+    pub swap: SwapArg,
     /// Bytes a second that are sent at most, such as 2MiB
     #[arg(long, value_name = "RATE", conflicts_with = "once")]
     pub limit: Option<String>,
@@ -344,6 +347,9 @@ pub struct MirrorArgs {
     /// Take the volume over from another machine or installation
     #[arg(long)]
     pub takeover: bool,
+    /// DEVICE is another disk than the one in the volume, and is meant: it was replaced
+    #[arg(long)]
+    pub same_disk: bool,
     /// How hard zstd tries
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(i32).range(1..=19))]
     pub level: i32,
@@ -359,6 +365,15 @@ pub enum FreezeArg {
     Auto,
     /// Never
     Never,
+}
+
+/// `--swap`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SwapArg {
+    /// Zeros in the copy
+    Skip,
+    /// As anything else
+    Copy,
 }
 
 /// `--tracker`.
@@ -382,6 +397,10 @@ impl MirrorArgs {
             FreezeArg::Auto => Freeze::Auto,
             FreezeArg::Never => Freeze::Never,
         };
+        to.swap = match self.swap {
+            SwapArg::Skip => Swap::Skip,
+            SwapArg::Copy => Swap::Copy,
+        };
         to.tracker = match self.tracker {
             TrackerArg::Ebpf => Tracker::Ebpf,
             TrackerArg::Scan => Tracker::Scan,
@@ -392,6 +411,7 @@ impl MirrorArgs {
         to.hook_after = self.hook_after.as_deref().map(hook);
         to.level = self.level;
         to.takeover = self.takeover;
+        to.same_disk = self.same_disk;
         Ok(to)
     }
 }

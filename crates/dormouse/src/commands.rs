@@ -235,6 +235,7 @@ fn mirror(home: &Home, args: MirrorArgs) -> Result<()> {
             volume: args.volume,
             all: args.all,
             takeover: args.takeover,
+            same_disk: args.same_disk,
             level: args.level,
             json: args.json,
             quiet: args.quiet,

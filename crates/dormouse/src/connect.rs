@@ -223,13 +223,24 @@ pub fn receive(link: &Link) -> Result<Message> {
 pub fn receive_of(link: &Link, patience: &Patience) -> Result<Message> {
     loop {
         patience.check(link)?;
-        return match link.rx.recv_timeout(patience.step(link)) {
-            Ok(Ok(Message::Error { refusal, text })) => Err(refused(refusal, &text).into()),
-            Ok(Ok(message)) => Ok(message),
-            Ok(Err(error)) => Err(link_failure(&error).into()),
-            Err(RecvTimeoutError::Timeout) => continue,
-            Err(RecvTimeoutError::Disconnected) => Err(link_failure(&LinkError::Closed).into()),
-        };
+        if let Some(message) = receive_within(link, patience.step(link))? {
+            return Ok(message);
+        }
+    }
+}
+
+/// The next message, if it is there already.
+pub fn receive_now(link: &Link) -> Result<Option<Message>> {
+    receive_within(link, Duration::ZERO)
+}
+
+fn receive_within(link: &Link, wait: Duration) -> Result<Option<Message>> {
+    match link.rx.recv_timeout(wait) {
+        Ok(Ok(Message::Error { refusal, text })) => Err(refused(refusal, &text).into()),
+        Ok(Ok(message)) => Ok(Some(message)),
+        Ok(Err(error)) => Err(link_failure(&error).into()),
+        Err(RecvTimeoutError::Timeout) => Ok(None),
+        Err(RecvTimeoutError::Disconnected) => Err(link_failure(&LinkError::Closed).into()),
     }
 }
 

@@ -15,6 +15,7 @@ use dormouse_crypt::{Identity, Recipient, SigningKey, VaultSecrets, hash};
 use dormouse_format::point::{POINT_LEN, SignedPoint};
 use dormouse_format::vault::Volume;
 use dormouse_format::{InstanceId, PublicKey, Reader, VaultId, VolumeId, WriterId};
+use dormouse_track::disk_id::DiskId;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -32,8 +33,8 @@ const INSTANCE: &str = "instance";
 
 const STATE: Kind = Kind {
     files: &[CLIENT, CERT, INSTANCE],
-    dirs: &["keys", "heads", "seen", "volumes"],
-    spare: &["heads", "seen", "volumes"],
+    dirs: &["keys", "heads", "seen", "volumes", "disks"],
+    spare: &["heads", "seen", "volumes", "disks"],
     way_out: "bring the home back from a backup, all of it; or let `dormouse status --accept-state` go on with\n\
               what holds; or start anew in another home with `dormouse join --kit FILE`",
 };
@@ -341,6 +342,23 @@ impl Home {
         VolumeId::from_hex(&text)
             .map(Some)
             .ok_or_else(|| self.damaged(&file, "it is not the id of a volume").into())
+    }
+
+    /// The disk that was copied into a volume from here.
+    pub fn known_disk(&self, volume: &VolumeId) -> Result<Option<DiskId>> {
+        let file = format!("disks/{volume}");
+        let Some(text) = self.state().read(&file)? else { return Ok(None) };
+        DiskId::from_text(&text)
+            .map(Some)
+            .ok_or_else(|| self.damaged(&file, "it does not say by what a disk is known").into())
+    }
+
+    /// Remembers by what the disk of a volume is known.
+    pub fn remember_disk(&self, volume: &VolumeId, disk: &DiskId) -> Result<()> {
+        self.state().update(&format!("disks/{volume}"), 0o600, |old| {
+            let same = old.and_then(DiskId::from_text).is_some_and(|old| old == *disk);
+            (!same).then(|| disk.to_text())
+        })
     }
 
     /// Names of the volumes that this machine has seen.

@@ -5,7 +5,7 @@
 
 use anyhow::Result;
 use dormouse_format::limits::{BLOCK_SIZE, LEAF_BLOCKS};
-use dormouse_sync::leaf::{Claim, LeafData, LeafSet};
+use dormouse_sync::leaf::{Claim, LeafData, LeafSet, Unread};
 
 use crate::dest::Dest;
 use crate::engine::{Leaves, Target};
@@ -14,18 +14,20 @@ use crate::source::{ALIGN, Source};
 const LEAF: u64 = LEAF_BLOCKS * BLOCK_SIZE as u64;
 const BLOCK: u64 = BLOCK_SIZE as u64;
 
-/// Reads a leaf by two functions: the next range of data from a byte on, and a read.
-fn read_leaf(
+/// Runs of blocks of a leaf: first block within it, and how many.
+pub type Runs = Vec<(u16, u16)>;
+
+/// The runs of a leaf that may hold data, by a function that gives the next range of data from a
+/// byte on.
+pub fn runs_of(
     index: u64,
-    mut claim: Claim,
     size: u64,
     next: impl Fn(u64) -> Result<Option<(u64, u64)>>,
-    read: impl Fn(u64, &mut [u8]) -> Result<()>,
-) -> Result<LeafData> {
+) -> Result<Runs> {
     let base = index.saturating_mul(LEAF);
     let end = base.saturating_add(LEAF).min(size);
-    let mut runs: Vec<(u16, u16)> = Vec::new();
-    let (mut at, mut total) = (base, 0);
+    let mut runs = Runs::new();
+    let mut at = base;
     while at < end {
         let Some((start, stop)) = next(at)? else { break };
         let start = start - start % BLOCK;
@@ -33,23 +35,48 @@ fn read_leaf(
             break;
         }
         let stop = stop.min(end).next_multiple_of(BLOCK);
-        let len = (stop - start) as usize;
-        total += len;
-        runs.push((((start - base) / BLOCK) as u16, (len / BLOCK_SIZE) as u16));
+        runs.push((((start - base) / BLOCK) as u16, ((stop - start) / BLOCK) as u16));
         at = stop;
     }
+    Ok(runs)
+}
+
+/// Reads runs of a leaf, one after the other into one buffer. `read` gives what it could read of a
+/// run: what it gives lies at the beginning of the place that it is given, without gaps.
+pub fn read_runs(
+    mut claim: Claim,
+    asked: Runs,
+    mut read: impl FnMut((u16, u16), &mut [u8]) -> Result<Runs>,
+) -> Result<LeafData> {
+    let len = |runs: &Runs| runs.iter().map(|r| usize::from(r.1)).sum::<usize>() * BLOCK_SIZE;
+    let total = len(&asked);
     // A leaf that is mostly holes must not hold a whole buffer for what it counts.
     let mut bytes = if total > LEAF as usize / 2 { claim.buffer() } else { vec![0; total + ALIGN] };
     let skip = bytes.as_ptr().align_offset(ALIGN).min(ALIGN);
-    let mut filled = 0;
-    for &(first, count) in &runs {
-        let len = usize::from(count) * BLOCK_SIZE;
-        let start = base + u64::from(first) * BLOCK;
-        read(start, &mut bytes[skip + filled..skip + filled + len])?;
-        filled += len;
+    let (mut got, mut filled) = (Runs::with_capacity(asked.len()), 0);
+    for &run in &asked {
+        let place = filled + skip..filled + skip + usize::from(run.1) * BLOCK_SIZE;
+        let runs = read(run, &mut bytes[place])?;
+        filled += len(&runs);
+        got.extend(runs);
     }
     claim.shrink(filled as u64);
-    Ok(LeafData { runs, bytes, skip, claim })
+    let unread = Unread::without(&asked, &got);
+    Ok(LeafData { runs: got, bytes, skip, unread, claim })
+}
+
+/// Reads a leaf by two functions: the next range of data from a byte on, and a read.
+fn read_leaf(
+    index: u64,
+    claim: Claim,
+    size: u64,
+    next: impl Fn(u64) -> Result<Option<(u64, u64)>>,
+    read: impl Fn(u64, &mut [u8]) -> Result<()>,
+) -> Result<LeafData> {
+    read_runs(claim, runs_of(index, size, next)?, |run, out| {
+        read(index * LEAF + u64::from(run.0) * BLOCK, out)?;
+        Ok(vec![run])
+    })
 }
 
 fn leaf_set(size: u64, next: impl Fn(u64) -> Result<Option<(u64, u64)>>) -> Result<LeafSet> {

@@ -55,6 +55,7 @@ pub mod tls;
 pub mod unix_socket;
 pub mod volume_name;
 pub mod when;
+mod which_disk;
 pub mod writer_file;
 pub mod writing;
 

@@ -13,6 +13,7 @@ mod jobs;
 mod pilot;
 mod scanning;
 mod stale;
+mod swap;
 mod telling;
 
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use dormouse_track::routes::RouteWatch;
 
 use crate::daemon::Context;
 use crate::daemon::config::{self, MirrorConfig};
+use crate::log::{Entry, Level};
 use crate::pace::Pace;
 use crate::volume_name;
 use disk::Tracked;
@@ -50,6 +52,17 @@ pub fn run(config: &MirrorConfig, context: &Context) -> Result<()> {
     // The engine's threads are started by this one. Where it is not allowed, it goes on as others.
     let _ = last_at_the_disk();
     let tracked = Tracked::open(home, config)?;
+    let moved = MirrorConfig { device: tracked.disk.path.clone(), ..config.clone() };
+    if moved.device != config.device {
+        let text = format!(
+            "the disk of '{}' is {} now: {} is gone, or another one",
+            config.volume,
+            moved.device.display(),
+            config.device.display()
+        );
+        log.event(&Entry::new(Level::Warning, &text));
+    }
+    let config = &moved;
     let settings = Settings {
         size: tracked.size(),
         freeze: match config.freeze {

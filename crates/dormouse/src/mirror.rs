@@ -18,6 +18,7 @@ use dormouse_format::vault::Volume;
 use dormouse_format::{VolumeId, limits};
 use dormouse_sync::copy::{self, Copy, Outcome};
 use dormouse_sync::history::hash_of;
+use dormouse_track::device::Disk;
 use serde_json::json;
 
 use crate::connect::send;
@@ -28,7 +29,7 @@ use crate::link::Link;
 use crate::remote::{Listed, Session, Span};
 use crate::report::Report;
 use crate::source::Source;
-use crate::{kit, text, volume_name};
+use crate::{kit, text, volume_name, which_disk};
 
 /// What the command line says.
 #[derive(Debug, Clone)]
@@ -41,6 +42,8 @@ pub struct Options {
     pub all: bool,
     /// Take the volume over from another writer or installation.
     pub takeover: bool,
+    /// Another disk than the one in the volume is meant.
+    pub same_disk: bool,
     /// The zstd level.
     pub level: i32,
     /// Events as JSON lines.
@@ -104,6 +107,12 @@ pub fn copy(home: &Home, options: &Options, report: &mut Report) -> Result<Copie
     volume_name::check(&name)?;
     let _lock = home.lock_named(&format!("volume-{name}"))?;
     let source = Source::open(&options.source)?;
+    // Of a file nothing is known but its content, which may be another each time.
+    let disk = Disk::of(&options.source).ok().map(|disk| which_disk::of_source(&disk, &source));
+    let known = home.known_volume(&name)?.map(|id| home.known_disk(&id)).transpose()?.flatten();
+    if let (Some(disk), Some(known), false) = (&disk, &known, options.same_disk) {
+        which_disk::must_be(&name, known, disk, &options.source)?;
+    }
     let mut tries = 0;
     let (link, volume, outcome) = loop {
         tries += 1;
@@ -116,6 +125,9 @@ pub fn copy(home: &Home, options: &Options, report: &mut Report) -> Result<Copie
         let seq = outcome.point.point.seq;
         format!("point {seq} of '{name}' is whole on the server, and cannot be remembered here")
     })?;
+    if let Some(disk) = &disk {
+        home.remember_disk(&volume.id, disk)?;
+    }
     tell(report, &link, &name, &options.source, &outcome);
     let fuzzy = outcome.point.point.grade == Grade::Fuzzy;
     Ok(Copied { outcome, why_fuzzy: fuzzy.then(|| source.why_fuzzy()) })

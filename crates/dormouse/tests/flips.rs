@@ -213,6 +213,7 @@ fn copy(home: &Home, source: &Path) {
         volume: None,
         all: false,
         takeover: false,
+        same_disk: false,
         level: 1,
         json: false,
         quiet: true,

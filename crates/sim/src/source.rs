@@ -1,12 +1,12 @@
 //! The disk that is copied.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use dormouse_format::limits::{BLOCK_SIZE, LEAF_BLOCKS};
 use dormouse_format::{Block, VolumeId, geometry};
 use dormouse_sync::copy;
-use dormouse_sync::leaf::{Claim, LeafData, LeafSet};
+use dormouse_sync::leaf::{Claim, LeafData, LeafSet, Unread};
 
 use crate::machine::Machine;
 use crate::world::Opened;
@@ -18,12 +18,14 @@ pub struct Disk {
     pub size: u64,
     /// The blocks that are not zero.
     pub blocks: BTreeMap<Block, Arc<[u8]>>,
+    /// Blocks that cannot be read.
+    pub unread: BTreeSet<Block>,
 }
 
 impl Disk {
     /// All zero.
     pub fn new(size: u64) -> Self {
-        Self { size, blocks: BTreeMap::new() }
+        Self { size, ..Self::default() }
     }
 
     /// Writes one block.
@@ -46,7 +48,7 @@ impl Disk {
     /// The leaves that have data.
     pub fn leaves(&self) -> LeafSet {
         let mut set = LeafSet::new(self.size);
-        self.blocks.keys().for_each(|b| set.add(b / LEAF_BLOCKS));
+        self.blocks.keys().chain(&self.unread).for_each(|b| set.add(b / LEAF_BLOCKS));
         set
     }
 
@@ -85,11 +87,16 @@ impl Disk {
         let range = index * LEAF_BLOCKS..(index + 1) * LEAF_BLOCKS;
         let blocks: Vec<Block> = match only {
             Some(only) => only.iter().copied().filter(|b| range.contains(b)).collect(),
-            None => self.blocks.range(range).map(|(b, _)| *b).collect(),
+            None => self.blocks.range(range.clone()).map(|(b, _)| *b).collect(),
         };
         let (mut runs, mut bytes): (Vec<(u16, u16)>, Vec<u8>) = (Vec::new(), Vec::new());
+        let failed = self.unread.range(range).map(|b| ((b % LEAF_BLOCKS) as u16, 1));
+        let unread = Unread::without(&failed.collect::<Vec<_>>(), &[]);
         for block in blocks {
             let at = (block % LEAF_BLOCKS) as u16;
+            if unread.has(usize::from(at)) {
+                continue;
+            }
             match runs.last_mut() {
                 Some((first, n)) if *first + *n == at => *n += 1,
                 _ => runs.push((at, 1)),
@@ -100,6 +107,6 @@ impl Disk {
             }
         }
         claim.shrink(bytes.len() as u64);
-        Arc::new(LeafData { runs, bytes, skip: 0, claim })
+        Arc::new(LeafData { runs, bytes, skip: 0, unread, claim })
     }
 }

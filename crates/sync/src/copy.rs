@@ -16,6 +16,8 @@
 //! and a chunk that is sent again heals all of them. Of a chunk that was overwritten
 //! in part the id is asked for all the same; if it is lost, what is left of it is
 //! cut anew.
+//!
+//! A block that a scan could not read stays as the last checkpoint has it: zero in a first copy.
 
 mod chunks;
 mod compare;
@@ -218,6 +220,8 @@ pub struct Copy {
     deltas: Hash,
     parts: u64,
     tree: TreeHasher,
+    /// Hashes of leaves from the first on that waits for its old tags.
+    unhashed: VecDeque<(u64, Option<Hash>)>,
     barriers: VecDeque<u64>,
     last_barrier: u64,
     questions: VecDeque<Question>,
@@ -307,6 +311,7 @@ impl Copy {
             deltas,
             parts: 0,
             tree: TreeHasher::new(),
+            unhashed: VecDeque::new(),
             barriers: VecDeque::new(),
             last_barrier: 0,
             questions,

@@ -100,6 +100,7 @@ mod tests {
             runs: vec![(0, 200)],
             bytes: vec![1; 200 * BLOCK_SIZE],
             skip: 0,
+            unread: crate::leaf::Unread::default(),
             claim,
         })
     }

@@ -90,8 +90,38 @@ pub struct LeafData {
     pub bytes: Vec<u8>,
     /// Where the data begins: a reader that needs aligned memory may leave a gap.
     pub skip: usize,
+    /// Blocks that could not be read, a bit each: a scan leaves them as the server has them.
+    pub unread: Unread,
     /// What it counts for.
     pub claim: Claim,
+}
+
+/// Some blocks of a leaf, a bit each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Unread([u64; LEAF_BLOCKS as usize / 64]);
+
+impl Unread {
+    /// Adds the runs of `asked` without those of `got`; both ascend, and `got` is a part.
+    pub fn without(asked: &[(u16, u16)], got: &[(u16, u16)]) -> Self {
+        let mut left = Self::default();
+        let bits = |runs: &[(u16, u16)], set: &mut dyn FnMut(usize, u64)| {
+            let blocks = runs.iter().flat_map(|&(first, n)| first..first + n);
+            blocks.for_each(|b| set(usize::from(b) / 64, 1 << (b % 64)));
+        };
+        bits(asked, &mut |word, bit| left.0[word] |= bit);
+        bits(got, &mut |word, bit| left.0[word] &= !bit);
+        left
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().all(|word| *word == 0)
+    }
+
+    /// Whether a block is one of them.
+    pub const fn has(&self, block: usize) -> bool {
+        self.0[block / 64] >> (block % 64) & 1 == 1
+    }
 }
 
 impl Drop for LeafData {

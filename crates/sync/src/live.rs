@@ -41,9 +41,11 @@ pub use reason::{Again, Away, Gap, State, Unfrozen};
 pub use view::{PointSeen, View};
 
 /// From the begin of one pass to that of the next: a write waits half of it on average, and
-/// for its own pass, so that the data lag stays below a second; and a block that is written
-/// all the time is sent four times a second at most.
+/// for its own pass, so that the data lag stays below a second.
 pub const PASS_MIN: Duration = Duration::from_millis(250);
+/// Blocks that are written all the time go that often, or at least as often as points are wanted: LIVE
+/// promises a second.
+pub const HOT_EVERY: Duration = Duration::from_secs(1);
 /// A backlog that takes no longer makes CATCHUP to LIVE: the promise is a second.
 pub const LIVE_WITHIN: Duration = Duration::from_secs(1);
 /// A backlog that takes longer makes LIVE to CATCHUP. Well above the other, so that a burst
@@ -103,6 +105,9 @@ pub struct Live {
     trouble: Backoff,
     not_before: Moment,
     last_pass: Option<Moment>,
+    /// The last pass with hot blocks, and bytes of those that wait since.
+    last_hot: Option<Moment>,
+    waiting: u64,
     size: u64,
     lags: Lags,
     rate: Rate,
@@ -131,6 +136,8 @@ impl Live {
             trouble: Backoff::new(RETRY_MIN, RETRY_MAX, seed.rotate_left(32)),
             not_before: Moment::ZERO,
             last_pass: None,
+            last_hot: None,
+            waiting: 0,
             size,
             lags: Lags::default(),
             rate: Rate::default(),
@@ -173,7 +180,10 @@ impl Live {
             Event::Unfrozen { why, detail } => self.unfrozen(now, why, detail),
             Event::Checkpointed { seq } => self.checkpointed(now, seq),
             Event::Failed { detail } => self.failed(now, detail),
-            Event::Dirty { bytes } => self.looked(now, bytes),
+            Event::Dirty { bytes, waiting } => {
+                self.waiting = waiting;
+                self.looked(now, bytes);
+            }
             Event::Progress { done, left } => self.progressed(done, left),
             Event::Gap(gap) => self.gap(gap, actions),
             Event::Resized { size } => self.resized(now, size),
@@ -239,8 +249,9 @@ impl Live {
     fn seen(&mut self, now: Moment, head: &Head) {
         self.head = Some(head.point);
         self.lags.changed |= !head.point.grade.consistent();
-        let sent = self.whole().then_some(Aged::new(now, head.age));
-        self.lags.seen(sent, head.consistent.map(|(_, age)| Aged::new(now, age)));
+        // A point that is not consistent may have left something out.
+        let point = head.consistent.map(|(_, age)| Aged::new(now, age));
+        self.lags.seen(point.filter(|_| self.whole()), point);
         self.consistent = head.consistent.map(|(point, _)| point).or(self.consistent);
         self.checkpoints.connected(now, head.deltas, self.size);
     }
@@ -281,7 +292,8 @@ impl Live {
             self.rate.add(made.bytes, now.saturating_sub(ended.begun));
         }
         let overtaken = ended.cancelled && !self.whole();
-        self.lags.acknowledged(made.cut, consistent, !overtaken);
+        let sent = made.sent.filter(|_| !overtaken);
+        self.lags.acknowledged(now, made.cut, sent, consistent, !overtaken);
         if overtaken {
             return;
         }
@@ -292,6 +304,7 @@ impl Live {
             self.state = State::CatchUp;
         }
         self.lags.stale = made.stale;
+        self.waiting = made.waiting;
         self.lags.look(now, made.left, true);
         self.points.point(now, &self.lags, consistent, ended.job == Job::Freeze);
         if self.checkpoints.urgent() {
@@ -344,7 +357,7 @@ impl Live {
 
     /// CATCHUP or LIVE, by what the backlog takes.
     fn follow(&mut self) {
-        let takes = self.rate.time_for(self.lags.dirty);
+        let takes = self.rate.time_for(self.lags.dirty.saturating_sub(self.waiting));
         if self.state == State::Live && takes > CATCHUP_BEYOND {
             self.state = State::CatchUp;
         } else if self.state == State::CatchUp && self.job.is_none() && takes <= LIVE_WITHIN {

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use dormouse_track::device::Disk;
+use dormouse_track::dirty::Dirty;
 use dormouse_track::ebpf::{self, Watch};
 use rustix::fs::OFlags;
 
@@ -74,7 +75,7 @@ fn writer(path: &Path, sectors: u64, unit: u64, seed: u64, until: &AtomicU64) ->
 fn pass(watch: &Watch, file: &File, copy: &mut [u8]) -> Outcome {
     let marks = watch.marks()?;
     marks.cut();
-    let (dirty, _) = marks.carried(usize::MAX, u64::MAX);
+    let (dirty, _) = marks.carried(usize::MAX, u64::MAX, &Dirty::default());
     let mut buffer = Aligned::new();
     for block in dirty.all_blocks() {
         let at = block as usize * BLOCK;

@@ -113,6 +113,28 @@ impl Disk {
         Self::of(&self.path)
     }
 
+    /// In sysfs: of what was named, and of the whole disk.
+    pub(crate) fn directories(&self) -> (&Path, &Path) {
+        let own = self.directory.as_path();
+        let above = own.parent().filter(|_| !self.range.whole);
+        (own, above.unwrap_or(own))
+    }
+
+    /// All that the kernel shows now, by their names in `/dev`. What it shows and cannot be
+    /// watched is left out.
+    pub fn all() -> Vec<Self> {
+        let Ok(names) = fs::read_dir("/sys/class/block") else { return Vec::new() };
+        let of = |entry: fs::DirEntry| {
+            let uevent = fs::read_to_string(entry.path().join("uevent")).ok()?;
+            let name = uevent.lines().find_map(|line| line.strip_prefix("DEVNAME="))?;
+            Self::of(&Path::new("/dev").join(name)).ok()
+        };
+        let mut all: Vec<_> = names.flatten().filter_map(of).collect();
+        all.retain(|disk| disk.range.sectors > 0);
+        all.sort_by(|a, b| a.path.cmp(&b.path));
+        all
+    }
+
     /// Writes that the device has begun and not completed.
     pub fn writes_in_flight(&self) -> Result<u64> {
         let path = self.directory.join("inflight");

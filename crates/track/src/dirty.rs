@@ -20,6 +20,48 @@ impl Dirty {
         self.leaves.push((leaf, words));
     }
 
+    /// These blocks, and behind them the others, all of which have higher addresses.
+    pub(crate) fn append(&mut self, mut behind: Self) {
+        self.leaves.append(&mut behind.leaves);
+    }
+
+    /// The blocks that are in both.
+    pub fn and(&self, other: &Self) -> Self {
+        self.combined(other, |a, b| a & b)
+    }
+
+    /// The blocks that are in either.
+    pub fn or(&self, other: &Self) -> Self {
+        self.combined(other, |a, b| a | b)
+    }
+
+    /// Without those of the other.
+    pub fn minus(&self, other: &Self) -> Self {
+        self.combined(other, |a, b| a & !b)
+    }
+
+    fn combined(&self, other: &Self, both: impl Fn(u64, u64) -> u64) -> Self {
+        let (mut all, mut others) = (Self::default(), other.leaves.iter().peekable());
+        let none = [0; LEAF_WORDS];
+        let mut push = |leaf, a: &[u64; LEAF_WORDS], b: &[u64; LEAF_WORDS]| {
+            let words = std::array::from_fn(|i| both(a[i], b[i]));
+            if words != none {
+                all.push(leaf, words);
+            }
+        };
+        for (leaf, words) in &self.leaves {
+            while let Some((before, other)) = others.next_if(|(l, _)| l < leaf) {
+                push(*before, &none, other);
+            }
+            let other = others.next_if(|(l, _)| l == leaf).map_or(&none, |(_, other)| other);
+            push(*leaf, words, other);
+        }
+        for (leaf, other) in others {
+            push(*leaf, &none, other);
+        }
+        all
+    }
+
     /// These blocks; what comes doubled or out of order is put right.
     pub fn of_blocks(blocks: impl IntoIterator<Item = u64>) -> Self {
         let mut leaves = std::collections::BTreeMap::<u64, [u64; LEAF_WORDS]>::new();
@@ -28,6 +70,33 @@ impl Dirty {
             leaves.entry(block / LEAF_BLOCKS).or_default()[within / 64] |= 1 << (within % 64);
         }
         Self { leaves: leaves.into_iter().collect() }
+    }
+
+    /// All blocks of a range.
+    pub fn of_range(range: core::ops::Range<u64>) -> Self {
+        let mut dirty = Self::default();
+        if range.is_empty() {
+            return dirty;
+        }
+        for leaf in range.start / LEAF_BLOCKS..range.end.div_ceil(LEAF_BLOCKS) {
+            let words = std::array::from_fn(|i| {
+                let first = leaf * LEAF_BLOCKS + i as u64 * 64;
+                below(range.end.saturating_sub(first)) & !below(range.start.saturating_sub(first))
+            });
+            dirty.push(leaf, words);
+        }
+        dirty
+    }
+
+    /// The first leaves.
+    pub fn first(&self, leaves: usize) -> Self {
+        Self { leaves: self.leaves.iter().take(leaves).copied().collect() }
+    }
+
+    /// Of a leaf: which of its blocks.
+    pub(crate) fn words(&self, leaf: u64) -> [u64; LEAF_WORDS] {
+        let found = self.leaves.binary_search_by_key(&leaf, |(index, _)| *index);
+        found.map_or([0; LEAF_WORDS], |i| self.leaves[i].1)
     }
 
     /// How many leaves have a dirty block.
@@ -103,17 +172,30 @@ impl Dirty {
         self.leaves.retain_mut(|(leaf, words)| {
             for (i, word) in words.iter_mut().enumerate() {
                 let first = *leaf * LEAF_BLOCKS + i as u64 * 64;
-                let kept = end.saturating_sub(first).min(64);
-                *word &= if kept == 64 { u64::MAX } else { (1 << kept) - 1 };
+                *word &= below(end.saturating_sub(first));
             }
             *words != [0; LEAF_WORDS]
         });
     }
 }
 
+/// The first so many bits.
+const fn below(count: u64) -> u64 {
+    if count >= 64 { u64::MAX } else { (1 << count) - 1 }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_range_is_all_of_its_blocks() {
+        for (start, end) in [(0, 0), (0, 1), (5, 5), (63, 65), (255, 257), (256, 1024), (1, 3000)] {
+            assert_eq!(Dirty::of_range(start..end), Dirty::of_blocks(start..end), "{start}..{end}");
+        }
+        let some = Dirty::of_blocks([1, 300, 600]);
+        assert_eq!((some.first(2), some.first(9)), (Dirty::of_blocks([1, 300]), some.clone()));
+    }
 
     #[test]
     fn blocks_become_runs_of_leaves() {
@@ -131,6 +213,26 @@ mod tests {
         assert!(dirty.has(64) && !dirty.has(65) && dirty.has(5000) && !dirty.has(700));
         dirty.remove(&[2, 3, 300, 5000].into());
         assert_eq!(dirty, Dirty::of_blocks([1, 64]));
+    }
+
+    #[test]
+    fn sets_are_combined_as_sets() {
+        let sets = [
+            vec![],
+            vec![1, 2, 300],
+            vec![2, 255, 256, 300, 9000],
+            vec![700, 9000, 9001],
+            (0..1000).collect(),
+        ];
+        for (a, b) in sets.iter().flat_map(|a| sets.iter().map(move |b| (a, b))) {
+            let of = |keep: &dyn Fn(&u64) -> bool| {
+                Dirty::of_blocks(a.iter().chain(b).copied().filter(|block| keep(block)))
+            };
+            let (x, y) = (Dirty::of_blocks(a.clone()), Dirty::of_blocks(b.clone()));
+            assert_eq!(x.and(&y), of(&|n| a.contains(n) && b.contains(n)));
+            assert_eq!(x.or(&y), of(&|_| true));
+            assert_eq!(x.minus(&y), of(&|n| a.contains(n) && !b.contains(n)));
+        }
     }
 
     #[test]

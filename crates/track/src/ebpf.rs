@@ -20,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::mapped::Mapped;
 use crate::marks::{CONTROL_WORDS, Marks, Range, left_frozen, no_longer_frozen};
 use crate::record::{LINKS, Record};
+use crate::sleep::Slept;
 
 /// The programs, as `cargo xtask bpf` builds them from `bpf/track.bpf.c`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../bpf/track.bpf.o");
@@ -59,6 +60,8 @@ pub enum Gap {
     Incomplete,
     /// Something was written that has no range.
     Everything,
+    /// The machine may have hibernated.
+    Hibernated,
 }
 
 impl Gap {
@@ -73,6 +76,7 @@ impl Gap {
             Self::Size => "the disk has another size now",
             Self::Incomplete => "the disk was never compared as a whole",
             Self::Everything => "something was written whose place is not known",
+            Self::Hibernated => "the machine may have hibernated",
         }
     }
 }
@@ -198,6 +202,8 @@ impl Watch {
             Gap::Incomplete
         } else if record.everything != marks.everything() {
             Gap::Everything
+        } else if record.slept.hibernated(&Slept::now(), false) {
+            Gap::Hibernated
         } else {
             return Ok(Ok((watch, record)));
         };

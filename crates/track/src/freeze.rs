@@ -25,7 +25,7 @@ mod kernel;
 mod lane;
 mod link;
 mod memory;
-mod mounts;
+pub(crate) mod mounts;
 mod round;
 mod watch;
 

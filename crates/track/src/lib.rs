@@ -7,6 +7,7 @@
 
 pub mod device;
 pub mod dirty;
+pub mod disk_id;
 pub mod ebpf;
 mod error;
 pub mod freeze;
@@ -15,5 +16,8 @@ pub mod marks;
 pub mod priority;
 pub mod record;
 pub mod routes;
+pub mod sleep;
+pub mod swap;
+pub mod sweep;
 
 pub use error::{Error, Result};

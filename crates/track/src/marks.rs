@@ -66,6 +66,15 @@ impl Range {
     }
 }
 
+/// How much is taken from a bitmap: so many leaves and, but for those of the last leaf, blocks.
+#[derive(Debug, Clone, Copy)]
+pub struct Room {
+    /// Leaves.
+    pub leaves: usize,
+    /// Blocks.
+    pub blocks: u64,
+}
+
 /// The bitmaps of one disk.
 #[derive(Debug, Clone, Copy)]
 pub struct Marks<'a> {
@@ -177,23 +186,48 @@ impl<'a> Marks<'a> {
     }
 
     /// What the old bitmap holds, in address order, up to so many leaves and, but for the last
-    /// leaf, blocks; and whether that is all.
-    pub fn carried(&self, leaves_max: usize, blocks_max: u64) -> (Dirty, bool) {
-        let (mut dirty, mut blocks) = (Dirty::default(), 0);
-        for (leaf, words) in self.old().chunks(LEAF_WORDS).enumerate() {
+    /// leaf, blocks; and whether that is all. Blocks of `without` are passed over.
+    pub fn carried(&self, leaves: usize, blocks: u64, without: &Dirty) -> (Dirty, bool) {
+        let end = self.leaves();
+        let (dirty, next) = self.carried_in(0..end, &mut Room { leaves, blocks }, without);
+        (dirty, next == end)
+    }
+
+    /// The same of these leaves only; and where it ended. What it holds is taken off `room`.
+    pub(crate) fn carried_in(
+        &self,
+        leaves: core::ops::Range<u64>,
+        room: &mut Room,
+        without: &Dirty,
+    ) -> (Dirty, u64) {
+        let mut dirty = Dirty::default();
+        let (first, end) = (leaves.start as usize, leaves.end as usize);
+        let all = self.old().chunks(LEAF_WORDS).enumerate();
+        for (leaf, words) in all.take(end).skip(first) {
             let mut found = [0; LEAF_WORDS];
             for (to, word) in found.iter_mut().zip(words) {
                 *to = word.load(Ordering::Acquire);
             }
+            if found != [0; LEAF_WORDS] && !without.is_empty() {
+                let without = without.words(leaf as u64);
+                found.iter_mut().zip(without).for_each(|(word, not)| *word &= !not);
+            }
             if found != [0; LEAF_WORDS] {
-                if dirty.leaves() >= leaves_max || blocks >= blocks_max {
-                    return (dirty, false);
+                if room.leaves == 0 || room.blocks == 0 {
+                    return (dirty, leaf as u64);
                 }
-                blocks += found.iter().map(|word| u64::from(word.count_ones())).sum::<u64>();
+                let blocks = found.iter().map(|word| u64::from(word.count_ones())).sum();
+                room.leaves -= 1;
+                room.blocks = room.blocks.saturating_sub(blocks);
                 dirty.push(leaf as u64, found);
             }
         }
-        (dirty, true)
+        (dirty, leaves.end)
+    }
+
+    /// Leaves of a bitmap; the last one may be a part.
+    pub(crate) fn leaves(&self) -> u64 {
+        self.words().div_ceil(LEAF_WORDS) as u64
     }
 
     /// Whether a block has been marked since the cut.
@@ -204,12 +238,22 @@ impl<'a> Marks<'a> {
 
     /// How many of these blocks have been marked since the cut.
     pub fn marked_again(&self, of: &Dirty) -> u64 {
+        self.count(of, [self.active()])
+    }
+
+    /// How many of these blocks are marked, in both bitmaps.
+    pub fn marked_of(&self, of: &Dirty) -> u64 {
+        self.count(of, [self.active(), self.old()])
+    }
+
+    fn count<const N: usize>(&self, of: &Dirty, bitmaps: [&[AtomicU64]; N]) -> u64 {
         fence(Ordering::SeqCst);
-        let active = self.active();
         let leaf = |&(leaf, words): &(u64, [u64; LEAF_WORDS])| -> u64 {
             let first = leaf as usize * LEAF_WORDS;
             let both = words.iter().enumerate().map(|(i, word)| {
-                active.get(first + i).map_or(0, |w| w.load(Ordering::SeqCst)) & word
+                let in_one =
+                    |b: &&[AtomicU64]| b.get(first + i).map_or(0, |w| w.load(Ordering::SeqCst));
+                bitmaps.iter().map(in_one).fold(0, |all, one| all | one) & word
             });
             both.map(|word| u64::from(word.count_ones())).sum()
         };
@@ -327,4 +371,4 @@ const fn mask_of(word: u64, first: u64, end: u64) -> u64 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -3,6 +3,8 @@
 //! It lives and dies with them: a reboot leaves neither. Invariant: what does not carry the
 //! magic of this version is no record.
 
+use crate::sleep::Slept;
+
 /// Words that a record takes.
 pub const RECORD_WORDS: usize = 20;
 /// 'dormous' and the version, 1.
@@ -32,6 +34,8 @@ pub struct Record {
     pub complete: bool,
     /// [`crate::marks::Marks::everything`] when that scan began.
     pub everything: u64,
+    /// How the machine had slept when that was looked at last.
+    pub slept: Slept,
 }
 
 impl Record {
@@ -47,6 +51,8 @@ impl Record {
         words[12] = self.generation;
         words[13] = u64::from(self.complete);
         words[14] = self.everything;
+        words[15] = self.slept.ms;
+        words[16] = self.slept.suspends;
         words
     }
 
@@ -64,6 +70,7 @@ impl Record {
             generation: words[12],
             complete: words[13] == 1,
             everything: words[14],
+            slept: Slept { ms: words[15], suspends: words[16] },
         })
     }
 }
@@ -100,6 +107,7 @@ mod tests {
             generation: 4,
             complete: true,
             everything: 2,
+            slept: Slept { ms: 5, suspends: 1 },
         };
         let words = record.encode();
         assert_eq!(Record::decode(&words), Some(record));

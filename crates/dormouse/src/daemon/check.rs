@@ -11,6 +11,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use dormouse_track::device::Disk;
 use rustix::fs::OFlags;
 use serde::Serialize;
 use serde_json::json;
@@ -20,6 +21,7 @@ use crate::exit::{Class, fail};
 use crate::home::Home;
 use crate::out::{self, say};
 use crate::text::{lasting, size};
+use crate::which_disk;
 
 /// Beginnings of names that the kernel gives in the order in which it finds disks.
 const FOUND: [&str; 9] = ["sd", "hd", "vd", "xvd", "nvme", "mmcblk", "sr", "dm-", "md"];
@@ -84,8 +86,14 @@ pub fn run(home: &Home, file: &Path, as_json: bool) -> Result<()> {
 
 fn outlook(home: &Home, mirror: &MirrorConfig, capabilities: u64) -> Outlook {
     let (mut errors, mut warnings) = (Vec::new(), Vec::new());
-    let size = size_of(&mirror.device).map_err(|e| errors.push(e)).ok();
-    warnings.extend(passing_name(&mirror.device));
+    let device = found(home, mirror).map_err(|e| errors.push(format!("{e:#}"))).ok();
+    let size = device.as_ref().and_then(|d| size_of(d).map_err(|e| errors.push(e)).ok());
+    match &device {
+        Some(device) if *device != mirror.device => {
+            warnings.push(format!("the disk of '{}' is {} now", mirror.volume, device.display()));
+        }
+        _ => warnings.extend(passing_name(&mirror.device)),
+    }
     warnings.extend(missing_rights(mirror, capabilities));
     let known = home.joined().then(|| home.known_volume(&mirror.volume));
     let known = match known {
@@ -123,6 +131,15 @@ fn outlook(home: &Home, mirror: &MirrorConfig, capabilities: u64) -> Outlook {
         errors,
         warnings,
     }
+}
+
+/// Where the disk of a mirror is; an error if another one has its name.
+fn found(home: &Home, mirror: &MirrorConfig) -> Result<PathBuf> {
+    let known = if home.joined() { home.known_volume(&mirror.volume)? } else { None };
+    let recorded = known.map(|id| home.known_disk(&id)).transpose()?.flatten();
+    let Some(recorded) = recorded else { return Ok(mirror.device.clone()) };
+    let named = Disk::of(&mirror.device).map_err(Into::into);
+    which_disk::find(&mirror.volume, named, Some(&recorded), &mirror.device).map(|disk| disk.path)
 }
 
 /// The size of a device or file that can be read.

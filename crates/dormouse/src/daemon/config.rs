@@ -42,6 +42,15 @@ pub enum Freeze {
     Never,
 }
 
+/// What becomes of active swap on the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Swap {
+    /// It is left out: zeros, but for its header.
+    Skip,
+    /// It is copied as anything else.
+    Copy,
+}
+
 /// How it is known what changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tracker {
@@ -74,6 +83,8 @@ pub struct MirrorConfig {
     pub freeze: Freeze,
     /// Bytes a second that may be sent; none is no limit.
     pub limit: Option<NonZeroU64>,
+    /// Whether active swap is left out.
+    pub swap: Swap,
     /// How changes are found.
     pub tracker: Tracker,
     /// Time between two compares, for [`Tracker::Scan`].
@@ -87,6 +98,8 @@ pub struct MirrorConfig {
     /// Take the volume over from another installation; said on the command line only, never in a
     /// file: it must not be repeated at each start.
     pub takeover: bool,
+    /// Another disk than the one in the volume is meant; said on the command line only, too.
+    pub same_disk: bool,
 }
 
 impl MirrorConfig {
@@ -98,12 +111,14 @@ impl MirrorConfig {
             point_every: Duration::from_secs(60),
             freeze: Freeze::Auto,
             limit: None,
+            swap: Swap::Skip,
             tracker: Tracker::Ebpf,
             scan_every: Duration::from_secs(15 * 60),
             level: 1,
             hook_before: None,
             hook_after: None,
             takeover: false,
+            same_disk: false,
         }
     }
 }

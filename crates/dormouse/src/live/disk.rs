@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result};
 use dormouse_crypt::hash;
-use dormouse_format::limits::{BLOCK_SIZE, LEAF_BLOCKS};
+use dormouse_format::limits::BLOCK_SIZE;
 use dormouse_format::point::StoredPoint;
 use dormouse_format::{VolumeId, geometry};
 use dormouse_sync::history::hash_of;
@@ -16,17 +16,22 @@ use dormouse_sync::leaf::{Claim, LeafData, LeafSet};
 use dormouse_sync::live::{Gap, Proof};
 use dormouse_track::device::Disk;
 use dormouse_track::dirty::Dirty;
+use dormouse_track::disk_id::DiskId;
 use dormouse_track::ebpf::{self, Watch};
 use dormouse_track::marks::Marks;
 use dormouse_track::record::Record;
+use dormouse_track::sleep::Slept;
 
 use super::stale::Failed;
-use crate::daemon::config::MirrorConfig;
+use super::swap::{self, LeftOut};
+use crate::daemon::config::{self, MirrorConfig};
 use crate::engine::Leaves;
 use crate::exit::{Class, Failure};
 use crate::home::Home;
-use crate::source::{ALIGN, Source};
+use crate::leaves::{read_runs, runs_of};
+use crate::source::Source;
 use crate::text::hex;
+use crate::which_disk;
 
 /// A watched disk.
 pub(super) struct Tracked {
@@ -37,26 +42,38 @@ pub(super) struct Tracked {
     pins: PathBuf,
     /// Why all must be compared, as long as it must.
     gap: Option<Gap>,
+    pub(super) left_out: LeftOut,
 }
 
 impl Tracked {
     /// Opens the device, and finds its watch or begins one.
     pub(super) fn open(home: &Home, config: &MirrorConfig) -> Result<Self> {
-        let disk = Disk::of(&config.device).map_err(not_watched)?;
-        let source = Source::open_shared(&config.device)?;
         let pins = ebpf::place().join(pins_name(home, &config.volume));
         let known = home.known_volume(&config.volume)?;
-        let found = match &known {
-            Some(id) => Watch::find(&disk, &pins, &id.0).map_err(not_watched)?,
-            None => Err(ebpf::Gap::None),
+        let watch_of = |disk: &Disk| match &known {
+            Some(id) => Watch::find(disk, &pins, &id.0).map_err(not_watched),
+            None => Ok(Err(ebpf::Gap::None)),
         };
+        let named = Disk::of(&config.device).map_err(not_watched);
+        let disk = match named {
+            // What was watched all the time is that disk, whatever lies on it now.
+            Ok(disk) if config.same_disk || is_watched(&disk, &watch_of(&disk)?) => disk,
+            named => {
+                let recorded = known.map(|id| home.known_disk(&id)).transpose()?.flatten();
+                which_disk::find(&config.volume, named, recorded.as_ref(), &config.device)?
+            }
+        };
+        let source = Source::open_shared(&disk.path)?;
+        let found = watch_of(&disk)?;
         let (watch, gap) = match found {
             Ok((watch, _)) => (watch, None),
             Err(gap) => (Watch::begin(&disk, &pins).map_err(not_watched)?, Some(of_gap(gap))),
         };
-        let tracked = Self { disk, source, watch: Some(watch), pins, gap };
+        let left_out = LeftOut::new(config.swap == config::Swap::Skip);
+        let mut tracked = Self { disk, source, watch: Some(watch), pins, gap, left_out };
         // What a pass carried that was not acknowledged.
         tracked.marks()?.carry_back();
+        tracked.look_at_swap(true)?;
         Ok(tracked)
     }
 
@@ -76,9 +93,20 @@ impl Tracked {
         geometry::blocks(self.size())
     }
 
-    /// Bytes that are marked.
+    /// By what it is known.
+    pub(super) fn id(&self) -> DiskId {
+        which_disk::of_source(&self.disk, &self.source)
+    }
+
+    /// Bytes that are marked, and to be sent.
     pub(super) fn dirty(&self) -> Result<u64> {
-        Ok(self.marks()?.dirty_blocks() * BLOCK_SIZE as u64)
+        Ok(self.left_out.work(&self.marks()?) * BLOCK_SIZE as u64)
+    }
+
+    /// Whether the kernel swaps to something else on the disk now.
+    pub(super) fn look_at_swap(&mut self, again: bool) -> Result<bool> {
+        let watch = self.watch.as_ref().context("there is no tracker")?;
+        Ok(self.left_out.look(&self.disk, &watch.marks().map_err(not_watched)?, again))
     }
 
     /// Whether the marks are all that the server can lack, with this head; and, if so, on
@@ -148,9 +176,13 @@ impl Tracked {
             generation,
             complete: false,
             everything: marks.everything(),
+            slept: Slept::now(),
         };
         marks.set_record(&record);
         marks.clear();
+        self.look_at_swap(true)?;
+        let watch = self.watch.as_ref().context("there is no tracker")?;
+        self.left_out.before_scan(&watch.marks().map_err(not_watched)?);
         Ok(())
     }
 
@@ -181,6 +213,14 @@ impl Tracked {
             return Ok(None);
         }
         let (marks, record) = (self.marks()?, self.record()?);
+        let slept = Slept::now();
+        if record.is_some_and(|r| r.slept.hibernated(&slept, true)) {
+            self.gap = Some(Gap::OtherBoot);
+            return Ok(self.gap.map(Change::Gap));
+        }
+        if let Some(record) = record.filter(|r| r.slept.suspends != slept.suspends) {
+            marks.set_record(&Record { slept, ..record });
+        }
         if record.is_some_and(|r| r.everything != marks.everything()) {
             self.gap = Some(Gap::Everything);
         } else if marks.beyond() > 0 {
@@ -204,6 +244,7 @@ impl Tracked {
         self.watch = Some(old.resized(&disk).map_err(not_watched)?);
         self.source = Source::open_shared(&disk.path)?;
         self.disk = disk;
+        self.look_at_swap(true)?;
         if self.record()?.is_some_and(|r| !r.complete) && self.gap.is_none() {
             self.gap = Some(Gap::Everything);
             return Ok(Change::Gap(Gap::Everything));
@@ -211,11 +252,23 @@ impl Tracked {
         Ok(Change::Size(self.size()))
     }
 
+    /// Whether the machine has not slept since that was looked at: only then a watch proves anything.
+    pub(super) fn is_awake(&self) -> Result<bool> {
+        let before = self.record()?.map_or_else(Slept::now, |record| record.slept);
+        Ok(!before.hibernated(&Slept::now(), false))
+    }
+
     /// Whether no write was begun before the cut and has not ended: then each that was has
     /// left its mark.
     pub(super) fn nothing_under_way(&self) -> bool {
         (0..8).any(|_| self.disk.writes_in_flight().is_ok_and(|n| n == 0))
     }
+}
+
+/// Whether it is the same appearance of the same disk that the watch is about.
+fn is_watched<T>(disk: &Disk, found: &std::result::Result<T, ebpf::Gap>) -> bool {
+    use ebpf::Gap::{Everything, Hibernated, Incomplete, Size};
+    disk.sequence != 0 && matches!(found, Ok(_) | Err(Size | Incomplete | Everything | Hibernated))
 }
 
 /// What has become of a disk.
@@ -244,7 +297,7 @@ fn pins_name(home: &Home, volume: &str) -> String {
 
 const fn of_gap(gap: ebpf::Gap) -> Gap {
     match gap {
-        ebpf::Gap::None => Gap::OtherBoot,
+        ebpf::Gap::None | ebpf::Gap::Hibernated => Gap::OtherBoot,
         ebpf::Gap::Unrecorded => Gap::NoRecord,
         ebpf::Gap::Incomplete => Gap::Incomplete,
         ebpf::Gap::Parts | ebpf::Gap::Links => Gap::TrackerGone,
@@ -270,18 +323,15 @@ fn not_watched(error: dormouse_track::Error) -> anyhow::Error {
     Failure::new(Class::Place, error.to_string()).hint(hint).into()
 }
 
-/// The dirty blocks of a disk, read as they are now.
-pub(super) struct DirtyLeaves<'a> {
+/// Blocks of a disk, read as they are now; those that it does not give are left out.
+pub(super) struct Reading<'a> {
     pub(super) source: &'a Source,
-    pub(super) dirty: &'a Dirty,
+    /// These blocks; or all.
+    pub(super) only: Option<&'a Dirty>,
+    /// These are not read: they are left out of all, and zeros in a part.
+    pub(super) zeros: &'a Dirty,
     pub(super) read: &'a AtomicU64,
     pub(super) failed: &'a Failed,
-}
-
-impl DirtyLeaves<'_> {
-    pub(super) fn leaf_set(&self) -> LeafSet {
-        leaf_set(self.source.size(), self.dirty)
-    }
 }
 
 /// The leaves that have a dirty block.
@@ -291,24 +341,24 @@ pub(super) fn leaf_set(size: u64, dirty: &Dirty) -> LeafSet {
     set
 }
 
-impl Leaves for DirtyLeaves<'_> {
-    fn read_leaf(&self, index: u64, mut claim: Claim) -> Result<LeafData> {
-        let runs = self.dirty.runs(index);
-        let total = runs.iter().map(|(_, n)| usize::from(*n)).sum::<usize>() * BLOCK_SIZE;
-        let half = LEAF_BLOCKS as usize * BLOCK_SIZE / 2;
-        let mut bytes = if total > half { claim.buffer() } else { vec![0; total + ALIGN] };
-        let skip = bytes.as_ptr().align_offset(ALIGN).min(ALIGN);
-        let (mut got, mut filled) = (Vec::with_capacity(runs.len()), 0);
-        for run in runs {
-            let len = usize::from(run.1) * BLOCK_SIZE;
-            let out = &mut bytes[skip + filled..skip + filled + len];
-            for run in self.failed.read(self.source, index, run, out)? {
-                filled += usize::from(run.1) * BLOCK_SIZE;
-                got.push(run);
+impl Leaves for Reading<'_> {
+    fn read_leaf(&self, index: u64, claim: Claim) -> Result<LeafData> {
+        let source = self.source;
+        let runs = match self.only {
+            Some(dirty) => dirty.runs(index),
+            None => runs_of(index, source.size(), |from| source.next_range(from))?,
+        };
+        let mut parts = swap::parts(&runs, &self.zeros.runs(index));
+        parts.retain(|(_, zero)| self.only.is_some() || !zero);
+        let runs = parts.iter().map(|(run, _)| *run).collect();
+        let data = read_runs(claim, runs, |run, out| {
+            if parts.contains(&(run, true)) {
+                out.fill(0);
+                return Ok(vec![run]);
             }
-        }
-        self.read.fetch_add(filled as u64, Ordering::Relaxed);
-        claim.shrink(filled as u64);
-        Ok(LeafData { runs: got, bytes, skip, claim })
+            self.failed.read(source, index, run, out)
+        })?;
+        self.read.fetch_add(data.data_len(), Ordering::Relaxed);
+        Ok(data)
     }
 }

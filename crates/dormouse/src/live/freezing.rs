@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use dormouse_format::limits::{BLOCK_SIZE, LEAF_BLOCKS};
 use dormouse_format::{TimeNs, point::Grade};
-use dormouse_sync::leaf::{Claim, LeafData};
+use dormouse_sync::leaf::{Claim, LeafData, Unread};
 use dormouse_sync::live::{Moment, Unfrozen};
 use dormouse_track::dirty::Dirty;
 use dormouse_track::ebpf::all_left_frozen;
@@ -118,21 +118,13 @@ impl Freezing {
                 none.insert(Freezer::start(helper)?)
             }
         };
-        let memory = match self.memory.take() {
-            Some(memory) => memory,
-            None => {
-                let mut memory = AlignedBuf::new(REST_MAX as usize);
-                memory.iter_mut().step_by(ALIGN).for_each(|byte| *byte = 1);
-                memory
-            }
-        };
+        let mut memory = self.memory.take().unwrap_or_else(fresh_memory);
         tracked.marks()?.set_freezing(true);
-        match hold(freezer, tracked, all, memory) {
-            Ok(Ok(taken)) => Ok(Ok(taken)),
-            Ok(Err((memory, refusal))) => {
-                self.memory = Some(memory);
-                Ok(Err(refusal))
+        let refusal = match hold(freezer, tracked, all, &mut memory) {
+            Ok(Ok(Held { dirty, places, cut, time, said })) => {
+                return Ok(Ok(Taken { dirty, places, memory, cut, time, said }));
             }
+            Ok(Err(refusal)) => refusal,
             Err(error) => {
                 // A helper that is gone is started anew; anything else is asked of it again.
                 if matches!(error, FreezeError::HelperGone | FreezeError::Stopped) {
@@ -143,9 +135,11 @@ impl Freezing {
                     FreezeError::Unsupported { .. } => Unfrozen::Impossible,
                     _ => Unfrozen::Failed,
                 };
-                Ok(Err((why, error.to_string())))
+                (why, error.to_string())
             }
-        }
+        };
+        self.memory = Some(memory);
+        Ok(Err(refusal))
     }
 
     /// The memory is used again.
@@ -154,17 +148,31 @@ impl Freezing {
     }
 }
 
-type Held = std::result::Result<Taken, (AlignedBuf, Refusal)>;
+/// Memory whose every page is there.
+fn fresh_memory() -> AlignedBuf {
+    let mut memory = AlignedBuf::new(REST_MAX as usize);
+    memory.iter_mut().step_by(ALIGN).for_each(|byte| *byte = 1);
+    memory
+}
+
+/// What a hold has put into the memory: as [`Taken`].
+struct Held {
+    dirty: Dirty,
+    places: Vec<(u64, usize)>,
+    cut: Moment,
+    time: TimeNs,
+    said: String,
+}
 
 fn hold(
     freezer: &mut Freezer,
     tracked: &Tracked,
     all: &[FileSystem],
-    mut memory: AlignedBuf,
-) -> std::result::Result<Held, FreezeError> {
+    memory: &mut AlignedBuf,
+) -> std::result::Result<std::result::Result<Held, Refusal>, FreezeError> {
     let frozen = freezer.freeze(all, HOLD_MAX)?;
     let (cut, time, began) = (now(), text::now_ns(), Instant::now());
-    let read = read_rest(tracked, &mut memory);
+    let read = read_rest(tracked, memory);
     let reading = began.elapsed();
     // From here on it goes on, whatever was read.
     let held = frozen.thaw()?;
@@ -173,6 +181,9 @@ fn hold(
         marks.set_freezing(false);
     }
     Ok(match read {
+        Ok(Ok(_)) if !tracked.left_out.holds() => {
+            Err((Unfrozen::Unproved, "what the kernel swaps to has changed".into()))
+        }
         Ok(Ok((dirty, places))) => {
             let said = format!(
                 "frozen for {:.1} ms ({:.1} ms until all stood still, {:.1} ms to read {} blocks)",
@@ -181,10 +192,10 @@ fn hold(
                 reading.as_secs_f64() * 1e3,
                 dirty.blocks()
             );
-            Ok(Taken { dirty, places, memory, cut, time, said })
+            Ok(Held { dirty, places, cut, time, said })
         }
-        Ok(Err(refusal)) => Err((memory, refusal)),
-        Err(error) => Err((memory, (Unfrozen::Failed, format!("{error:#}")))),
+        Ok(Err(refusal)) => Err(refusal),
+        Err(error) => Err((Unfrozen::Failed, format!("{error:#}"))),
     })
 }
 
@@ -198,7 +209,8 @@ fn read_rest(
     let marks = tracked.marks()?;
     marks.carry_back();
     marks.cut();
-    let (mut dirty, whole) = marks.carried(usize::MAX, REST_MAX / BLOCK_SIZE as u64 + 1);
+    let left_out = tracked.left_out.blocks();
+    let (mut dirty, whole) = marks.carried(usize::MAX, REST_MAX / BLOCK_SIZE as u64 + 1, left_out);
     dirty.truncate(tracked.blocks());
     if !whole || dirty.blocks() * BLOCK_SIZE as u64 > memory.len() as u64 {
         let text = "more was written than fits into memory: sent first, and tried again".into();
@@ -260,7 +272,7 @@ impl Leaves for Taken {
         let bytes = start.and_then(|start| self.memory.get(start..start + len));
         let bytes = bytes.context("a leaf that was not taken is asked for")?.to_vec();
         claim.shrink(len as u64);
-        Ok(LeafData { runs, bytes, skip: 0, claim })
+        Ok(LeafData { runs, bytes, skip: 0, unread: Unread::default(), claim })
     }
 }
 

@@ -1,14 +1,17 @@
-//! What takes its time: connecting, scans, passes, checkpoints.
+//! What takes its time: passes, freezes, checkpoints; connecting and scans in files of their own.
 //!
 //! Invariant: after a job that failed with the server still there, the link is as it was before:
 //! no answer is open. What a pass carried is forgotten when it is acknowledged, and not before.
+
+mod begin;
+mod probe;
+mod scan;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use crossbeam_channel::{RecvTimeoutError, bounded};
 use dormouse_format::limits::BLOCK_SIZE;
 use dormouse_format::message::Message;
 use dormouse_format::point::{Grade, SignedPoint, StoredPoint};
@@ -17,17 +20,19 @@ use dormouse_sync::checkpoint::{self, Checkpoint};
 use dormouse_sync::copy::{self, Copy, Outcome, Progress};
 use dormouse_sync::history::hash_of;
 use dormouse_sync::leaf::LeafSet;
-use dormouse_sync::live::{Away, DELTAS_SMALL, Event, Head, Job, Made, PointSeen, Unfrozen};
+use dormouse_sync::live::{Away, Event, Job, Made, PointSeen, Unfrozen};
 use dormouse_track::dirty::Dirty;
+use dormouse_track::marks::Room;
+use dormouse_track::sweep::{self, Sweep};
 
-use super::connecting::{self, Opened};
-use super::disk::{Change, DirtyLeaves, Tracked, leaf_set};
+use super::connecting::Opened;
+use super::disk::{Change, Reading, Tracked, leaf_set};
 use super::freezing::{self, Freezing, REST_SMALL, Taken};
 use super::pilot::{Cancelled, Pilot, now};
 use super::stale::{Failed, Stale};
 use crate::daemon::config::MirrorConfig;
 use crate::engine::{self, Leaves};
-use crate::exit::{Class, Failure, away_of};
+use crate::exit::away_of;
 use crate::home::{Account, Anchor, Home};
 use crate::pace::Pace;
 use crate::{connect, text};
@@ -63,8 +68,11 @@ pub(super) struct Worker {
     /// [`dormouse_track::marks::Marks::marked`] when dirty blocks were last counted.
     counted: Option<u64>,
     dirty: u64,
+    waiting: u64,
     freezing: Freezing,
     stale: Stale,
+    sweep: Sweep,
+    probe: probe::Probe,
     /// Bytes that had crossed the present link when they were last counted.
     moved: u64,
 }
@@ -91,21 +99,24 @@ impl Worker {
             read: AtomicU64::new(0),
             counted: None,
             dirty: 0,
+            waiting: 0,
             freezing: Freezing::default(),
             stale: Stale::default(),
+            sweep: Sweep::default(),
+            probe: probe::Probe::default(),
             moved: 0,
         }
     }
 
     /// Does a job to its end. An error if the mirror cannot go on at all.
     pub(super) fn work(&mut self, pilot: &mut Pilot<'_>, job: Job) -> Result<Event> {
-        let done = match job {
+        let done = self.end_probe().and_then(|()| match job {
             Job::Connect { takeover } => self.connect(pilot, takeover),
             Job::Scan { .. } => self.scan(pilot),
-            Job::Pass { deltas_max } => self.pass(pilot, deltas_max),
+            Job::Pass { deltas_max, hot } => self.pass(pilot, deltas_max, hot),
             Job::Freeze => self.freeze(pilot),
             Job::Checkpoint => self.checkpoint(pilot),
-        };
+        });
         let event = match done {
             Ok(event) => event,
             Err(error) => self.failed(pilot, &error),
@@ -140,18 +151,31 @@ impl Worker {
     pub(super) fn look(&mut self, pilot: &mut Pilot<'_>) -> Result<()> {
         match self.tracked.change()? {
             Some(Change::Gap(gap)) => pilot.tell(Event::Gap(gap)),
-            Some(Change::Size(size)) => pilot.tell(Event::Resized { size }),
+            Some(Change::Size(size)) => {
+                self.sweep = Sweep::default();
+                pilot.tell(Event::Resized { size });
+            }
             None => {}
         }
+        if self.tracked.look_at_swap(false)? {
+            self.counted = None;
+        }
+        pilot.teller.swap = self.tracked.left_out.note();
         let marked = self.tracked.marks()?.marked();
         if self.counted != Some(marked) {
             self.counted = Some(marked);
             self.dirty = self.tracked.dirty()?;
+            self.waiting = waiting(&self.tracked, &self.sweep)?;
         }
-        pilot.tell(Event::Dirty { bytes: self.stale.without(self.dirty) });
-        if let Some(ended) = self.session.as_ref().and_then(|s| s.link.tx.ended()) {
-            let failure = connect::link_failure(&ended).into();
-            let event = self.failed(pilot, &failure);
+        let bytes = self.stale.without(self.dirty);
+        pilot.tell(Event::Dirty { bytes, waiting: self.waiting });
+        let ended = self.session.as_ref().and_then(|s| s.link.tx.ended());
+        let lost = match (self.probe(), ended) {
+            (Err(error), _) => Some(error),
+            (Ok(()), ended) => ended.map(|ended| connect::link_failure(&ended).into()),
+        };
+        if let Some(error) = lost {
+            let event = self.failed(pilot, &error);
             pilot.tell(event);
         }
         if self.remembered.elapsed() >= REMEMBER_EVERY {
@@ -171,76 +195,14 @@ impl Worker {
         let Some((session, head)) = self.session.as_ref().zip(self.newest.take()) else {
             return Ok(());
         };
-        self.home.remember(&session.volume, &Anchor { head, vouched: true })
+        self.home.remember(&session.volume, &Anchor { head, vouched: true })?;
+        self.remember_disk()
     }
 
-    fn connect(&mut self, pilot: &mut Pilot<'_>, takeover: bool) -> Result<Event> {
-        self.session = None;
-        let (sender, opened) = bounded(1);
-        let (home, account) = (self.home.clone(), Arc::clone(&self.account));
-        let (config, pace) = (self.config.clone(), self.pace.clone());
-        std::thread::Builder::new().name("connect".into()).spawn(move || {
-            // If nobody waits any more, the link is dropped here.
-            let _ = sender.send(connecting::open(&home, &account, &config, takeover, pace));
-        })?;
-        let opened = loop {
-            match opened.recv_timeout(Duration::from_millis(100)) {
-                Ok(opened) => break opened?,
-                Err(RecvTimeoutError::Timeout) => pilot.during()?,
-                Err(RecvTimeoutError::Disconnected) => anyhow::bail!("the connecting thread ended"),
-            }
-        };
-        let id = opened.volume.id;
-        self.check_history(&opened)?;
-        let proof = self.tracked.prove(&id, opened.head.as_ref(), opened.generation)?;
-        let deltas = match &opened.head {
-            None => 0,
-            Some(head) if head.point().is_checkpoint() => 0,
-            // Not known: soon a checkpoint.
-            Some(_) => self.deltas.unwrap_or(DELTAS_SMALL),
-        };
-        self.deltas = Some(deltas);
-        let head = opened.head.map(|head| Head {
-            point: seen(&head.signed),
-            age: age(&head),
-            consistent: opened.consistent.map(|p| (seen(&p.signed), age(&p))),
-            deltas,
-        });
-        pilot.teller.counters.reconnects += u64::from(self.connected);
-        self.connected = true;
-        self.moved = 0;
-        self.session = Some(opened);
-        Ok(Event::Connected { proof, head, dirty: self.tracked.dirty()? })
-    }
-
-    /// The server must show the last point that it has acknowledged. The home may know an older
-    /// one only: it is written now and then.
-    fn check_history(&self, opened: &Opened) -> Result<()> {
-        let volume = opened.volume.id;
-        let record = self.tracked.record()?.filter(|r| r.volume == volume.0 && r.seq > 0);
-        let Some(record) = record else { return Ok(()) };
-        let is_ours = |p: &StoredPoint| hash_of(&p.signed).0 == record.head;
-        if opened.head.as_ref().is_some_and(is_ours) {
-            return Ok(());
-        }
-        let question = Message::ListPoints { volume, from: record.seq, limit: 1 };
-        if let Message::Points { points } = connect::ask(&opened.link, question)?
-            && points.first().is_some_and(is_ours)
-        {
-            return Ok(());
-        }
-        let name = &opened.volume.name;
-        let message = format!(
-            "the server does not show point {} of '{name}' any more, which it had acknowledged",
-            record.seq
-        );
-        Err(Failure::new(Class::Damaged, message)
-            .hint(format!(
-                "its store may have been put back to an older state: look there first;\n\
-                 to go on from what it has: stop the mirror, `dormouse untrack {name}`, start it again"
-            ))
-            .away(Away::LostHistory)
-            .into())
+    /// Writes to the home by what the disk is known, if that has changed.
+    fn remember_disk(&self) -> Result<()> {
+        let Some(session) = &self.session else { return Ok(()) };
+        self.home.remember_disk(&session.volume.id, &self.tracked.id())
     }
 
     fn session(&self) -> Result<&Opened> {
@@ -275,46 +237,12 @@ impl Worker {
         let (secrets, signer) = (Arc::clone(&sealing.secrets), Arc::clone(&sealing.signer));
         let mut copy = Copy::new(plan, secrets, signer)?;
         let done = engine::run_copy(&session.link, &mut copy, sealing, source, finish, show);
-        if done.as_ref().is_err_and(|e| e.is::<Cancelled>()) {
+        if done.as_ref().is_err_and(|e| e.is::<Cancelled>() || e.is::<scan::Behind>()) {
             for _ in 0..copy.asked().1 {
                 connect::receive(&session.link)?;
             }
         }
         done
-    }
-
-    fn scan(&mut self, pilot: &mut Pilot<'_>) -> Result<Event> {
-        pilot.teller.counters.scans += 1;
-        let (volume, generation) = {
-            let session = self.session()?;
-            (session.volume.id, session.generation)
-        };
-        self.tracked.begin_scan(&volume, generation)?;
-        self.stale = Stale::default();
-        let (cut, time) = (now(), text::now_ns());
-        let leaves = self.tracked.source.leaf_set()?;
-        let total = leaves.count();
-        let plan = self.plan(copy::Mode::Scan, leaves)?;
-        let tracked = &self.tracked;
-        let reading = Reading { tracked, read: &self.read };
-        let mut finish = || {
-            let marks = tracked.marks()?;
-            let settled = tracked.nothing_under_way() && marks.dirty_blocks() == 0;
-            Ok((if settled { Grade::Settled } else { Grade::Fuzzy }, time))
-        };
-        let outcome = self.run(plan, &reading, &mut finish, &mut |p| {
-            let leaf = (tracked.size() / total.max(1)).max(1);
-            let left = total.saturating_sub(p.leaves) * leaf;
-            pilot.tell(Event::Progress { done: p.leaves * leaf, left });
-            pilot.tell(Event::Dirty { bytes: tracked.dirty()? });
-            pilot.during()
-        })?;
-        let point = outcome.point;
-        self.tracked.end_scan(hash_of(&point).0, point.point.seq)?;
-        self.newest = Some(point);
-        self.remember()?;
-        self.deltas = Some(0);
-        self.made(pilot, &outcome, cut)
     }
 
     /// Goes on from this point, which is durable.
@@ -340,7 +268,7 @@ impl Worker {
     }
 
     /// The point is durable and on record.
-    fn made(&mut self, pilot: &mut Pilot<'_>, outcome: &Outcome, cut: Duration) -> Result<Event> {
+    fn made(&mut self, pilot: &mut Pilot<'_>, outcome: &Outcome, cut: Cut) -> Result<Event> {
         let signed = outcome.point;
         self.take_for_head(signed, outcome.receipt)?;
         let point = seen(&signed);
@@ -352,52 +280,73 @@ impl Worker {
         }
         Ok(Event::Made(Made {
             point,
-            cut,
+            cut: cut.at,
+            sent: cut.sent,
             bytes: outcome.progress.changed * BLOCK_SIZE as u64,
             deltas: if signed.point.is_checkpoint() { 0 } else { deltas },
             left: self.stale.without(self.tracked.dirty()?),
+            waiting: waiting(&self.tracked, &self.sweep)?,
             stale: self.stale.len(),
         }))
     }
 
-    /// Takes the marks of a pass: what it carries, and whether that is all.
-    fn cut(&self, deltas_max: u64) -> Result<(Dirty, bool)> {
+    /// Takes the marks of a pass: what it carries.
+    fn cut(&self, cut: Duration, deltas_max: u64, hot: bool) -> Result<sweep::Taken> {
         let marks = self.tracked.marks()?;
         marks.carry_back();
         marks.cut();
-        let blocks_max = BLOCKS_MAX.min(deltas_max / DELTA_PER_BLOCK);
-        let (mut dirty, whole) = marks.carried(LEAVES_MAX, blocks_max);
-        dirty.truncate(self.tracked.blocks());
-        Ok((dirty, whole))
+        let blocks = BLOCKS_MAX.min(deltas_max / DELTA_PER_BLOCK);
+        let room = Room { leaves: LEAVES_MAX, blocks };
+        let left_out = self.tracked.left_out.blocks();
+        let mut taken = self.sweep.take(&marks, cut, room, hot, left_out);
+        taken.dirty.truncate(self.tracked.blocks());
+        Ok(taken)
     }
 
-    fn pass(&mut self, pilot: &mut Pilot<'_>, deltas_max: u64) -> Result<Event> {
+    fn pass(&mut self, pilot: &mut Pilot<'_>, deltas_max: u64, hot: bool) -> Result<Event> {
         let (cut, time) = (now(), text::now_ns());
-        let (mut dirty, whole) = self.cut(deltas_max)?;
+        let sweep::Taken { mut dirty, whole, sent, next, .. } = self.cut(cut, deltas_max, hot)?;
         self.stale.leave_out(&mut dirty, self.tracked.blocks());
+        let (zeros, all_zeros) = self.tracked.left_out.zeros();
+        let carried = dirty.or(&zeros);
         let (tracked, stale, failed) = (&self.tracked, &self.stale, Failed::default());
-        let read = &self.read;
-        let source = DirtyLeaves { source: &tracked.source, dirty: &dirty, read, failed: &failed };
-        let plan = self.plan(copy::Mode::Changes, source.leaf_set())?;
+        let (read, sweep) = (&self.read, &self.sweep);
+        let source = &tracked.source;
+        let (only, left_out) = (Some(&carried), &tracked.left_out);
+        let source = Reading { source, only, zeros: left_out.blocks(), read, failed: &failed };
+        let plan = self.plan(copy::Mode::Changes, leaf_set(tracked.size(), &carried))?;
         // A block that was left out, or could not be read, is not as it is on the disk.
-        let left_out = stale.blocks().any(|block| !dirty.has(block));
+        let behind = stale.blocks().any(|block| !dirty.has(block));
         let mut finish = || {
-            let all = whole && !left_out && failed.is_empty();
+            let all = whole
+                && all_zeros
+                && !behind
+                && failed.is_empty()
+                && left_out.holds()
+                && tracked.is_awake()?;
             // First that no write is under way, then that none has left a mark.
             let still = all && tracked.nothing_under_way();
             let settled = still && tracked.marks()?.marked_again(&dirty) == 0;
             Ok((if settled { Grade::Settled } else { Grade::Fuzzy }, time))
         };
         let outcome = self.run(plan, &source, &mut finish, &mut |_| {
-            pilot.tell(Event::Dirty { bytes: stale.without(tracked.dirty()?) });
+            let bytes = stale.without(tracked.dirty()?);
+            pilot.tell(Event::Dirty { bytes, waiting: waiting(tracked, sweep)? });
             pilot.during()
         })?;
-        for line in self.stale.found(&failed, &mut dirty) {
-            pilot.teller.counters.read_errors += 1;
-            pilot.teller.warn(&line);
-        }
+        self.found_unread(pilot, &failed, &mut dirty);
         self.acknowledge(&outcome.point, &dirty)?;
-        self.made(pilot, &outcome, cut)
+        self.tracked.left_out.are_zero(&zeros);
+        self.sweep = next;
+        let sent = sent.filter(|_| !behind && failed.is_empty());
+        self.made(pilot, &outcome, Cut { at: cut, sent })
+    }
+
+    /// Of what was to be read, this could not be: it is no part of `dirty` any more.
+    fn found_unread(&mut self, pilot: &mut Pilot<'_>, failed: &Failed, dirty: &mut Dirty) {
+        let (new, lines) = self.stale.found(failed, dirty);
+        pilot.teller.counters.read_errors += new;
+        lines.iter().for_each(|line| pilot.teller.warn(line));
     }
 
     /// First on record, then forgotten: who dies in between sends some blocks twice.
@@ -426,18 +375,23 @@ impl Worker {
                 return Ok(unfrozen(pilot, why, detail));
             }
         };
+        let event = self.send_frozen(pilot, &taken);
+        self.freezing.give_back(taken);
+        event
+    }
+
+    fn send_frozen(&mut self, pilot: &mut Pilot<'_>, taken: &Taken) -> Result<Event> {
         let plan = self.plan(copy::Mode::Changes, leaf_set(self.tracked.size(), &taken.dirty))?;
-        let tracked = &self.tracked;
-        let earned = (freezing::Taken::GRADE, taken.time);
-        let outcome = self.run(plan, &taken, &mut || Ok(earned), &mut |_| {
-            pilot.tell(Event::Dirty { bytes: tracked.dirty()? });
+        let (tracked, sweep) = (&self.tracked, &self.sweep);
+        let earned = (Taken::GRADE, taken.time);
+        let outcome = self.run(plan, taken, &mut || Ok(earned), &mut |_| {
+            let bytes = tracked.dirty()?;
+            pilot.tell(Event::Dirty { bytes, waiting: waiting(tracked, sweep)? });
             pilot.during()
         })?;
         self.acknowledge(&outcome.point, &taken.dirty)?;
         pilot.teller.frozen(outcome.point.point.seq, &taken.said);
-        let event = self.made(pilot, &outcome, taken.cut);
-        self.freezing.give_back(taken);
-        event
+        self.made(pilot, &outcome, Cut::all(taken.cut))
     }
 
     /// Writes back and sends most of it first, so that little is left while all wait.
@@ -460,7 +414,7 @@ impl Worker {
                 break;
             }
             if !little {
-                self.pass(pilot, u64::MAX)?;
+                self.pass(pilot, u64::MAX, true)?;
             }
         }
         self.freezing.take(&self.tracked, &all)
@@ -492,36 +446,31 @@ impl Worker {
     }
 }
 
+/// What a point was made of.
+struct Cut {
+    at: Duration,
+    /// Every write before is on the server.
+    sent: Option<Duration>,
+}
+
+impl Cut {
+    /// Of all that was marked.
+    const fn all(at: Duration) -> Self {
+        Self { at, sent: Some(at) }
+    }
+}
+
+/// Bytes of marked blocks that wait for their turn.
+fn waiting(tracked: &Tracked, sweep: &Sweep) -> Result<u64> {
+    Ok(sweep.waiting(&tracked.marks()?) * BLOCK_SIZE as u64)
+}
+
 /// There is no frozen point.
 fn unfrozen(pilot: &mut Pilot<'_>, why: Unfrozen, detail: String) -> Event {
     pilot.teller.counters.freezes_failed += 1;
     Event::Unfrozen { why, detail }
 }
 
-/// All of the disk, with a count of what was read.
-struct Reading<'a> {
-    tracked: &'a Tracked,
-    read: &'a AtomicU64,
-}
-
-impl Leaves for Reading<'_> {
-    fn read_leaf(
-        &self,
-        index: u64,
-        claim: dormouse_sync::leaf::Claim,
-    ) -> Result<dormouse_sync::leaf::LeafData> {
-        let data = self.tracked.source.read_leaf(index, claim)?;
-        self.read.fetch_add(data.data_len(), Ordering::Relaxed);
-        Ok(data)
-    }
-}
-
 const fn seen(point: &SignedPoint) -> PointSeen {
     PointSeen { seq: point.point.seq, grade: point.point.grade, time: point.point.time }
-}
-
-/// Time since a point was made, by this machine's clock, which made it.
-fn age(point: &StoredPoint) -> Duration {
-    let made = point.point().time;
-    Duration::from_nanos(text::now_ns().saturating_sub(made))
 }

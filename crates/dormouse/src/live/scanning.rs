@@ -27,6 +27,7 @@ pub(super) fn run(config: &MirrorConfig, context: &Context) -> Result<()> {
         volume: Some(config.volume.clone()),
         all: false,
         takeover: config.takeover,
+        same_disk: config.same_disk,
         level: config.level,
         json: false,
         quiet: true,
@@ -40,6 +41,7 @@ pub(super) fn run(config: &MirrorConfig, context: &Context) -> Result<()> {
         let wait = match mirror::copy(&context.home, &options, &mut Report::new(false, true)) {
             Ok(copied) => {
                 options.takeover = false;
+                options.same_disk = false;
                 made(&mut status, &copied);
                 let every = text::lasting(config.scan_every.as_millis() as u64);
                 let text = match copied.why_fuzzy {

@@ -1,11 +1,12 @@
-//! Blocks that the disk does not give: what the copy has of them is old.
+//! Blocks that the disk does not give: what the copy has of them is old, or zero if they were never
+//! read.
 //!
-//! Invariant: they stay marked, so a daemon that comes back tries them again; as long as there is
-//! one, no point is better than fuzzy. They are left out of passes but now and then, because a
+//! Invariant: they stay marked, also those that a scan has met, so a daemon that comes back tries them
+//! again; as long as there is one, no point is better than fuzzy. They are left out of passes but now and then, because a
 //! disk that fails takes seconds for each.
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -16,8 +17,10 @@ use crate::source::Source;
 
 /// How often they are tried again while there is other work.
 const AGAIN: Duration = Duration::from_secs(60);
-/// How many are told of, one by one.
+/// How many runs of them are told of, one by one.
 const TOLD: usize = 8;
+/// So many are remembered, 256 MiB of the disk: one that gives less is no disk to be mirrored.
+const BLOCKS_MAX: usize = 64 << 10;
 
 /// The blocks, from pass to pass.
 #[derive(Debug, Default)]
@@ -25,6 +28,13 @@ pub(super) struct Stale {
     blocks: BTreeSet<u64>,
     tried: Option<Instant>,
 }
+
+/// So much cannot be read that there is no use in going on.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "more than {BLOCKS_MAX} blocks cannot be read: the disk, or what lies below it, has failed"
+)]
+pub(super) struct TooMany;
 
 impl Stale {
     pub(super) fn len(&self) -> u64 {
@@ -56,35 +66,56 @@ impl Stale {
     }
 
     /// What a pass found: of what it carried these could not be read. They are no part of it any
-    /// more. New ones are told of.
-    pub(super) fn found(&mut self, failed: &Failed, dirty: &mut Dirty) -> Vec<String> {
-        let failed = failed.0.lock().unwrap_or_else(PoisonError::into_inner);
+    /// more. How many are new, and what is told of them.
+    pub(super) fn found(&mut self, failed: &Failed, dirty: &mut Dirty) -> (u64, Vec<String>) {
+        let failed = failed.all();
         dirty.remove(&failed.iter().map(|(block, _)| *block).collect());
         self.blocks.retain(|block| !dirty.has(*block));
-        let new = failed.iter().filter(|(block, _)| !self.blocks.contains(block));
-        let told = new.clone().take(TOLD).map(|(block, why)| {
-            format!("cannot read the block at byte {}: {why}", block * BLOCK_SIZE as u64)
-        });
-        let mut lines: Vec<String> = told.collect();
-        let more = new.count().saturating_sub(TOLD);
+        let mut new: Vec<_> = failed.iter().filter(|(b, _)| !self.blocks.contains(b)).collect();
+        new.sort();
+        let runs: Vec<_> = new.chunk_by(|a, b| a.0 + 1 == b.0 && a.1 == b.1).collect();
+        let mut lines: Vec<String> = runs.iter().take(TOLD).map(|run| told(run)).collect();
+        let more: usize = runs.iter().skip(TOLD).map(|run| run.len()).sum();
         if more > 0 {
             lines.push(format!("and {more} more blocks cannot be read"));
         }
+        let new = new.len();
         if !failed.is_empty() {
             self.tried = Some(Instant::now());
         }
-        self.blocks.extend(failed.iter().map(|(block, _)| *block));
-        lines
+        // What is not remembered stays marked all the same, and is tried in each pass.
+        let room = BLOCKS_MAX.saturating_sub(self.blocks.len());
+        self.blocks.extend(failed.iter().map(|(block, _)| *block).take(room));
+        (new as u64, lines)
     }
 }
 
-/// Blocks that could not be read in a pass, and why.
+/// Blocks that follow one another, and why they cannot be read.
+fn told(run: &[&(u64, String)]) -> String {
+    let Some((first, why)) = run.first() else { return String::new() };
+    let at = first * BLOCK_SIZE as u64;
+    match run.len() {
+        1 => format!("cannot read the block at byte {at}: {why}"),
+        n => format!("cannot read {n} blocks from byte {at} on: {why}"),
+    }
+}
+
+/// Blocks that could not be read in a pass or a scan, and why.
 #[derive(Debug, Default)]
 pub(super) struct Failed(Mutex<Vec<(u64, String)>>);
 
 impl Failed {
     pub(super) fn is_empty(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+        self.all().is_empty()
+    }
+
+    /// Which.
+    pub(super) fn blocks(&self) -> Vec<u64> {
+        self.all().iter().map(|(block, _)| *block).collect()
+    }
+
+    fn all(&self) -> MutexGuard<'_, Vec<(u64, String)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads a run of blocks of a leaf into `out`, block by block if need be. The runs that were
@@ -114,7 +145,10 @@ impl Failed {
                     }
                 }
                 Err(e) if e.is_local() => {
-                    let mut failed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut failed = self.all();
+                    if failed.len() >= BLOCKS_MAX {
+                        return Err(TooMany.into());
+                    }
                     failed.push((block_of(within), e.text()));
                 }
                 Err(e) => return Err(source.told(&e)),

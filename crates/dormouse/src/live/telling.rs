@@ -24,6 +24,8 @@ pub(super) struct Teller {
     before: Option<(Instant, Counters)>,
     rates: (u64, u64),
     reminder: Option<String>,
+    /// What is said of swap that is left out.
+    pub(super) swap: Option<String>,
     pub(super) counters: Counters,
 }
 
@@ -39,6 +41,7 @@ impl Teller {
             before: None,
             rates: (0, 0),
             reminder: kit::kit_reminder(home),
+            swap: None,
             counters: Counters::default(),
         }
     }
@@ -104,7 +107,7 @@ impl Teller {
     }
 
     fn notes(&self, view: &View) -> Vec<String> {
-        let mut notes: Vec<String> = self.reminder.iter().cloned().collect();
+        let mut notes: Vec<String> = self.reminder.iter().chain(&self.swap).cloned().collect();
         if view.stale > 0 {
             notes.push(format!("{} blocks of the device cannot be read", view.stale));
         }

@@ -14,7 +14,7 @@ use dormouse_format::limits::{BLOCK_SIZE, DELTAS_BYTES_MAX, LEAF_BLOCKS};
 use dormouse_format::point::{Grade, SignedPoint};
 use dormouse_format::vault::Volume;
 use dormouse_sync::copy::Mode;
-use dormouse_sync::leaf::{Claim, LeafData, LeafSet};
+use dormouse_sync::leaf::{Claim, LeafData, LeafSet, Unread};
 use dormouse_sync::live::{Again, Away, DELTAS_SMALL};
 
 use super::{Below, Kept, Options, base_of, log_dir};
@@ -411,6 +411,6 @@ impl Leaves for CutLeaves<'_> {
             filled += out.len();
         }
         claim.shrink(filled as u64);
-        Ok(LeafData { runs, bytes, skip: 0, claim })
+        Ok(LeafData { runs, bytes, skip: 0, unread: Unread::default(), claim })
     }
 }

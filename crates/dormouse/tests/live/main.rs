@@ -8,9 +8,12 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod disks;
 mod follows;
 mod frozen;
 mod load;
 mod refusals;
 mod restarts;
 mod stand;
+mod swap;
+mod unread;

@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use dormouse_track::device::Disk;
+use dormouse_track::ebpf::Watch;
+use dormouse_track::record::Record;
+use dormouse_track::sleep::Slept;
 use rustix::process::Signal;
 
 use crate::common::program::Numbers;
@@ -145,6 +149,63 @@ fn a_volume_that_another_took_over_is_left_to_it() {
     stand.comes_back();
     assert_eq!(stand.scans().len(), 2, "{}", stand.log());
     stand.stop();
+}
+
+/// The marks wake up with the machine, and what was written meanwhile is not among them.
+#[test]
+fn a_machine_that_has_hibernated_is_compared() {
+    let Some(mut stand) = Stand::live(&[]) else { return };
+    stand.umount();
+    stand.comes_back();
+    // The clocks cannot be turned here: what is on record is another sleep.
+    let sleep_again = |stand: &Stand| {
+        let id = std::fs::read_to_string(stand.place.path("home/volumes").join(&stand.volume));
+        let id: Vec<u8> = id.unwrap().as_bytes()[..32]
+            .chunks(2)
+            .map(|hex| u8::from_str_radix(std::str::from_utf8(hex).unwrap(), 16).unwrap())
+            .collect();
+        let disk = Disk::of(&stand.device).unwrap();
+        let (watch, record) =
+            Watch::find(&disk, &stand.pins().unwrap(), &id.try_into().unwrap()).unwrap().unwrap();
+        let slept = Slept { ms: record.slept.ms + 60_000, ..record.slept };
+        watch.marks().unwrap().set_record(&Record { slept, ..record });
+    };
+    sleep_again(&stand);
+    until("it is noticed", || stand.scans().len() == 2);
+    stand.is_live();
+    stand.stop();
+    sleep_again(&stand);
+    stand.start(&[]);
+    stand.is_live();
+    let scans = stand.scans();
+    assert_eq!(scans.len(), 3, "{}", stand.log());
+    assert!(scans[1..].iter().all(|scan| scan.contains("hibernated")), "{scans:?}");
+    stand.comes_back();
+    stand.stop();
+}
+
+/// Nothing is written, so nothing is refused: it asks.
+#[test]
+fn a_mirror_that_is_idle_hears_of_a_takeover() {
+    let Some(mut stand) = Stand::new() else { return };
+    stand.umount();
+    stand.start(&[]);
+    stand.is_live();
+    let (kit, server) = (stand.place.name("kit"), &stand.relay.address);
+    stand.place.run_in("clone", &["join", "--kit", &kit, server]).ok();
+    // Longer than it takes to be asked, and the answer is that all is well.
+    std::thread::sleep(Duration::from_secs(17));
+    assert_eq!(stand.status().unwrap()["state"], "LIVE");
+    let device = std::fs::OpenOptions::new().write(true).open(&stand.device).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&device, &[5; 8192], 7 << 20).unwrap();
+    device.sync_all().unwrap();
+    stand.comes_back();
+    let once = stand.place.run_in("clone", &stand.mirror(&["--once", "--takeover"]));
+    assert!(matches!(once.code, Some(0 | 3)), "{once:?}");
+    stand.becomes("NOCONN");
+    let status = stand.status().unwrap();
+    assert!(status["reason"].to_string().contains("has taken this volume over"), "{status}");
+    stand.kill();
 }
 
 /// Between two writes of the home only the record beside the marks knows what was acknowledged.

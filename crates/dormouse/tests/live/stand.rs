@@ -36,7 +36,7 @@ pub struct Stand {
     logged: String,
     address: String,
     device_loop: Option<Loop>,
-    image: PathBuf,
+    pub image: PathBuf,
     /// Of the image, in memory.
     _memory: tempfile::TempDir,
 }
@@ -259,6 +259,14 @@ impl Stand {
         dest
     }
 
+    /// The newest point, whatever its grade.
+    pub fn newest_fuzzy(&self) -> Vec<u8> {
+        let dest = self.image.with_file_name("fuzzy");
+        let args = ["restore", &self.volume, text(&dest), "--force", "--fuzzy"];
+        self.place.run(&args).ok();
+        std::fs::read(dest).unwrap()
+    }
+
     /// A file system that was frozen is clean as it is; one that settled, after its journal.
     #[track_caller]
     pub fn is_sound(&self, point: u64, grade: &str) {
@@ -307,11 +315,30 @@ impl Stand {
         sh(&format!("losetup -c {}", self.device.display()));
     }
 
+    /// Puts an image behind a device that is free, and takes that for the disk from now on.
+    pub fn plug(&mut self, device: &Path, image: &Path) {
+        self.unplug();
+        sh(&format!("losetup {} {}", device.display(), image.display()));
+        self.device_loop = Some(Loop(device.to_owned()));
+        self.device = device.to_owned();
+        self.image = image.to_owned();
+    }
+
+    /// Takes the disk away.
+    pub fn unplug(&mut self) {
+        self.device_loop = None;
+    }
+
+    /// Where what watches the disk is pinned.
+    pub fn pins(&self) -> Option<PathBuf> {
+        let all = std::fs::read_dir(ebpf::place()).into_iter().flatten().flatten();
+        let mut all = all.map(|entry| entry.path());
+        all.find(|p| p.file_name().unwrap().to_string_lossy().starts_with(&*self.volume))
+    }
+
     /// Removes what watches the disk, as a reboot does.
     pub fn remove_pins(&self) -> bool {
-        let all = std::fs::read_dir(ebpf::place()).into_iter().flatten().flatten();
-        let own = all.filter(|e| e.file_name().to_string_lossy().starts_with(&*self.volume));
-        own.map(|e| std::fs::remove_dir_all(e.path())).filter(Result::is_ok).count() > 0
+        self.pins().is_some_and(|pins| std::fs::remove_dir_all(pins).is_ok())
     }
 }
 

@@ -108,7 +108,8 @@ impl Copy {
                 Mode::Changes => offset != usize::MAX,
                 Mode::Scan | Mode::Check => tag != old.tag(i),
             };
-            if tag.is_zero() || !(changed || self.plan.mode == Mode::Check) {
+            let takes_part = changed || (self.plan.mode == Mode::Check && !data.unread.has(i));
+            if tag.is_zero() || !takes_part {
                 self.end_chunk();
                 if changed && !seeded("zeros-unsent") {
                     self.zero(block, 1);

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use dormouse_crypt::digest::Leaf as Hashes;
+use dormouse_crypt::hash;
 use dormouse_format::geometry::{self, Place};
 use dormouse_format::limits::{FANOUT, LEAF_BLOCKS, PAGE_BLOCKS};
 use dormouse_format::message::Message;
@@ -156,10 +157,12 @@ impl Copy {
                     return false;
                 };
                 self.progress.leaves += 1;
-                if self.plan.mode != Mode::Changes {
-                    self.tree.push(Place { level: 0, index }, hashes.hash);
-                }
                 let ask = !old.is_zero();
+                if self.plan.mode != Mode::Changes {
+                    // With blocks that could not be read it is known with the old tags.
+                    let known = hashes.hash == old || !ask || data.unread.is_empty();
+                    self.push_leaf(index, known.then_some(hashes.hash));
+                }
                 let wanted = match self.plan.mode {
                     Mode::Scan => hashes.hash != old,
                     Mode::Check => ask || hashes.hash != old,
@@ -189,6 +192,27 @@ impl Copy {
         true
     }
 
+    /// The hash of a leaf goes into the tree, in address order; without one, when it is known.
+    fn push_leaf(&mut self, index: u64, hash: Option<Hash>) {
+        match hash {
+            Some(hash) if self.unhashed.is_empty() => {
+                self.tree.push(Place { level: 0, index }, hash);
+            }
+            hash => self.unhashed.push_back((index, hash)),
+        }
+    }
+
+    /// The hash of a leaf that waited for its old tags.
+    fn leaf_hash(&mut self, index: u64, hash: Hash) {
+        if let Some(waiting) = self.unhashed.iter_mut().find(|(i, _)| *i == index) {
+            waiting.1 = Some(hash);
+        }
+        while let Some(&(index, Some(hash))) = self.unhashed.front() {
+            self.tree.push(Place { level: 0, index }, hash);
+            self.unhashed.pop_front();
+        }
+    }
+
     fn ask_leaves(&mut self, actions: &mut Vec<Action>) {
         let (Some(page), Some(checkpoint)) = (&mut self.page, &self.plan.checkpoint) else {
             return;
@@ -212,12 +236,22 @@ impl Copy {
         let seq = self.plan.checkpoint.as_ref().map_or(0, |c| c.point().seq);
         let leaves = open_leaves(seq, page, mask, &hashes, runs)?;
         let mut leaves = leaves.into_iter().peekable();
+        let mut found = Vec::new();
         for item in &mut self.compare {
             let Some((next, _)) = leaves.peek() else { break };
-            if let Compare::Leaf { index, old, .. } = item
+            if let Compare::Leaf { index, data, hashes, old } = item
                 && index == next
                 && let Some((_, entries)) = leaves.next()
             {
+                if !data.unread.is_empty() {
+                    for (i, entry) in entries.iter().enumerate() {
+                        if data.unread.has(i) {
+                            hashes.tags[i] = entry.tag;
+                        }
+                    }
+                    hashes.hash = hash::leaf(*index, &hashes.tags);
+                    found.push((*index, hashes.hash));
+                }
                 if self.plan.mode == Mode::Check {
                     *old = Old::Hinted(entries);
                     continue;
@@ -226,6 +260,9 @@ impl Copy {
                 tags.iter_mut().zip(entries.iter()).for_each(|(t, e)| *t = e.tag);
                 *old = Old::Known(tags);
             }
+        }
+        for (index, hash) in found {
+            self.leaf_hash(index, hash);
         }
         Ok(())
     }

@@ -36,7 +36,10 @@ impl Live {
         if self.job.is_some() {
             return;
         }
-        if let Some((_, job)) = self.next().filter(|(at, _)| now >= *at) {
+        if let Some((_, mut job)) = self.next().filter(|(at, _)| now >= *at) {
+            if let Job::Pass { hot, .. } = &mut job {
+                *hot = self.takes_hot(now);
+            }
             self.begin(now, job);
             actions.push(Action::Begin(job));
         }
@@ -50,8 +53,9 @@ impl Live {
                     *begun = true;
                 }
             }
-            Job::Pass { .. } => {
+            Job::Pass { hot, .. } => {
                 self.last_pass = Some(now);
+                self.last_hot = if hot { Some(now) } else { self.last_hot };
                 let frozen_at = self.points.freeze_at(&self.lags);
                 let wanted = self.stop.is_none() && frozen_at.is_some_and(|at| now >= at);
                 if wanted && self.points.approach == Approach::None {
@@ -115,15 +119,37 @@ impl Live {
 
     fn pass_at(&self) -> Option<Moment> {
         let spaced = self.last_pass.map_or(Moment::ZERO, |begun| begun + PASS_MIN);
-        if self.lags.dirty > 0 {
+        if self.lags.dirty > self.waiting {
             Some(spaced)
+        } else if self.lags.dirty > 0 {
+            Some(spaced.max(self.hot_at()))
         } else {
             self.points.settle_at(&self.lags).map(|at| at.max(spaced))
         }
     }
 
     const fn pass(&self) -> Job {
-        Job::Pass { deltas_max: self.checkpoints.room() }
+        Job::Pass { deltas_max: self.checkpoints.room(), hot: false }
+    }
+
+    /// When blocks that are written all the time are due.
+    fn hot_at(&self) -> Moment {
+        let every = match self.points.freeze {
+            Freeze::Auto { every } => every.min(HOT_EVERY),
+            Freeze::Never => HOT_EVERY,
+        };
+        self.last_hot.map_or(Moment::ZERO, |last| last + every)
+    }
+
+    /// Whether a pass that begins now takes them. Before a freeze only if they are so many that they
+    /// must be sent first: the freeze takes them anyway.
+    fn takes_hot(&self, now: Moment) -> bool {
+        let freezes = || self.points.freeze_at(&self.lags).is_some_and(|at| now >= at);
+        match self.points.approach {
+            _ if self.stop.is_some() => true,
+            Approach::Passes { .. } => true,
+            _ => now >= self.hot_at() && !freezes(),
+        }
     }
 }
 

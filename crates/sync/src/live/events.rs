@@ -51,8 +51,6 @@ pub enum Proof {
 pub struct Head {
     /// The newest point.
     pub point: PointSeen,
-    /// At least the time since the cut of its pass.
-    pub age: Duration,
     /// The newest consistent point, and at least the time since the instant that it shows.
     pub consistent: Option<(PointSeen, Duration)>,
     /// Bytes of deltas since the last checkpoint, as far as they are known.
@@ -64,14 +62,19 @@ pub struct Head {
 pub struct Made {
     /// The point.
     pub point: PointSeen,
-    /// Every write before is in it; if it is consistent, it shows the disk of this instant.
+    /// When what it carries was cut off; if it is consistent, it shows the disk of this instant.
     pub cut: Moment,
+    /// Every write before is on the server now; none if this point says nothing new of that,
+    /// because more was marked than it carries.
+    pub sent: Option<Moment>,
     /// Bytes of blocks that it carries.
     pub bytes: u64,
     /// Bytes of deltas that it added; none for a scan.
     pub deltas: u64,
     /// Bytes that are marked again, without those of `stale`.
     pub left: u64,
+    /// Of these, bytes of blocks that are written all the time and wait for their turn.
+    pub waiting: u64,
     /// Blocks that could not be read, and are old in the copy.
     pub stale: u64,
 }
@@ -130,6 +133,8 @@ pub enum Event {
         /// Bytes that are marked, with those of a pass that runs, without those of blocks
         /// that cannot be read.
         bytes: u64,
+        /// Of these, bytes of blocks that are written all the time and wait for their turn.
+        waiting: u64,
     },
     /// How far the scan that runs has come.
     Progress {
@@ -167,6 +172,8 @@ pub enum Job {
     Pass {
         /// It ends before it has added more bytes of deltas; the rest stays marked.
         deltas_max: u64,
+        /// Blocks that are written all the time go too: they do not in each pass.
+        hot: bool,
     },
     /// Freezes, takes what is marked into memory, thaws, sends.
     Freeze,

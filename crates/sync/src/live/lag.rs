@@ -88,11 +88,21 @@ impl Lags {
     }
 
     /// A point was made of the disk as it was at `cut`, or a bit later where it is not
-    /// consistent; `whole` if it carries all that the server lacked.
-    pub(super) fn acknowledged(&mut self, cut: Moment, consistent: bool, whole: bool) {
+    /// consistent; all writes before `sent` are on the server with it; `whole` if nothing else
+    /// is owed.
+    pub(super) fn acknowledged(
+        &mut self,
+        now: Moment,
+        cut: Moment,
+        sent: Option<Moment>,
+        consistent: bool,
+        whole: bool,
+    ) {
         let cut = Some(Aged::at(cut));
-        if whole {
-            self.sent = cut;
+        if let Some(sent) = sent.map(Aged::at) {
+            // A look may have shown more than this.
+            let better = self.sent.is_none_or(|known| sent.age(now) <= known.age(now));
+            self.sent = if better { Some(sent) } else { self.sent };
         }
         if consistent {
             self.cut = cut;

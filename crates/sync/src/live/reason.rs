@@ -256,7 +256,9 @@ impl Gap {
             Self::FirstCopy => "the first copy of this disk",
             Self::Incomplete => "the disk was never compared as a whole",
             Self::NoRecord => "no proof of an unbroken watch: nothing was left on record of it",
-            Self::OtherBoot => "no proof of an unbroken watch: the machine was started since",
+            Self::OtherBoot => {
+                "no proof of an unbroken watch: the machine was started, or hibernated, since"
+            }
             Self::TrackerGone => "no proof of an unbroken watch: the tracker was gone meanwhile",
             Self::OtherDisk => "no proof of an unbroken watch: it is another disk",
             Self::OtherSize => "no proof of an unbroken watch: the disk had another size",

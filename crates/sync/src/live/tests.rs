@@ -79,7 +79,7 @@ impl Bench {
     fn head(&mut self, grade: Grade) -> Head {
         let point = self.point(grade);
         let consistent = grade.consistent().then_some((point, 2 * SECOND));
-        Head { point, age: 2 * SECOND, consistent, deltas: 0 }
+        Head { point, consistent, deltas: 0 }
     }
 
     fn connected(&mut self, dirty: u64) -> Event {
@@ -91,7 +91,7 @@ impl Bench {
     fn made(&mut self, grade: Grade, bytes: u64, left: u64) -> Event {
         let point = self.point(grade);
         let cut = self.live.job.map_or(self.now, |running| running.begun);
-        Event::Made(Made { point, cut, bytes, deltas: bytes / 128, left, stale: 0 })
+        Event::Made(carried(point, cut, [bytes, bytes / 128, left]))
     }
 
     /// In LIVE, with nothing to do.
@@ -115,6 +115,11 @@ impl Bench {
     }
 }
 
+/// A point of all that was marked at `cut`.
+const fn carried(point: PointSeen, cut: Moment, [bytes, deltas, left]: [u64; 3]) -> Made {
+    Made { point, cut, sent: Some(cut), bytes, deltas, left, waiting: 0, stale: 0 }
+}
+
 fn lost(away: Away) -> Event {
     Event::Lost { away, detail: String::new() }
 }
@@ -128,7 +133,7 @@ fn unfrozen(why: Unfrozen) -> Event {
 }
 
 const fn dirty(bytes: u64) -> Event {
-    Event::Dirty { bytes }
+    Event::Dirty { bytes, waiting: 0 }
 }
 
 const fn ms(ms: u64) -> Duration {

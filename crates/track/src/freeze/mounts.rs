@@ -16,7 +16,7 @@ use super::blocks::{Blocks, entries, unreadable};
 use super::error::Action;
 use super::{FreezeError, kernel};
 
-mod parse;
+pub(crate) mod parse;
 use parse::Line;
 
 /// Types whose driver has no way to stop writing; of others the kernel says so when asked.

@@ -1,10 +1,12 @@
 //! The bitmaps, in plain memory.
 
 use super::*;
+use crate::sleep::Slept;
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicBool;
 
-struct Memory {
+/// Bitmaps of a disk that nobody else marks.
+pub(crate) struct Memory {
     control: Vec<AtomicU64>,
     bits: Vec<AtomicU64>,
 }
@@ -14,14 +16,14 @@ fn zeros(n: usize) -> Vec<AtomicU64> {
 }
 
 impl Memory {
-    fn of_blocks(blocks: u64) -> Self {
+    pub(crate) fn of_blocks(blocks: u64) -> Self {
         let range = Range { dev: 1, first: 0, sectors: blocks * 8, whole: true };
         let control = zeros(CONTROL_WORDS);
         Marks::prepare(&control, &range);
         Self { control, bits: zeros(2 * range.words() as usize) }
     }
 
-    fn marks(&self) -> Marks<'_> {
+    pub(crate) fn marks(&self) -> Marks<'_> {
         Marks::over(&self.control, &self.bits).unwrap()
     }
 }
@@ -52,11 +54,11 @@ fn marks_go_from_one_bitmap_to_the_other_and_come_back() {
     marks.mark(990, 1000);
     let all: Vec<u64> = (3..5).chain(62..262).chain(990..1024).collect();
     assert_eq!(
-        (marks.carried(99, u64::MAX).0.blocks(), marks.dirty_blocks()),
+        (marks.carried(99, u64::MAX, &Dirty::default()).0.blocks(), marks.dirty_blocks()),
         (0, all.len() as u64)
     );
     marks.cut();
-    let (carried, whole) = marks.carried(99, u64::MAX);
+    let (carried, whole) = marks.carried(99, u64::MAX, &Dirty::default());
     assert_eq!((blocks(&carried), whole), (all.clone(), true));
     assert!(!marks.is_marked(3) && marks.marked_again(&carried) == 0);
     marks.mark(4, 1);
@@ -64,18 +66,21 @@ fn marks_go_from_one_bitmap_to_the_other_and_come_back() {
     assert_eq!(marks.marked_again(&carried), 1);
     // The pass failed.
     assert!(marks.carry_back() && !marks.carry_back());
-    assert!(marks.carried(99, u64::MAX).0.is_empty());
+    assert!(marks.carried(99, u64::MAX, &Dirty::default()).0.is_empty());
     marks.cut();
-    assert_eq!(blocks(&marks.carried(99, u64::MAX).0), all);
+    assert_eq!(blocks(&marks.carried(99, u64::MAX, &Dirty::default()).0), all);
     // A pass of the first leaf only.
-    let (first, whole) = marks.carried(1, u64::MAX);
+    let (first, whole) = marks.carried(1, u64::MAX, &Dirty::default());
     assert_eq!((blocks(&first).last(), whole), (Some(&255), false));
-    assert_eq!((&first, false), (&marks.carried(99, 1).0, marks.carried(99, 1).1));
+    assert_eq!(
+        (&first, false),
+        (&marks.carried(99, 1, &Dirty::default()).0, marks.carried(99, 1, &Dirty::default()).1)
+    );
     marks.forget(&first);
-    assert_eq!(blocks(&marks.carried(99, u64::MAX).0)[0], 256);
+    assert_eq!(blocks(&marks.carried(99, u64::MAX, &Dirty::default()).0)[0], 256);
     assert!(marks.carry_back());
     marks.cut();
-    let (rest, _) = marks.carried(99, u64::MAX);
+    let (rest, _) = marks.carried(99, u64::MAX, &Dirty::default());
     assert_eq!(rest.blocks() + first.blocks(), all.len() as u64);
     marks.forget(&rest);
     assert_eq!(marks.dirty_blocks(), 0);
@@ -111,6 +116,7 @@ fn a_record_is_replaced_at_once_or_not_at_all() {
         generation: 7,
         complete: false,
         everything: 0,
+        slept: Slept::default(),
     };
     for seq in 0..5 {
         marks.set_record(&record(seq));
@@ -152,7 +158,7 @@ fn nothing_is_missed_while_cuts_are_made() {
         let until = std::time::Instant::now() + std::time::Duration::from_millis(600);
         let mut pass = |last: bool| {
             marks.cut();
-            let (dirty, _) = marks.carried(usize::MAX, u64::MAX);
+            let (dirty, _) = marks.carried(usize::MAX, u64::MAX, &Dirty::default());
             for block in dirty.all_blocks().take_while(|b| *b < BLOCKS) {
                 copy[block as usize] = disk[block as usize].load(Ordering::Relaxed);
             }

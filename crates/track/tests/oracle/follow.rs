@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
 use dormouse_track::device::Disk;
+use dormouse_track::dirty::Dirty;
 use dormouse_track::ebpf::Watch;
 
 use crate::place::Place;
@@ -47,7 +48,7 @@ impl Follower {
         self.passes += 1;
         let marks = self.watch.as_ref().unwrap().marks().unwrap();
         marks.cut();
-        let (dirty, _) = marks.carried(usize::MAX, u64::MAX);
+        let (dirty, _) = marks.carried(usize::MAX, u64::MAX, &Dirty::default());
         let mut buffer = Aligned::new(BLOCK);
         let failed = self.passes.is_multiple_of(7);
         for block in dirty.all_blocks() {

@@ -13,6 +13,7 @@ mod place;
 use dormouse_track::device::Disk;
 use dormouse_track::ebpf::{Gap, Watch};
 use dormouse_track::record::Record;
+use dormouse_track::sleep::Slept;
 use follow::Follower;
 use place::{Place, run};
 
@@ -129,6 +130,7 @@ fn a_watch_outlives_its_daemon_and_is_found_again_only_if_it_is_whole() {
         generation: 3,
         complete: false,
         everything: 0,
+        slept: Slept::default(),
     };
     let set = |record: &Record| watch.marks().unwrap().set_record(record);
     set(&record);

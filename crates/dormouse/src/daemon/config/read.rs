@@ -18,7 +18,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::{
     Config, Freeze, Hook, LIMIT_MIN, MirrorConfig, POINT_EVERY_MAX, POINT_EVERY_MIN, Problem,
-    SCAN_EVERY_MIN, Tracker,
+    SCAN_EVERY_MIN, Swap, Tracker,
 };
 use crate::daemon::quantity;
 
@@ -257,6 +257,11 @@ impl<'a> Reading<'a> {
                 "never" => Some(Freeze::Never),
                 _ => None,
             });
+        let swap = self.take(section, "swap", "\"skip\" or \"copy\"", |v| match v.as_str()? {
+            "skip" => Some(Swap::Skip),
+            "copy" => Some(Swap::Copy),
+            _ => None,
+        });
         let level = self.take(section, "level", "a number from 1 to 19", |v| {
             let number = v.as_integer()?;
             let level = i32::from_str_radix(number.as_str(), number.radix()).ok()?;
@@ -266,6 +271,7 @@ impl<'a> Reading<'a> {
         let before = self.take(section, "hook-before", wanted, hook);
         let after = self.take(section, "hook-after", wanted, hook);
         set(&mut mirror.freeze, freeze);
+        set(&mut mirror.swap, swap);
         set(&mut mirror.level, level);
         mirror.hook_before = before.map(|h| h.value);
         mirror.hook_after = after.map(|h| h.value);

@@ -22,6 +22,7 @@ device = "/dev//disk/by-id/nvme-Dormouse_1/"
 volume = "laptop-root"
 point-every = "5s"
 freeze = "never"
+swap = "copy"
 limit = "10MiB"
 tracker = "scan"
 scan-every = "1h"
@@ -47,6 +48,7 @@ fn each_key_has_its_effect() {
         volume: "laptop-root".into(),
         point_every: Duration::from_secs(5),
         freeze: Freeze::Never,
+        swap: Swap::Copy,
         limit: NonZeroU64::new(10 << 20),
         tracker: Tracker::Scan,
         scan_every: Duration::from_secs(3600),
@@ -54,6 +56,7 @@ fn each_key_has_its_effect() {
         hook_before: hook("/usr/bin/psql", &["-c", "CHECKPOINT"]),
         hook_after: hook("/bin/true", &[]),
         takeover: false,
+        same_disk: false,
     };
     let second = MirrorConfig::new("/dev/disk/by-id/ata-Disk:2".into());
     assert_eq!(second.volume, "ata-Disk2");
@@ -80,7 +83,7 @@ const LIMIT: &str = "must be a rate of at least \"16KiB\" a second, such as \"10
 const HOOK: &str = "must be a program with an absolute path and its arguments, such as \
                     [\"/usr/bin/psql\", \"-c\", \"CHECKPOINT\"]";
 const MIRROR_MAY: &str = "is not known; [[mirror]] may hold device, volume, point-every, limit, \
-                          scan-every, tracker, freeze, level, hook-before, hook-after";
+                          scan-every, tracker, freeze, swap, level, hook-before, hook-after";
 
 /// One bad line of a mirror, the column, and what is said of it.
 #[test]
@@ -104,6 +107,7 @@ fn each_bad_value_is_told_with_its_place_and_what_is_allowed() {
         ("limit = \"10Mbit\"", 9, format!("limit: {LIMIT}, not \"10Mbit\"")),
         ("limit = \"16383B\"", 9, format!("limit: {LIMIT}, not \"16383B\"")),
         ("freeze = true", 10, "freeze: must be \"auto\" or \"never\", not true".into()),
+        ("swap = 'off'", 10, "swap: must be \"skip\" or \"copy\", not 'off'".into()),
         ("freeze = 'Auto'", 10, "freeze: must be \"auto\" or \"never\", not 'Auto'".into()),
         ("tracker = \"bpf\"", 11, "tracker: must be \"ebpf\" or \"scan\", not \"bpf\"".into()),
         ("scan-every = \"1h\"", 14, "scan-every: is only for tracker = \"scan\"".into()),

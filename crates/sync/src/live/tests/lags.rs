@@ -27,6 +27,31 @@ fn a_write_ages_until_a_pass_that_began_after_it_is_acknowledged() {
     assert_eq!(lags(&bench), (Some(ms(0)), Some(ms(0))));
 }
 
+/// A pass carries so much at most. As long as more is marked, it says nothing of the rest.
+#[test]
+fn what_a_pass_leaves_behind_goes_on_ageing() {
+    let mut bench = Bench::live();
+    bench.after(ms(500), dirty(0));
+    bench.after(ms(400), dirty(GIB));
+    let partial = |bench: &mut Bench, sent| {
+        let point = bench.point(Grade::Fuzzy);
+        let made = carried(point, bench.now, [64 * MIB, MIB, GIB]);
+        bench.after(SECOND, Event::Made(Made { sent, ..made }));
+        bench.tell(Event::Tick);
+    };
+    let begun = bench.now;
+    partial(&mut bench, None);
+    assert_eq!(lags(&bench).0, Some(ms(1400)), "the rest is as old as before");
+    partial(&mut bench, None);
+    assert_eq!(lags(&bench).0, Some(ms(2400)));
+    // Then a sweep was over all that was marked when it began.
+    partial(&mut bench, Some(begun));
+    assert_eq!(lags(&bench).0, Some(ms(3000)));
+    // What is known does not become worse by a sweep that began earlier than a look.
+    partial(&mut bench, Some(begun - SECOND));
+    assert_eq!(lags(&bench).0, Some(ms(4000)));
+}
+
 #[test]
 fn an_old_look_says_nothing() {
     let mut bench = Bench::live();
@@ -88,11 +113,15 @@ fn what_the_server_has_is_as_old_as_it_says_after_a_start() {
     let point = bench.point(Grade::Fuzzy);
     let good = PointSeen { seq: 90, grade: Grade::Frozen, time: 90 };
     let consistent = Some((good, 90 * SECOND));
-    let head = Some(Head { point, age: 5 * SECOND, consistent, deltas: 0 });
+    let head = Some(Head { point, consistent, deltas: 0 });
     bench.tell(Event::Connected { proof: Proof::Unbroken, head, dirty: MIB });
-    assert_eq!(lags(&bench), (Some(5 * SECOND), Some(90 * SECOND)));
+    assert_eq!(
+        lags(&bench),
+        (Some(90 * SECOND), Some(90 * SECOND)),
+        "a fuzzy one may lack something"
+    );
     bench.now += SECOND;
-    assert_eq!(lags(&bench), (Some(6 * SECOND), Some(91 * SECOND)));
+    assert_eq!(lags(&bench), (Some(91 * SECOND), Some(91 * SECOND)));
     assert_eq!((bench.view().point, bench.view().consistent), (Some(point), Some(good)));
 }
 
@@ -103,7 +132,7 @@ fn what_cannot_be_read_keeps_both_lags() {
     let point = bench.point(Grade::Settled);
     let cut = bench.now;
     bench.now += ms(100);
-    bench.tell(Event::Made(Made { point, cut, bytes: MIB, deltas: 1, left: 0, stale: 3 }));
+    bench.tell(Event::Made(Made { stale: 3, ..carried(point, cut, [MIB, 1, 0]) }));
     bench.after(ms(100), dirty(0));
     assert_eq!(lags(&bench), (Some(ms(200)), Some(ms(200))));
     assert_eq!(bench.view().stale, 3);
@@ -114,7 +143,7 @@ fn what_cannot_be_read_keeps_both_lags() {
         assert!(is_pass(bench.job()));
         let point = bench.point(Grade::Settled);
         let cut = bench.now;
-        bench.tell(Event::Made(Made { point, cut, bytes: 0, deltas: 0, left: 0, stale: 3 }));
+        bench.tell(Event::Made(Made { stale: 3, ..carried(point, cut, [0, 0, 0]) }));
     }
     assert!(waits[0] >= ms(1800) && waits[5] >= 32 * SECOND, "{waits:?}");
     bench.sleep();

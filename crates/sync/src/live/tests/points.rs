@@ -29,7 +29,11 @@ fn a_pass_follows_another_when_something_was_written_and_not_too_soon() {
     assert_eq!(bench.after(50 * MINUTE, dirty(0)), []);
     bench.tell(dirty(4096));
     let begun = bench.now;
-    assert_eq!(bench.job(), Some(Job::Pass { deltas_max: points_room(&bench) }), "at once");
+    assert_eq!(
+        bench.job(),
+        Some(Job::Pass { deltas_max: points_room(&bench), hot: true }),
+        "at once"
+    );
     bench.pass_ends(ms(40), Grade::Settled, 4096, 4096);
     bench.sleep();
     assert_eq!(bench.now, begun + PASS_MIN);
@@ -195,7 +199,7 @@ fn until_checkpoint(size: u64, grade: Grade, deltas: u64) -> (Duration, u64) {
         }
         let (point, cut) = (bench.point(grade), bench.now);
         bytes += deltas;
-        bench.tell(Event::Made(Made { point, cut, bytes: 4096, deltas, left: 0, stale: 0 }));
+        bench.tell(Event::Made(carried(point, cut, [4096, deltas, 0])));
     }
     (bench.now - start, bytes)
 }
@@ -254,13 +258,13 @@ fn a_pass_gets_no_more_deltas_than_the_store_takes() {
     let point = bench.point(Grade::Fuzzy);
     let (cut, deltas) = (bench.now, DELTAS_URGENT - 1);
     bench.now += MINUTE;
-    bench.tell(Event::Made(Made { point, cut, bytes: MIB, deltas, left: MIB, stale: 0 }));
+    bench.tell(Event::Made(carried(point, cut, [MIB, deltas, MIB])));
     let room = dormouse_format::limits::DELTAS_BYTES_MAX - deltas;
-    assert_eq!(bench.job(), Some(Job::Pass { deltas_max: room }));
+    assert_eq!(bench.job(), Some(Job::Pass { deltas_max: room, hot: false }));
     // That was too much even while a freeze was near: first a checkpoint.
     bench.live.points.begin();
     let point = bench.point(Grade::Fuzzy);
-    let made = Made { point, cut, bytes: MIB, deltas: room, left: GIB, stale: 0 };
+    let made = carried(point, cut, [MIB, room, GIB]);
     bench.tell(Event::Made(made));
     assert_eq!(bench.job(), Some(Job::Checkpoint));
 }
@@ -269,7 +273,7 @@ fn a_pass_gets_no_more_deltas_than_the_store_takes() {
 fn a_checkpoint_that_fails_holds_up_nothing() {
     let mut bench = written(MINUTE);
     let (point, cut) = (bench.point(Grade::Settled), bench.now);
-    let made = Made { point, cut, bytes: MIB, deltas: DELTAS_URGENT, left: MIB, stale: 0 };
+    let made = carried(point, cut, [MIB, DELTAS_URGENT, MIB]);
     bench.tell(Event::Made(made));
     assert_eq!(bench.job(), Some(Job::Checkpoint));
     bench.tell(failed());
@@ -283,4 +287,61 @@ fn a_checkpoint_that_fails_holds_up_nothing() {
         }
     }
     assert!(bench.now - start >= CHECKPOINT_PAUSE);
+}
+
+/// Ends the pass that runs: so much is left, and so much of it waits.
+fn leaves_waiting(bench: &mut Bench, left: u64, waiting: u64) {
+    let point = bench.point(Grade::Fuzzy);
+    let made = carried(point, bench.now, [MIB, MIB / 128, left]);
+    bench.after(ms(10), Event::Made(Made { sent: None, waiting, ..made }));
+}
+
+fn takes_hot(bench: &Bench) -> bool {
+    matches!(bench.job(), Some(Job::Pass { hot: true, .. }))
+}
+
+#[test]
+fn hot_blocks_go_once_a_second_and_others_in_each_pass() {
+    let mut bench = written(MINUTE);
+    assert!(takes_hot(&bench));
+    let first = bench.now;
+    leaves_waiting(&mut bench, 8192, 8192);
+    // Nothing but what waits: nothing is begun for it before its turn.
+    bench.sleep();
+    assert_eq!(bench.now, first + HOT_EVERY);
+    assert!(takes_hot(&bench));
+    leaves_waiting(&mut bench, 8192 + 4096, 8192);
+    // Something else: it goes, and they do not.
+    bench.sleep();
+    assert_eq!(bench.now, first + HOT_EVERY + PASS_MIN);
+    assert!(is_pass(bench.job()) && !takes_hot(&bench));
+    // They count in the backlog all the same, but make no CATCHUP of it.
+    bench.live.rate.add(MIB, SECOND);
+    leaves_waiting(&mut bench, 16 * MIB, 16 * MIB);
+    bench.tell(Event::Dirty { bytes: 16 * MIB, waiting: 16 * MIB });
+    assert_eq!((bench.live.state(), bench.view().backlog), (State::Live, 16 * MIB));
+    // Where a freeze is due, it takes them.
+    assert!(!takes_hot(&written(ms(300))));
+}
+
+#[test]
+fn before_a_freeze_hot_blocks_are_sent_only_if_they_are_many() {
+    let mut bench = written(5 * SECOND);
+    while bench.live.points.approach == Approach::None {
+        if is_pass(bench.job()) {
+            leaves_waiting(&mut bench, 8192, 8192);
+        }
+        bench.sleep();
+    }
+    assert!(is_pass(bench.job()) && !takes_hot(&bench), "the freeze takes them");
+    let mut many = bench.clone();
+    leaves_waiting(&mut bench, 8192, 8192);
+    assert_eq!(bench.job(), Some(Job::Freeze));
+    leaves_waiting(&mut many, 2 * REST_SMALL, 2 * REST_SMALL);
+    assert!(takes_hot(&many), "they are too much to be read while all wait");
+    // A clean stop leaves nothing.
+    let mut bench = written(MINUTE);
+    leaves_waiting(&mut bench, 8192, 8192);
+    bench.tell(Event::StopAsked);
+    assert!(takes_hot(&bench));
 }

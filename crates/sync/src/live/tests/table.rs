@@ -132,7 +132,7 @@ fn following(left: u64) -> [Bench; 4] {
     checkpoint.now += SECOND;
     let cut = checkpoint.now;
     let left = left.max(64 << 10);
-    let made = Made { point, cut, bytes: MIB, deltas: DELTAS_URGENT, left, stale: 0 };
+    let made = carried(point, cut, [MIB, DELTAS_URGENT, left]);
     checkpoint.tell(Event::Made(made));
     assert_eq!(checkpoint.job(), Some(Job::Checkpoint));
     [idle, pass, freeze, checkpoint]

@@ -227,7 +227,6 @@ impl World {
         let (proof, head) = if proved {
             let mut head = self.bench.head(Grade::Settled);
             let pointed = self.pointed.unwrap_or_default();
-            head.age = self.bench.now - self.sent.min(self.bench.now);
             head.consistent = Some((head.point, self.bench.now - pointed));
             (Proof::Unbroken, Some(head))
         } else {
@@ -247,17 +246,26 @@ impl World {
             (_, 0) => Grade::Settled,
             _ => Grade::Fuzzy,
         };
-        self.sent = begun;
+        // More may have been marked than it carries: then what it tells is of an earlier moment,
+        // or nothing.
+        let sent = match (grade.consistent() || scan, self.below(4)) {
+            (false, 0) => None,
+            (false, 1) => Some(begun.saturating_sub(ms(self.below(5_000)))),
+            _ => Some(begun),
+        };
+        self.sent = self.sent.max(sent.unwrap_or_default());
         if grade.consistent() {
             self.pointed = Some(begun);
         }
-        let until = self.pointed.unwrap_or_default().min(begun);
+        let until = self.pointed.unwrap_or_default().min(self.sent);
         self.writes.retain(|at| *at >= until);
         let (left, bytes) = (self.marked(), self.below(8 * MIB));
+        let waiting = if left > 0 { self.below(left + 1) } else { 0 };
         let point = self.bench.point(grade);
         let deltas = if scan { 0 } else { self.below(4 * MIB) };
         self.looked = Some((self.bench.now, left == 0));
-        self.tell(Event::Made(Made { point, cut: begun, bytes, deltas, left, stale: 0 }));
+        let made = carried(point, begun, [bytes, deltas, left]);
+        self.tell(Event::Made(Made { sent, waiting, ..made }));
     }
 
     fn check_lags(&self) {

@@ -13,6 +13,7 @@ mod proof;
 mod random;
 mod sim;
 mod tidy;
+mod vm;
 mod world;
 
 use std::env;
@@ -66,6 +67,9 @@ commands:
             --jobs N          targets at a time; as many as processors without it
             --minimise        makes the committed corpora anew out of what was found
             --seed            writes the seeds to the committed corpora
+  vm      [SCENE...] on Debian's 6.12 kernel in qemu: attach by ublk and NBD, with kills and power cuts
+            --list            what there is
+            --log             what the machines said, also of scenes that hold
   proof   what no test can show in a second, on the real program; --dormouse and --dir as above
     sparse    a huge sparse disk on which random blocks change: bytes each way, stored, memory
             --size-tib N      1 without it
@@ -117,6 +121,7 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
         "sim" => sim::run(rest),
         "flips" => flips::run(rest),
         "bpf" => bpf::run(rest),
+        "vm" => vm::run(rest),
         "mutants" => mutants::run(rest),
         measure::MEASURE => measure::measure_one(rest),
         "help" | "--help" | "-h" => {

@@ -7,9 +7,13 @@
 
 mod error;
 pub mod file;
+pub mod fuse;
+pub mod kernel;
+pub mod kernel_nbd;
 pub mod layers;
 pub mod memory;
 pub mod nbd;
+pub mod ublk;
 pub mod write_log;
 
 pub use error::{Error, Result};

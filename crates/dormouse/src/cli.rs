@@ -1,5 +1,6 @@
 //! The command line: flags and their help, nothing else.
 
+pub mod attach;
 pub mod export;
 pub mod write;
 
@@ -188,6 +189,15 @@ pub enum Command {
     },
     /// Bring a point back, to a file or a block device
     Restore(RestoreArgs),
+    /// Give the kernel a point as a disk: /dev/…, at once
+    ///
+    /// Its blocks are fetched as they are read. A process serves it until `dormouse detach`; if it
+    /// dies, the same command again goes on with the same disk (ublk, NBD).
+    Attach(attach::AttachArgs),
+    /// Take an attached disk away, and unmount what `attach --mount` mounted
+    Detach(attach::DetachArgs),
+    /// List what is attached on this machine
+    Attached(attach::AttachedArgs),
     /// Serve points as disks to NBD clients, such as qemu, nbdcopy or nbd-client
     ///
     /// Read-only, unless there is an overlay. Ends at SIGTERM or SIGINT.

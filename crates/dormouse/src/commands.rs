@@ -18,8 +18,8 @@ use crate::out::{self, note, say};
 use crate::store_dir::StoreDir;
 use crate::text::{hex, now_ns, time_local};
 use crate::{
-    access, create, daemon, demo, export, fork, list, mirror, patience, restore, scrub, serve,
-    when, writer_file,
+    access, attach, create, daemon, demo, export, fork, list, mirror, patience, restore, scrub,
+    serve, when, writer_file,
 };
 
 /// Runs one command.
@@ -70,6 +70,9 @@ pub fn run(cli: Cli) -> Result<()> {
             list::points(&home()?, volume.as_deref(), all, json)
         }
         Command::Restore(args) => restore(&home()?, args),
+        Command::Attach(args) => attach::attach(&home()?, &args),
+        Command::Detach(args) => attach::detach(&args),
+        Command::Attached(args) => attach::list(args.json),
         Command::Export(args) => export::run(&home()?, &args.to_options()?),
         Command::Verify { what, fuzzy, expect_head, json } => {
             verify(&home()?, &what, fuzzy, expect_head, json)

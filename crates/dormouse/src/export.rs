@@ -169,7 +169,12 @@ fn open(home: &Home, options: &Options, report: &mut Report) -> Result<Vec<Disk>
     options.what.iter().map(open).collect()
 }
 
-fn over(lower: Arc<dyn BlockDevice>, path: &Path, under: &Opened) -> Result<Arc<dyn BlockDevice>> {
+/// A disk whose writes go to a file that belongs to its point.
+pub(crate) fn over(
+    lower: Arc<dyn BlockDevice>,
+    path: &Path,
+    under: &Opened,
+) -> Result<Arc<dyn BlockDevice>> {
     let (volume, point) = (&under.volume, under.point);
     let identity = format!("{volume}@{point} of {}", text::time_utc(under.time));
     let overlay = Overlay::open(lower, path, &identity).map_err(|error| {

@@ -11,6 +11,7 @@
 const _: () = assert!(!dormouse_format::seeded::ON, "the program is built with seeded-bugs");
 
 pub mod access;
+pub mod attach;
 pub mod chosen;
 pub mod cli;
 pub mod commands;

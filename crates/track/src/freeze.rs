@@ -34,7 +34,7 @@ pub use error::{Action, FreezeError};
 pub use freezer::{Freezer, Frozen, Held};
 pub use helper::helper_main;
 pub use memory::{LockError, lock_memory};
-pub use mounts::{FileSystem, Mount, OnDevice, Roots, Swap, Unseen, survey};
+pub use mounts::{FileSystem, Mount, Mounted, OnDevice, Roots, Swap, Unseen, mounted, survey};
 
 /// Most file systems that can be frozen together: as many descriptors as one message carries
 /// safely.

@@ -22,6 +22,7 @@ pub mod protocol;
 pub mod request;
 pub mod server;
 pub mod socket;
+mod transmission;
 
 use std::sync::Arc;
 
@@ -30,6 +31,7 @@ use protocol::{NAME_MAX, flags};
 
 pub use server::{Limits, Listener, Server, Settings};
 pub use socket::{Socket, StartTls, Stream, Wait};
+pub use transmission::serve_transmission;
 
 /// A disk under a name.
 #[derive(Clone)]

@@ -140,6 +140,33 @@ impl OnDevice {
     }
 }
 
+/// One mount of this process's namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mounted {
+    /// Of the file system: its device's, or an anonymous one (btrfs).
+    pub number: (u32, u32),
+    /// The directory.
+    pub point: PathBuf,
+    /// Its type: `ext4`.
+    pub kind: String,
+    /// What was mounted: `/dev/vda1`.
+    pub source: PathBuf,
+}
+
+/// All mounts of this process's namespace, in the order in which they were made.
+pub fn mounted() -> io::Result<Vec<Mounted>> {
+    let lines = parse::mountinfo(&fs::read("/proc/self/mountinfo")?);
+    let lines = lines.ok_or(io::ErrorKind::InvalidData)?.into_iter();
+    Ok(lines
+        .map(|line| Mounted {
+            number: line.number,
+            point: line.point,
+            kind: line.kind,
+            source: line.source,
+        })
+        .collect())
+}
+
 /// Finds what is in use on the device with the number `rdev`: a disk, a partition, a volume.
 pub fn survey(roots: &Roots, rdev: u64) -> Result<OnDevice, FreezeError> {
     let blocks = Blocks::on(&roots.sys, major(rdev), minor(rdev))?;

@@ -7,9 +7,7 @@ use crate::daemon::board::State;
 use crate::exit::Class;
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::UnixListener;
 
-use crate::exit::Class;
 
 fn home(dir: &Path) -> Home {
     Home::locate(Some(dir.to_owned())).unwrap()

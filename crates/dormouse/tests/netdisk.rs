@@ -260,6 +260,7 @@ fn mirror_to(home: &Home, source: &Path, volume: &str) {
         volume: Some(volume.into()),
         all: false,
         takeover: false,
+        same_disk: false,
         level: 1,
         json: false,
         quiet: true,

@@ -8,7 +8,6 @@ use crate::exit::Class;
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 
-
 fn home(dir: &Path) -> Home {
     Home::locate(Some(dir.to_owned())).unwrap()
 }

@@ -93,6 +93,7 @@ fn shown(record: &Record) -> serde_json::Value {
         "device": record.device, "via": record.via, "volume": record.volume,
         "point": record.point, "time": text::time_utc(record.time), "grade": record.grade,
         "size": record.size, "mount": record.mount, "overlay": record.overlay,
+        "written": record.written,
         "pid": record.pid, "state": state(record), "failed": record.failed,
     })
 }

@@ -126,7 +126,7 @@ pub fn open(
 }
 
 /// How long an end waits for what is still to be sent.
-const CLOSE: Duration = Duration::from_secs(30);
+const CLOSE: Duration = Duration::from_secs(15);
 
 /// Ends a disk, and says what could not be sent: it is kept.
 pub fn close(disk: &NetDisk, name: &str) -> Result<()> {

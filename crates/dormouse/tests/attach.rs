@@ -375,3 +375,85 @@ impl Drop for Unmount {
         let _ = Command::new("umount").arg(&self.0).status();
     }
 }
+
+fn checked(program: &str, args: &[&str]) {
+    let out = Command::new(program).args(args).stdin(Stdio::null()).output().unwrap();
+    assert!(
+        out.status.success(),
+        "{program} {args:?}: {}{}",
+        String::from_utf8_lossy(&out.stdout),
+        String::from_utf8_lossy(&out.stderr)
+    );
+}
+
+/// An empty volume becomes a disk with a file system. Its process is killed, the server goes
+/// away, it is attached again and grows; each point that a sync has made is a clean file system.
+#[test]
+fn a_volume_is_a_disk_that_is_written() {
+    let Some(stand) = Stand::new("written", |path| std::fs::write(path, [1; 4096]).unwrap()) else {
+        return;
+    };
+    stand.run(&["create", "drive", "48MiB"]).ok();
+    let attach = |more: &[&str]| {
+        let args = [&["attach", "drive", "--via", "fuse", "--json", "--write"], more].concat();
+        let said = stand.run(&args).ok();
+        Attached { stand: &stand, record: said.json(), notes: said.err }
+    };
+    let dir = stand.place.path("dir");
+    std::fs::create_dir(&dir).unwrap();
+    let (dir_text, mut random) = (common::program::text(&dir).to_owned(), Numbers(9));
+    let disk = attach(&["--sync"]);
+    let device = common::program::text(&disk.device()).to_owned();
+    checked("mke2fs", &["-q", "-t", "ext4", &device]);
+    checked("mount", &[&device, &dir_text]);
+    let mut files = Vec::new();
+    for round in 0..6 {
+        let bytes = random.noise(300_000 + round * 4096);
+        std::fs::write(dir.join(format!("file-{round}")), &bytes).unwrap();
+        files.push(bytes);
+        rustix::fs::syncfs(File::open(&dir).unwrap()).unwrap();
+    }
+    checked("umount", &[&dir_text]);
+    let synced = last_point(&stand);
+    assert!(synced > 6, "each sync makes a point");
+    // Killed without a word: what was written by then is sent by the next one.
+    disk.kill();
+    stand.run(&["detach", "drive"]);
+    drop(disk);
+    let disk = attach(&[]);
+    let device = common::program::text(&disk.device()).to_owned();
+    checked("e2fsck", &["-fn", &device]);
+    checked("mount", &[&device, &dir_text]);
+    for (round, bytes) in files.iter().enumerate() {
+        assert!(std::fs::read(dir.join(format!("file-{round}"))).unwrap() == *bytes, "{round}");
+    }
+    // A flush needs no server.
+    stand.server_dies();
+    std::fs::write(dir.join("alone"), &files[0]).unwrap();
+    rustix::fs::syncfs(File::open(&dir).unwrap()).unwrap();
+    checked("umount", &[&dir_text]);
+    let said = stand.run(&["detach", "drive"]).ok();
+    drop(disk);
+    drop(said);
+    stand.server_comes_back();
+    let disk = attach(&[]);
+    assert!(disk.notes.contains("were not sent yet"), "{}", disk.notes);
+    stand.run(&["detach", "drive"]).ok();
+    drop(disk);
+    // Restored, and sound without repair; and so is the state of the last sync.
+    for what in ["drive".to_owned(), format!("drive@{synced}")] {
+        let image = stand.place.path("restored");
+        let image = common::program::text(&image);
+        stand.run(&["restore", &what, image, "--force"]).ok();
+        checked("e2fsck", &["-fn", image]);
+    }
+    stand.run(&["resize", "drive", "64MiB"]).ok();
+    let args = ["attach", "drive@1", "--via", "fuse", "--write"];
+    stand.run(&args).fails(2, &["in the past", "fork"]);
+}
+
+/// The newest point's number.
+fn last_point(stand: &Stand) -> u64 {
+    let points = stand.run(&["points", "drive", "--json"]).ok().json();
+    points.as_array().unwrap().iter().map(|p| p["point"].as_u64().unwrap()).max().unwrap()
+}

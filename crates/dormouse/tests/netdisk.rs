@@ -83,7 +83,7 @@ fn options(durability: Durability) -> Options {
 }
 
 /// One random request, done to both.
-fn request(disk: &NetDisk, plain: &mut Vec<u8>, random: &mut Numbers) {
+fn request(disk: &NetDisk, plain: &mut [u8], random: &mut Numbers) {
     let size = plain.len() as u64;
     let aligned = random.below(3) > 0;
     let unit = if aligned { 4096 } else { 1 };

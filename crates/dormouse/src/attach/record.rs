@@ -45,6 +45,9 @@ pub struct Record {
     pub mount: Option<PathBuf>,
     /// The file that takes what is written, by `--overlay`.
     pub overlay: Option<PathBuf>,
+    /// Whether the volume itself is written.
+    #[serde(default)]
+    pub written: bool,
     /// The process that serves it.
     pub pid: i32,
     /// When that process was started, as the kernel counts: with its number it is known for
@@ -168,6 +171,7 @@ mod tests {
             size: 4096,
             mount: Some("/mnt".into()),
             overlay: None,
+            written: false,
             pid,
             started,
             failed: None,

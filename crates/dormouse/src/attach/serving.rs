@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use crossbeam_channel::{Receiver, Sender, unbounded};
+use dormouse_device::BlockDevice;
 use dormouse_device::kernel::{Front, Options, Via};
 use dormouse_format::point::Grade;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -26,6 +27,7 @@ use crate::export;
 use crate::files::Lock;
 use crate::home::Home;
 use crate::log::Log;
+use crate::netdisk::{self, NetDisk};
 use crate::out::{note, say};
 use crate::report::Report;
 use crate::when::{VolumeAt, When};
@@ -93,6 +95,8 @@ fn signals(tell: Sender<Event>) -> Result<()> {
 }
 
 struct Serving {
+    /// If the volume itself is written.
+    written: Option<Arc<NetDisk>>,
     front: Arc<dyn Front>,
     record: Record,
     records: Records,
@@ -109,19 +113,32 @@ impl Serving {
         let via = match &old {
             Some((old, via)) => {
                 note!("{}: going on with it", old.device.display());
-                what.when = When(Some(old.point.to_string()));
+                if !args.writing.write {
+                    what.when = When(Some(old.point.to_string()));
+                }
                 *via
             }
             None => via::choose(args.via.map(Via::from))?,
         };
         let options = args.to_options(home)?;
-        let opened = disk::open(home, &what, &options, &mut Report::new(false, false))?;
-        let label = format!("{}@{}", opened.volume, opened.point);
+        let mut report = Report::new(false, false);
+        let (opened, written) = match args.writing.to_options(&options)? {
+            Some(writing) => {
+                let (disk, opened) = netdisk::open(home, &what, writing, &options, &mut report)?;
+                (opened, Some(Arc::new(disk)))
+            }
+            None => (disk::open(home, &what, &options, &mut report)?, None),
+        };
+        let label = match written {
+            Some(_) => opened.volume.clone(),
+            None => format!("{}@{}", opened.volume, opened.point),
+        };
         let how = Options::new(&label);
         let lower = Arc::clone(&opened.device);
-        let device = match &args.overlay {
-            Some(file) => export::over(lower, file, &opened)?,
-            None => lower,
+        let device: Arc<dyn BlockDevice> = match (&args.overlay, &written) {
+            (Some(file), _) => export::over(lower, file, &opened)?,
+            (None, Some(disk)) => Arc::clone(disk) as _,
+            (None, None) => lower,
         };
         let front: Arc<dyn Front> = match &old {
             Some((old, via)) => via.resume(old.number, device, &how),
@@ -145,8 +162,15 @@ impl Serving {
         };
         let record = record(args, &opened, &*front, label, old.and_then(|(old, _)| old.mount));
         let frozen = opened.grade == Grade::Frozen;
-        let serving =
-            Self { front, record, records, frozen, notify: Notify::from_env(), _lock: lock };
+        let serving = Self {
+            written,
+            front,
+            record,
+            records,
+            frozen,
+            notify: Notify::from_env(),
+            _lock: lock,
+        };
         match serving.save() {
             Ok(()) => Ok(serving),
             Err(error) => {
@@ -180,7 +204,7 @@ impl Serving {
         };
         let dir = directory(dir)?;
         let (device, number, frozen) = (self.front.path(), args.partition, self.frozen);
-        let writable = args.overlay.is_some();
+        let writable = args.overlay.is_some() || args.writing.write;
         let (to, done) = (dir.clone(), tell.clone());
         // In a thread: it reads, and the server may be away.
         std::thread::Builder::new().name("mount".into()).spawn(move || {
@@ -252,6 +276,11 @@ impl Serving {
             let _ = mount::unmount(dir, true);
         }
         let stopped = self.front.stop(PATIENCE);
+        if let Some(written) = &self.written
+            && let Err(error) = netdisk::close(written, &self.record.label)
+        {
+            log.line(&text_of(&error));
+        }
         match stopped {
             Ok(()) => self.records.remove(&device),
             Err(error) => {
@@ -274,7 +303,9 @@ pub fn is_mounted(device: &Path, dir: &Path) -> bool {
 /// A device that was attached by the same words, whose process has died, and which the kernel
 /// still has.
 fn resumable(args: &AttachArgs, records: &Records) -> Result<Option<(Record, Via)>> {
-    let same = |old: &Record| old.what == args.what && old.overlay == args.overlay;
+    let same = |old: &Record| {
+        old.what == args.what && old.overlay == args.overlay && old.written == args.writing.write
+    };
     let all = records.all()?.into_iter().filter(same);
     let via = args.via.map(Via::from);
     let mut fit = all.filter(|old| via.is_none_or(|via| old.via() == Some(via)));
@@ -302,6 +333,7 @@ fn record(
         size: opened.size,
         mount,
         overlay: args.overlay.clone(),
+        written: args.writing.write,
         pid,
         started: started(pid).unwrap_or(0),
         failed: None,

@@ -6,6 +6,7 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use dormouse_device::kernel::Via;
 
+use super::write::WriteArgs;
 use crate::daemon::quantity;
 use crate::disk::DiskOptions;
 use crate::exit::{Class, fail};
@@ -43,6 +44,9 @@ pub struct AttachArgs {
     /// The history must hold the point with this hash, whatever this machine knows of it
     #[arg(long, value_name = "HASH")]
     pub expect_head: Option<String>,
+    /// Writing the volume itself.
+    #[command(flatten)]
+    pub writing: WriteArgs,
     /// Make it writable: what is written goes to this file, which is made if it is not there
     ///
     /// The point stays as it is. The file belongs to this point, and is used again next time.

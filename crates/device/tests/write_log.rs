@@ -1,4 +1,5 @@
 //! The write log against a plain array, through cuts, crashes and damage.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails panics")]
 
 use std::fs;
 use std::io::{Read, Seek, Write};

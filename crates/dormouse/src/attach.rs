@@ -22,11 +22,13 @@ mod holders;
 mod mount;
 mod process;
 mod record;
+mod resizing;
 mod serving;
 mod superblock;
 mod via;
 
 use record::{Record, Records};
+pub use resizing::ask as resize;
 
 /// Set for the process that serves.
 const SERVING: &str = "DORMOUSE_ATTACH_SERVING";

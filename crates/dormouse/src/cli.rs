@@ -157,7 +157,7 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Give a volume that is written nowhere now another size
+    /// Give a volume another size, also while it is attached here for writing
     Resize {
         /// The volume
         volume: String,

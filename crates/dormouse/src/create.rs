@@ -15,7 +15,7 @@ use crate::exit::{Class, Failure, fail};
 use crate::home::{Anchor, Home};
 use crate::report::Report;
 use crate::writing::{How, Writing};
-use crate::{kit, text, volume_name};
+use crate::{attach, kit, text, volume_name};
 
 /// The zstd level; nothing is sealed here.
 const LEVEL: i32 = 1;
@@ -60,10 +60,18 @@ pub fn create(home: &Home, name: &str, size: u64, json: bool) -> Result<()> {
     report.said()
 }
 
-/// `dormouse resize`, for a volume that is not attached: another size, in a new point.
+/// `dormouse resize`: another size, in a new point; by the process that serves the volume, if it
+/// is attached.
 pub fn resize(home: &Home, name: &str, size: u64, shrink: bool, json: bool) -> Result<()> {
     let mut report = Report::new(json, false);
     let size = checked_size(size)?;
+    if let Some(old) = attach::resize(name, size, shrink)? {
+        report.event(json!({
+            "event": "done", "volume": name, "old_size": old, "size": size, "attached": true,
+        }));
+        report.line(&format!("'{name}' has {} now, {} before", text::size(size), text::size(old)));
+        return report.said();
+    }
     let _lock = home.lock_named(&format!("volume-{name}"))?;
     let account = home.account()?;
     let how = How { level: LEVEL, takeover: false, new: false };

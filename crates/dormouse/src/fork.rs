@@ -29,6 +29,18 @@ use crate::{text, volume_name};
 /// Runs the command.
 pub fn run(home: &Home, what: &VolumeAt, name: &str, fuzzy: bool, json: bool) -> Result<()> {
     let mut report = Report::new(json, false);
+    make(home, what, name, fuzzy, &mut report)?;
+    report.said()
+}
+
+/// Makes a fork.
+pub fn make(
+    home: &Home,
+    what: &VolumeAt,
+    name: &str,
+    fuzzy: bool,
+    report: &mut Report,
+) -> Result<()> {
     volume_name::check(name)?;
     let _lock = home.lock_named(&format!("volume-{name}"))?;
     let account = home.account()?;
@@ -59,7 +71,25 @@ pub fn run(home: &Home, what: &VolumeAt, name: &str, fuzzy: bool, json: bool) ->
         "'{name}' begins as '{}' at point {} of {at} ({grade}, {size})",
         of.name, p.seq
     ));
-    report.said()
+    Ok(())
+}
+
+/// Whether the fork was made before, with a point of its own: of this volume, or an error.
+pub fn is_there(home: &Home, what: &VolumeAt, name: &str) -> Result<bool> {
+    let account = home.account()?;
+    let session = Session::open(home, &account, None, Span::Seen)?;
+    let Some(there) = session.find(name) else { return Ok(false) };
+    let of = session.volume(&what.volume)?.volume.id;
+    match there.volume.origin {
+        Some(origin) if origin.volume == of => Ok(there.head.is_some()),
+        _ => Err(taken(name)),
+    }
+}
+
+fn taken(name: &str) -> anyhow::Error {
+    Failure::new(Class::InUse, format!("volume '{name}' is there already"))
+        .hint("`dormouse volumes` lists all; choose another name")
+        .into()
 }
 
 /// The fork's record; one that was made, and got no point yet, is taken up again.
@@ -84,9 +114,7 @@ fn the_fork(
         Some(there) if there.head.is_none() && there.volume.origin == Some(origin) => {
             Ok((there.volume.clone(), false))
         }
-        Some(_) => Err(Failure::new(Class::InUse, format!("volume '{name}' is there already"))
-            .hint("`dormouse volumes` lists all; choose another name")
-            .into()),
+        Some(_) => Err(taken(name)),
     }
 }
 

@@ -5,6 +5,7 @@ mod common;
 
 use std::cell::RefCell;
 use std::fs::File;
+use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -447,7 +448,30 @@ fn a_volume_is_a_disk_that_is_written() {
         stand.run(&["restore", &what, image, "--force"]).ok();
         checked("e2fsck", &["-fn", image]);
     }
+    // Another size, in use and not.
+    let disk = attach(&[]);
+    stand.run(&["resize", "drive", "56MiB"]).ok();
+    let size = |disk: &Attached| File::open(disk.device()).unwrap().seek(SeekFrom::End(0)).unwrap();
+    assert_eq!(size(&disk), 56 << 20);
+    stand.run(&["resize", "drive", "40MiB"]).fails(2, &["is less", "--shrink"]);
+    assert_eq!(stand.list()[0]["size"], 56 << 20);
+    stand.run(&["detach", "drive"]).ok();
+    drop(disk);
     stand.run(&["resize", "drive", "64MiB"]).ok();
+    // A fork of the last sync, made and written in one go; and again.
+    let what = format!("drive@{synced}");
+    for _ in 0..2 {
+        let args = ["attach", &what, "--fork", "trial", "--via", "fuse", "--json"];
+        let said = stand.run(&args).ok();
+        let disk = Attached { stand: &stand, record: said.json(), notes: said.err };
+        assert_eq!((size(&disk), disk.record["written"].as_bool()), (48 << 20, Some(true)));
+        let device = common::program::text(&disk.device()).to_owned();
+        checked("e2fsck", &["-fn", &device]);
+        checked("tune2fs", &["-L", "trial", &device]);
+        stand.run(&["detach", "trial"]).ok();
+    }
+    stand.run(&["restore", "trial", stand.place.path("t").to_str().unwrap()]).ok();
+    checked("e2fsck", &["-fn", stand.place.path("t").to_str().unwrap()]);
     let args = ["attach", "drive@1", "--via", "fuse", "--write"];
     stand.run(&args).fails(2, &["in the past", "fork"]);
 }

@@ -128,6 +128,22 @@ impl Records {
         files::remove(&self.path(device, "json"))
     }
 
+    /// What is wished of a device's process, or its answer.
+    pub fn wish(&self, device: &Path) -> Result<Option<String>> {
+        let bytes = files::read_opt(&self.path(device, "resize"))?;
+        Ok(bytes.and_then(|bytes| String::from_utf8(bytes).ok()))
+    }
+
+    /// Writes a wish, or an answer.
+    pub fn write_wish(&self, device: &Path, text: &str) -> Result<()> {
+        files::replace(&self.path(device, "resize"), text.as_bytes(), 0o600)
+    }
+
+    /// Removes a wish that was answered.
+    pub fn remove_wish(&self, device: &Path) -> Result<()> {
+        files::remove(&self.path(device, "resize"))
+    }
+
     /// Where the process of a device logs to.
     pub fn log(&self, device: &Path) -> PathBuf {
         self.path(device, "log")

@@ -13,18 +13,19 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use dormouse_device::BlockDevice;
 use dormouse_device::kernel::{Front, Options, Via};
 use dormouse_format::point::Grade;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 use super::mount::{self, About};
 use super::record::{Record, Records, started};
-use super::{clash, holders, process, superblock, via};
+use super::{clash, holders, process, resizing, superblock, via};
 use crate::cli::attach::AttachArgs;
 use crate::daemon::notify::Notify;
 use crate::disk::{self, Opened};
 use crate::exit::{Class, fail, text_of};
 use crate::export;
 use crate::files::Lock;
+use crate::fork;
 use crate::home::Home;
 use crate::log::Log;
 use crate::netdisk::{self, NetDisk};
@@ -39,6 +40,8 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 enum Event {
     /// A signal.
     Stop,
+    /// Somebody wishes for another size.
+    Resize,
     /// Nobody waits for the disk any more that has not been told of.
     Orphaned,
     /// The kernel has given the disk up.
@@ -73,7 +76,7 @@ pub fn run(home: &Home, args: &AttachArgs, caller: bool) -> Result<()> {
     let log = Log::system();
     if matches!(ready, Ok(true)) {
         missing.iter().for_each(|line| log.line(line));
-        serving.until_stopped(&events);
+        serving.until_stopped(&events, &log);
     }
     let ended = serving.end(&log);
     ready.map(drop).and(ended)
@@ -82,10 +85,11 @@ pub fn run(home: &Home, args: &AttachArgs, caller: bool) -> Result<()> {
 /// SIGTERM and the like end it.
 fn signals(tell: Sender<Event>) -> Result<()> {
     let cannot = "cannot listen for signals";
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context(cannot)?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1]).context(cannot)?;
     let forward = move || {
-        for _ in signals.forever() {
-            if tell.send(Event::Stop).is_err() {
+        for signal in signals.forever() {
+            let event = if signal == SIGUSR1 { Event::Resize } else { Event::Stop };
+            if tell.send(event).is_err() {
                 return;
             }
         }
@@ -110,10 +114,17 @@ impl Serving {
     fn start(home: &Home, args: &AttachArgs, records: Records) -> Result<Self> {
         let old = resumable(args, &records)?;
         let mut what: VolumeAt = args.what.parse()?;
+        if let Some(name) = &args.fork {
+            if old.is_none() && !fork::is_there(home, &what, name)? {
+                // The caller waits for another line on standard output.
+                fork::make(home, &what, name, args.fuzzy, &mut Report::new(false, true))?;
+            }
+            what = VolumeAt { volume: name.clone(), when: When(None) };
+        }
         let via = match &old {
             Some((old, via)) => {
                 note!("{}: going on with it", old.device.display());
-                if !args.writing.write {
+                if !args.is_written() {
                     what.when = When(Some(old.point.to_string()));
                 }
                 *via
@@ -122,7 +133,7 @@ impl Serving {
         };
         let options = args.to_options(home)?;
         let mut report = Report::new(false, false);
-        let (opened, written) = match args.writing.to_options(&options)? {
+        let (opened, written) = match args.written(&options)? {
             Some(writing) => {
                 let (disk, opened) = netdisk::open(home, &what, writing, &options, &mut report)?;
                 (opened, Some(Arc::new(disk)))
@@ -204,7 +215,7 @@ impl Serving {
         };
         let dir = directory(dir)?;
         let (device, number, frozen) = (self.front.path(), args.partition, self.frozen);
-        let writable = args.overlay.is_some() || args.writing.write;
+        let writable = args.overlay.is_some() || args.is_written();
         let (to, done) = (dir.clone(), tell.clone());
         // In a thread: it reads, and the server may be away.
         std::thread::Builder::new().name("mount".into()).spawn(move || {
@@ -214,7 +225,13 @@ impl Serving {
                 .and_then(|device| mount::mount(&device, &to, &own, about));
             let _ = done.send(Event::Mounted(mounted));
         })?;
-        match events.recv() {
+        let event = loop {
+            match events.recv() {
+                Ok(Event::Resize) => {}
+                event => break event,
+            }
+        };
+        match event {
             Ok(Event::Mounted(notes)) => {
                 self.record.mount = Some(dir);
                 notes?.iter().for_each(|line| note!("{line}"));
@@ -252,16 +269,31 @@ impl Serving {
         Ok(())
     }
 
-    fn until_stopped(&mut self, events: &Receiver<Event>) {
+    fn until_stopped(&mut self, events: &Receiver<Event>, log: &Log) {
         let text = format!("{} is {}", self.record.device.display(), self.record.label);
         self.notify.status(&text);
         loop {
             match events.recv() {
+                Ok(Event::Resize) => {
+                    if let Err(error) = self.resize() {
+                        log.line(&text_of(&error));
+                    }
+                }
                 // Who was told is not waited for any more.
                 Ok(Event::Orphaned | Event::Mounted(_)) => {}
                 Ok(Event::Stop | Event::Ended) | Err(_) => return,
             }
         }
+    }
+
+    fn resize(&mut self) -> Result<()> {
+        let disk = self.written.as_deref();
+        let device = &self.record.device;
+        if let Some(size) = resizing::answer(&self.records, device, disk, &*self.front)? {
+            self.record.size = size;
+            self.save()?;
+        }
+        Ok(())
     }
 
     /// Takes everything back.
@@ -304,7 +336,7 @@ pub fn is_mounted(device: &Path, dir: &Path) -> bool {
 /// still has.
 fn resumable(args: &AttachArgs, records: &Records) -> Result<Option<(Record, Via)>> {
     let same = |old: &Record| {
-        old.what == args.what && old.overlay == args.overlay && old.written == args.writing.write
+        old.what == args.what && old.overlay == args.overlay && old.written == args.is_written()
     };
     let all = records.all()?.into_iter().filter(same);
     let via = args.via.map(Via::from);
@@ -333,7 +365,7 @@ fn record(
         size: opened.size,
         mount,
         overlay: args.overlay.clone(),
-        written: args.writing.write,
+        written: args.is_written(),
         pid,
         started: started(pid).unwrap_or(0),
         failed: None,

@@ -12,6 +12,7 @@ use crate::disk::DiskOptions;
 use crate::exit::{Class, fail};
 use crate::files::{self, Lock};
 use crate::home::Home;
+use crate::netdisk;
 use crate::when;
 
 /// Of `attach`.
@@ -44,6 +45,11 @@ pub struct AttachArgs {
     /// The history must hold the point with this hash, whatever this machine knows of it
     #[arg(long, value_name = "HASH")]
     pub expect_head: Option<String>,
+    /// Make a fork of this name there, and write that: a volume with a history of its own
+    ///
+    /// If the fork is there already, it goes on being written.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["write", "overlay", "expect_head"])]
+    pub fork: Option<String>,
     /// Writing the volume itself.
     #[command(flatten)]
     pub writing: WriteArgs,
@@ -73,6 +79,17 @@ pub struct AttachArgs {
 const CACHES: usize = 64;
 
 impl AttachArgs {
+    /// Whether a volume itself is written.
+    pub const fn is_written(&self) -> bool {
+        self.writing.write || self.fork.is_some()
+    }
+
+    /// How it is written, if it is.
+    pub fn written(&self, reading: &DiskOptions) -> Result<Option<netdisk::Options>> {
+        let write = self.is_written();
+        WriteArgs { write, ..self.writing.clone() }.to_options(reading)
+    }
+
     /// How the disk is opened.
     pub fn to_options(&self, home: &Home) -> Result<DiskOptions> {
         let size = quantity::size(&self.cache_size)?.get();

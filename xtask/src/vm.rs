@@ -77,9 +77,6 @@ const SCENES: &[Scene] = &[
     },
 ];
 
-/// The scene that needs two machines, one after the other.
-const POWER: &str = "power";
-
 /// Programs of this project that go into every machine.
 const PROGRAMS: &[(&str, &str)] = &[
     ("target/debug/dormouse", "/bin/dormouse"),
@@ -99,7 +96,7 @@ pub fn run(arguments: &[String]) -> Result<ExitCode> {
         match argument.as_str() {
             "--log" => keep_log = true,
             "--list" => return list(),
-            name if name == POWER || SCENES.iter().any(|scene| scene.name == name) => {
+            name if names_of_all().any(|known| known == name) => {
                 names.push(name);
             }
             other => bail!("there is no scene {other}: cargo xtask vm --list"),
@@ -120,19 +117,25 @@ pub fn run(arguments: &[String]) -> Result<ExitCode> {
             play(scene, &kernel, &place, log)
         }));
     }
-    if wanted(POWER) {
-        failed += usize::from(!told(POWER, power::WHAT, keep_log, |log| {
-            power::play(&kernel, &place, log)
+    for scene in power::SCENES.iter().filter(|scene| wanted(scene.name)) {
+        failed += usize::from(!told(scene.name, scene.what, keep_log, |log| {
+            power::play(scene, &kernel, &place, log)
         }));
     }
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn names_of_all() -> impl Iterator<Item = &'static str> {
+    SCENES.iter().map(|scene| scene.name).chain(power::SCENES.iter().map(|scene| scene.name))
 }
 
 fn list() -> Result<ExitCode> {
     for scene in SCENES {
         println!("{:<12} {}", scene.name, scene.what);
     }
-    println!("{POWER:<12} {}", power::WHAT);
+    for scene in power::SCENES {
+        println!("{:<12} {}", scene.name, scene.what);
+    }
     Ok(ExitCode::SUCCESS)
 }
 

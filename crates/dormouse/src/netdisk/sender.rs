@@ -14,15 +14,15 @@ use dormouse_format::limits::{BLOCK_SIZE, DELTAS_BYTES_MAX, LEAF_BLOCKS};
 use dormouse_format::point::{Grade, SignedPoint};
 use dormouse_format::vault::Volume;
 use dormouse_sync::copy::Mode;
-use dormouse_sync::leaf::{Claim, LeafData, LeafSet, Unread};
+use dormouse_sync::leaf::{Claim, LeafData, LeafSet};
 use dormouse_sync::live::{Again, Away, DELTAS_SMALL};
 
 use super::{Below, Kept, Options, base_of, log_dir};
 use crate::engine::Leaves;
 use crate::exit::away_of;
 use crate::home::{Account, Anchor, Home};
+use crate::leaves::{Runs, read_runs};
 use crate::out::note;
-use crate::source::ALIGN;
 use crate::writing::{How, Writing};
 
 /// Between two tries to reach the server: at first, and at most.
@@ -388,10 +388,10 @@ struct CutLeaves<'a> {
 }
 
 impl Leaves for CutLeaves<'_> {
-    fn read_leaf(&self, index: u64, mut claim: Claim) -> Result<LeafData> {
+    fn read_leaf(&self, index: u64, claim: Claim) -> Result<LeafData> {
         let base = index * LEAF_BLOCKS;
         let end = (base + LEAF_BLOCKS).min(self.cut.size.div_ceil(BLOCK_SIZE as u64));
-        let mut runs: Vec<(u16, u16)> = Vec::new();
+        let mut runs = Runs::new();
         self.cut.held(base, end, &mut |from, to| {
             let (first, count) = ((from - base) as u16, (to - from) as u16);
             match runs.last_mut() {
@@ -399,18 +399,11 @@ impl Leaves for CutLeaves<'_> {
                 _ => runs.push((first, count)),
             }
         });
-        let total = runs.iter().map(|(_, n)| usize::from(*n)).sum::<usize>() * BLOCK_SIZE;
-        let half = LEAF_BLOCKS as usize * BLOCK_SIZE / 2;
-        let mut bytes = if total > half { claim.buffer() } else { vec![0; total + ALIGN] };
-        let mut filled = 0;
-        for (first, count) in &runs {
-            let out = &mut bytes[filled..filled + usize::from(*count) * BLOCK_SIZE];
-            let block = base + u64::from(*first);
+        read_runs(claim, runs, |run, out| {
+            let block = base + u64::from(run.0);
             self.cut.read(block, out)?;
             self.below.offer(block, out);
-            filled += out.len();
-        }
-        claim.shrink(filled as u64);
-        Ok(LeafData { runs, bytes, skip: 0, unread: Unread::default(), claim })
+            Ok(vec![run])
+        })
     }
 }

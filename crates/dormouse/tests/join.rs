@@ -11,6 +11,7 @@ use dormouse::exit::Class;
 use dormouse::invite::Invite;
 use dormouse::join;
 use dormouse::kit::{self, Kit};
+use dormouse::store_dir::StoreDir;
 use dormouse::text::now_ns;
 use dormouse::writer_file;
 
@@ -165,9 +166,12 @@ fn a_directory_is_joined_without_a_server() {
     let joined = join::join(&home, store.to_str().unwrap(), None, Some("me")).unwrap();
     assert_eq!(joined.client, "me");
     let account = home.account().unwrap();
-    let link = connect(&account).unwrap();
-    assert_fails(connect(&account), Class::InUse, "in use");
-    drop(link);
+    // One process may have several links to it, and keeps others out while it has one.
+    let links = [connect(&account).unwrap(), connect(&account).unwrap()];
+    let lock = || StoreDir::open(&store).unwrap().lock();
+    assert_fails(lock().map(|_| ()), Class::InUse, "in use");
+    drop(links);
+    drop(lock().unwrap());
     drop(connect(&account).unwrap());
     std::fs::rename(&store, world.path("moved")).unwrap();
     assert_fails(connect(&account), Class::NotFound, "no store");

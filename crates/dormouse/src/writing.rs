@@ -76,21 +76,11 @@ impl Writing {
                     .into());
             }
             (true, true) => {
-                let body = account.signing.sign_body(&volume);
-                match ask(&link, Message::CreateVolume { body })? {
-                    Message::Done => {}
-                    _ => return unexpected("the creation of a volume"),
-                }
+                create_volume(&link, account, &volume)?;
             }
             (false, false) => {}
         }
-        let open = Message::OpenWrite { volume: volume.id, takeover: how.takeover };
-        let Message::Opened { generation, head: found, .. } = ask(&link, open)? else {
-            return unexpected("the opening of a volume");
-        };
-        if found.map(|h| h.signed) != head.map(|h| h.signed) {
-            return Err(dormouse_sync::Error::Moved.into());
-        }
+        let generation = open_write(&link, &volume, head.as_ref(), how.takeover)?;
         let sealing = mirror::sealing(account, volume.tags(), how.level)?;
         mirror::put_key(&link, account, &sealing)?;
         Ok(Self { link, volume, generation, head, checkpoint, sealing })
@@ -153,21 +143,53 @@ impl Writing {
 
     /// Goes on from this point, which is durable.
     fn take_for_head(&mut self, signed: SignedPoint, receipt: TimeNs) -> Result<()> {
-        let mut stored =
-            StoredPoint { signed, receipt, top: Hash::ZERO, top_record: RecordId::ZERO };
+        let stored = as_stored(&self.link, signed, receipt)?;
         if signed.point.is_checkpoint() {
-            // The server knows where it has put the top of the map. That it is the top is
-            // checked under the signed root before it is used.
-            let (volume, from) = (signed.point.volume, signed.point.seq);
-            let question = Message::ListPoints { volume, from, limit: 1 };
-            stored = match ask(&self.link, question)? {
-                Message::Points { points } => points.into_iter().find(|p| p.signed == signed),
-                _ => None,
-            }
-            .with_context(|| format!("the server does not show point {from}, just made"))?;
             self.checkpoint = Some(stored);
         }
         self.head = Some(stored);
         Ok(())
     }
+}
+
+/// Makes a volume on the server, durably.
+pub(crate) fn create_volume(link: &Link, account: &Account, volume: &Volume) -> Result<()> {
+    let body = account.signing.sign_body(volume);
+    match ask(link, Message::CreateVolume { body })? {
+        Message::Done => Ok(()),
+        _ => unexpected("the creation of a volume"),
+    }
+}
+
+/// Takes the right to write a volume whose head was proved; the generation.
+pub(crate) fn open_write(
+    link: &Link,
+    volume: &Volume,
+    head: Option<&StoredPoint>,
+    takeover: bool,
+) -> Result<u64> {
+    let open = Message::OpenWrite { volume: volume.id, takeover };
+    let Message::Opened { generation, head: found, .. } = ask(link, open)? else {
+        return unexpected("the opening of a volume");
+    };
+    if found.map(|h| h.signed) != head.map(|h| h.signed) {
+        return Err(dormouse_sync::Error::Moved.into());
+    }
+    Ok(generation)
+}
+
+/// A point that was just made, as the server has it.
+pub(crate) fn as_stored(link: &Link, signed: SignedPoint, receipt: TimeNs) -> Result<StoredPoint> {
+    if !signed.point.is_checkpoint() {
+        let (top, top_record) = (Hash::ZERO, RecordId::ZERO);
+        return Ok(StoredPoint { signed, receipt, top, top_record });
+    }
+    // The server knows where it has put the top of the map. That it is the top is checked under
+    // the signed root before it is used.
+    let (volume, from) = (signed.point.volume, signed.point.seq);
+    match ask(link, Message::ListPoints { volume, from, limit: 1 })? {
+        Message::Points { points } => points.into_iter().find(|p| p.signed == signed),
+        _ => None,
+    }
+    .with_context(|| format!("the server does not show point {from}, just made"))
 }

@@ -17,6 +17,7 @@ use crate::link::Link;
 use crate::mirror::{self, Found};
 use crate::pace::Pace;
 use crate::remote::{Session, Span};
+use crate::writing;
 
 /// Points that are looked through for the newest consistent one.
 const LOOK_BACK: u64 = 200;
@@ -46,19 +47,9 @@ pub(super) fn open(
         mirror::find(&mut session, account, &config.volume)?;
     let link = session.link;
     if new {
-        let body = account.signing.sign_body(&volume);
-        match ask(&link, Message::CreateVolume { body })? {
-            Message::Done => {}
-            _ => return unexpected("the creation of a volume"),
-        }
+        writing::create_volume(&link, account, &volume)?;
     }
-    let open = Message::OpenWrite { volume: volume.id, takeover };
-    let Message::Opened { generation, head: found, .. } = ask(&link, open)? else {
-        return unexpected("the opening of a volume");
-    };
-    if found.map(|h| h.signed) != head.map(|h| h.signed) {
-        return Err(dormouse_sync::Error::Moved.into());
-    }
+    let generation = writing::open_write(&link, &volume, head.as_ref(), takeover)?;
     let consistent = newest_consistent(&link, &volume, head.as_ref())?;
     let mut sealing = mirror::sealing(account, volume.tags(), config.level)?;
     sealing.pace = pace;

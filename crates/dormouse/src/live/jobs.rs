@@ -12,10 +12,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use dormouse_format::TimeNs;
 use dormouse_format::limits::BLOCK_SIZE;
-use dormouse_format::message::Message;
-use dormouse_format::point::{Grade, SignedPoint, StoredPoint};
-use dormouse_format::{Hash, RecordId, TimeNs};
+use dormouse_format::point::{Grade, SignedPoint};
 use dormouse_sync::checkpoint::{self, Checkpoint};
 use dormouse_sync::copy::{self, Copy, Outcome, Progress};
 use dormouse_sync::history::hash_of;
@@ -35,7 +34,7 @@ use crate::engine::{self, Leaves};
 use crate::exit::away_of;
 use crate::home::{Account, Anchor, Home};
 use crate::pace::Pace;
-use crate::{connect, text};
+use crate::{connect, text, writing};
 
 /// Bytes of leaves in flight: enough for a link of 80 MB/s and 100 ms.
 const WINDOW: u64 = 8 << 20;
@@ -249,18 +248,8 @@ impl Worker {
     fn take_for_head(&mut self, signed: SignedPoint, receipt: TimeNs) -> Result<()> {
         self.newest = Some(signed);
         let session = self.session.as_mut().context("there is no link")?;
-        let mut stored =
-            StoredPoint { signed, receipt, top: Hash::ZERO, top_record: RecordId::ZERO };
+        let stored = writing::as_stored(&session.link, signed, receipt)?;
         if signed.point.is_checkpoint() {
-            // The server knows where it has put the top of the map. That it is the top is
-            // checked under the signed root before it is used.
-            let (volume, from) = (signed.point.volume, signed.point.seq);
-            let question = Message::ListPoints { volume, from, limit: 1 };
-            stored = match connect::ask(&session.link, question)? {
-                Message::Points { points } => points.into_iter().find(|p| p.signed == signed),
-                _ => None,
-            }
-            .with_context(|| format!("the server does not show point {from}, just made"))?;
             session.checkpoint = Some(stored);
         }
         session.head = Some(stored);

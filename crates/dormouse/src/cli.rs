@@ -2,6 +2,7 @@
 
 pub mod attach;
 pub mod export;
+pub mod host;
 pub mod write;
 
 use std::path::PathBuf;
@@ -50,6 +51,9 @@ pub enum Command {
         /// How clients reach this server; kept in server.toml
         #[arg(long, value_name = "HOST:PORT")]
         url: Option<String>,
+        /// Do not run where a layer of the jail does not hold; `dormouse doctor` shows them
+        #[arg(long)]
+        require_jail: bool,
     },
     /// Invite a client to a store; works while the server runs
     Invite {
@@ -231,6 +235,13 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Say what confines a server on this machine, and what is wrong with a store
+    Doctor(host::DoctorArgs),
+    /// Tries what a server in its jail must not; started by `doctor`
+    #[command(hide = true)]
+    JailProbe(host::JailProbeArgs),
+    /// Make anew what can be made anew: the index, the manifest and header of a store
+    Rebuild(host::RebuildArgs),
     /// Say where the server, or the directory, is now; its key stays the same
     Retarget {
         /// HOST:PORT, dormouse://HOST:PORT, or a directory

@@ -18,8 +18,8 @@ use crate::out::{self, note, say};
 use crate::store_dir::StoreDir;
 use crate::text::{hex, now_ns, time_local};
 use crate::{
-    access, attach, create, daemon, demo, export, fork, list, mirror, patience, restore, scrub,
-    serve, when, writer_file,
+    access, attach, create, daemon, demo, doctor, export, fork, jail, list, mirror, patience,
+    rebuild, restore, scrub, serve, when, writer_file,
 };
 
 /// Runs one command.
@@ -27,9 +27,12 @@ pub fn run(cli: Cli) -> Result<()> {
     patience::choose(Duration::from_nanos(when::duration_ns(&cli.patience)?));
     let home = || Home::locate(cli.home.clone());
     match cli.command {
-        Command::Serve { store, listen, url } => {
-            serve::run(&store, listen.as_deref(), url.as_deref())
-        }
+        Command::Serve { store, listen, url, require_jail } => serve::run(&serve::Orders {
+            store: &store,
+            listen: listen.as_deref(),
+            url: url.as_deref(),
+            require_jail,
+        }),
         Command::Invite { store, client, url, expires } => {
             invite(&store, &client, url.as_deref(), &expires)
         }
@@ -77,6 +80,9 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Verify { what, fuzzy, expect_head, json } => {
             verify(&home()?, &what, fuzzy, expect_head, json)
         }
+        Command::Doctor(args) => doctor::run(args.store.as_deref(), args.json),
+        Command::JailProbe(args) => jail::probe::run(&args.dir, &args.without),
+        Command::Rebuild(args) => rebuild::run(&args.store, args.new_key),
         Command::Scrub { store, accept_state, json } => scrub::run(&store, accept_state, json),
         Command::Daemon { config } => {
             daemon::run(home()?, Mirrors::File(daemon::file_or_default(config.as_deref())))

@@ -137,6 +137,23 @@ impl Drop for Lock {
 }
 
 impl Lock {
+    /// Whether another holds the lock. It is shared for a moment, to see.
+    pub fn is_held(path: &Path) -> Result<bool> {
+        let held = || -> io::Result<bool> {
+            let file = match File::open(path) {
+                Ok(file) => file,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+                Err(e) => return Err(e),
+            };
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
+                Ok(()) => Ok(false),
+                Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+                Err(e) => Err(e.into()),
+            }
+        };
+        held().with_context(|| format!("cannot look at the lock {}", path.display()))
+    }
+
     /// Takes the lock; `Err` with the owner's process id if another holds it.
     pub fn take(path: &Path) -> Result<Result<Self, String>> {
         let what = || format!("cannot lock {}", path.display());
@@ -186,7 +203,9 @@ mod tests {
         let held = Lock::take(&lock).unwrap().unwrap();
         let owner = Lock::take(&lock).unwrap().unwrap_err();
         assert_eq!(owner, std::process::id().to_string());
+        assert!(Lock::is_held(&lock).unwrap());
         drop(held);
+        assert!(!Lock::is_held(&lock).unwrap() && !Lock::is_held(&path).unwrap());
         assert!(Lock::take(&lock).unwrap().is_ok());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file stays");
     }

@@ -1,13 +1,15 @@
 //! The server: accepts connections and runs a session on each.
 //!
-//! Owns: the listening socket, the threads, the limits before authentication, and
-//! the graceful stop. Invariant: an unauthenticated peer costs one thread, one small
+//! Owns: the listening socket, the threads, the limits before authentication, the way into the
+//! jail, and the graceful stop. Invariant: an unauthenticated peer costs one thread, one small
 //! buffer and twenty seconds at most, and their number is bounded; while their places are
 //! all taken, newcomers wait in the system's queue and get one in turn. Leaves to others:
-//! who gets a place ([`strangers`]), what a session may (`dormouse_sync::server`), and
+//! who gets a place ([`strangers`]), how it is listened to ([`introduction`]), what a session may (`dormouse_sync::server`), and
 //! who may ([`crate::access`]).
 
 mod connection;
+mod door;
+mod introduction;
 mod limits;
 mod strangers;
 mod tally;
@@ -26,13 +28,15 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::access::Access;
 use crate::daemon::notify::Notify;
-use crate::exit::{Class, Failure, text_of};
+use crate::exit::{Class, Failure, fail, text_of};
 use crate::files::Lock;
-use crate::log::Log;
+use crate::jail::{self, Plan};
+use crate::log::{Entry, Level, Log};
 use crate::out;
 use crate::store_dir::StoreDir;
 use crate::text::hex;
 use crate::tls::ServerTls;
+use introduction::Guest;
 use limits::Limits;
 use strangers::{Group, Strangers, Verdict};
 use tally::Tally;
@@ -72,6 +76,8 @@ pub(crate) struct Shared {
     /// Never carries anything: it is closed when the server stops.
     stopping: Receiver<()>,
     table: Mutex<Table>,
+    /// Threads that listen to strangers give up all but their socket.
+    confine: bool,
 }
 
 #[derive(Debug)]
@@ -154,13 +160,24 @@ impl Server {
 
     /// With a given TLS side: for tests of a version mismatch.
     pub fn start_with(store: StoreDir, listen: &str, log: Log, tls: ServerTls) -> Result<Self> {
+        Self::start_in(store, || door::listen(listen), log, tls, || Ok(()))
+    }
+
+    /// The same; `enter` is called when all is opened that will be, and no thread runs yet.
+    fn start_in(
+        store: StoreDir,
+        open: impl FnOnce() -> Result<TcpListener>,
+        log: Log,
+        tls: ServerTls,
+        enter: impl FnOnce() -> Result<()>,
+    ) -> Result<Self> {
         let lock = store.lock()?;
         let fingerprint = store.fingerprint()?;
         // Clients whose files hold are served; the others are told of here, once.
         for fault in store.state().check()? {
             log.line(&text_of(&Failure::from(fault).into()));
         }
-        let listener = TcpListener::bind(listen).map_err(|e| listen_failure(listen, &e))?;
+        let listener = open()?;
         listener.set_nonblocking(true)?;
         // The library's own queue is short: a few strangers would keep all others out.
         rustix::net::listen(&listener, BACKLOG)?;
@@ -176,14 +193,23 @@ impl Server {
             clients: HashMap::new(),
         });
         let tally = Tally::new(log.clone());
-        let shared = Arc::new(Shared { access, tls, log, tally, limits, stopping, table });
         let (wake, woken) = UnixStream::pair()?;
-        let thread = {
+        enter()?;
+        let confined = introduction::can_confine();
+        if let Err(why) = &confined {
+            log.line(&format!("strangers are listened to by threads that may do anything: {why}"));
+        }
+        let confine = confined.is_ok();
+        let shared = Arc::new(Shared { access, tls, log, tally, limits, stopping, table, confine });
+        let (hall, guests) = crossbeam_channel::unbounded();
+        let start = |name: &str, run: Box<dyn FnOnce(&Arc<Shared>) + Send>| {
             let shared = shared.clone();
-            std::thread::Builder::new()
-                .name("accept".into())
-                .spawn(move || accept_loop(&shared, &listener, &woken))?
+            std::thread::Builder::new().name(name.into()).spawn(move || run(&shared))
         };
+        let usher = start("usher", Box::new(move |s| introduction::usher(s, &guests)))?;
+        shared.table().threads.push(usher);
+        let run = move |s: &Arc<Shared>| accept_loop(s, &listener, &woken, &hall);
+        let thread = start("accept", Box::new(run))?;
         Ok(Self {
             shared,
             address,
@@ -245,20 +271,12 @@ impl Drop for Server {
     }
 }
 
-fn listen_failure(listen: &str, error: &io::Error) -> Failure {
-    let (class, hint) = match error.kind() {
-        io::ErrorKind::AddrInUse => {
-            (Class::InUse, "end what listens there, or name another port with --listen")
-        }
-        io::ErrorKind::PermissionDenied => {
-            (Class::NotAuthorised, "ports below 1024 need root; 7447 does not")
-        }
-        _ => (Class::Usage, "--listen wants ADDRESS:PORT of this machine, such as 0.0.0.0:7447"),
-    };
-    Failure::new(class, format!("cannot listen on {listen}: {error}")).hint(hint)
-}
-
-fn accept_loop(shared: &Arc<Shared>, listener: &TcpListener, woken: &UnixStream) {
+fn accept_loop(
+    shared: &Arc<Shared>,
+    listener: &TcpListener,
+    woken: &UnixStream,
+    hall: &Sender<Guest>,
+) {
     let mut parked = Parked::default();
     loop {
         parked.close(Instant::now());
@@ -273,7 +291,7 @@ fn accept_loop(shared: &Arc<Shared>, listener: &TcpListener, woken: &UnixStream)
             Ok((socket, from)) => {
                 let Ok(verdict) = place(shared, from, woken) else { return };
                 match verdict {
-                    Place::Free(table) => admit(shared, table, socket, from),
+                    Place::Free(table) => admit(shared, table, socket, from, hall),
                     Place::None(why) => {
                         shared.tally.line(|| format!("{from}: {why}"));
                         parked.add(socket, shared.limits.strangers);
@@ -363,6 +381,7 @@ fn admit(
     mut table: MutexGuard<'_, Table>,
     socket: TcpStream,
     from: SocketAddr,
+    hall: &Sender<Guest>,
 ) {
     if socket.set_nonblocking(false).is_err() {
         return;
@@ -376,11 +395,11 @@ fn admit(
     drop(table);
     let seat = Seat { shared: shared.clone(), id, client: None };
     let thread = {
-        let shared = shared.clone();
+        let (shared, hall) = (shared.clone(), hall.clone());
         std::thread::Builder::new()
-            .name("connection".into())
+            .name("stranger".into())
             .stack_size(STACK)
-            .spawn(move || connection::run(&shared, &socket, from, seat))
+            .spawn(move || introduction::meet(&shared, socket, from, seat, &hall))
     };
     match thread {
         Ok(thread) => shared.table().threads.push(thread),
@@ -388,26 +407,45 @@ fn admit(
     }
 }
 
+/// Of `dormouse serve`.
+#[derive(Debug, Clone, Copy)]
+pub struct Orders<'a> {
+    /// The store's directory.
+    pub store: &'a std::path::Path,
+    /// Where to listen.
+    pub listen: Option<&'a str>,
+    /// How clients reach the server.
+    pub url: Option<&'a str>,
+    /// Whether to refuse to run where a layer of the jail does not hold.
+    pub require_jail: bool,
+}
+
 /// `dormouse serve`: until SIGTERM or SIGINT.
-pub fn run(store: &std::path::Path, listen: Option<&str>, url: Option<&str>) -> Result<()> {
-    let store = StoreDir::open_or_create(store)?;
+pub fn run(orders: &Orders<'_>) -> Result<()> {
+    let store = StoreDir::open_or_create(orders.store)?;
     let config = store.config()?;
     limits::raise_files();
-    if let Some(url) = url {
+    if let Some(url) = orders.url {
         store.save_url(url)?;
     }
-    let listen = listen.or(config.listen.as_deref()).unwrap_or("127.0.0.1:7447").to_owned();
+    let listen = orders.listen.or(config.listen.as_deref()).unwrap_or("127.0.0.1:7447").to_owned();
     let (signal, mut signalled) = UnixStream::pair()?;
     for number in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
         signal_hook::low_level::pipe::register(number, signal.try_clone()?)
             .context("cannot listen for signals")?;
     }
-    let server = Server::start(store, &listen, Log::system())?;
+    // In the jail no socket can be made.
+    let mut notify = Notify::from_env();
+    let log = Log::system();
+    let plan = Plan::of_store(store.path())?;
+    let tls = ServerTls::new(&store.key()?)?;
+    let open = || door::handed()?.map_or_else(|| door::listen(&listen), Ok);
+    let enter = || enter_jail(&plan, orders.require_jail, &log);
+    let server = Server::start_in(store, open, log.clone(), tls, enter)?;
     // In one write: who started this may read one line and close its end.
     let said =
         format!("listening on {}\nfingerprint {}\n", server.address(), hex(server.fingerprint()));
     out::write(said.as_bytes())?;
-    let mut notify = Notify::from_env();
     notify.status(&format!("listening on {}", server.address()));
     notify.ready();
     let mut byte = [0];
@@ -419,4 +457,31 @@ pub fn run(store: &std::path::Path, listen: Option<&str>, url: Option<&str>) -> 
     notify.stopping();
     server.stop();
     Ok(())
+}
+
+/// Goes into the jail; says which layers do not hold, and fails for them if they are required.
+fn enter_jail(plan: &Plan, required: bool, log: &Log) -> Result<()> {
+    // Read from files the first time.
+    crate::text::time_local(0);
+    let mut missing = Vec::new();
+    for standing in jail::enter(plan) {
+        if let Err(why) = &standing.held {
+            let layer = standing.layer;
+            let text = format!(
+                "the jail's layer '{}' does not hold: {why}\n  {}",
+                layer.name(),
+                layer.way_out()
+            );
+            log.event(&Entry::new(Level::Warning, &text));
+            missing.push(layer.name());
+        }
+    }
+    if !required || missing.is_empty() {
+        return Ok(());
+    }
+    fail(
+        Class::Other,
+        format!("the jail is required, and {} of its layers do not hold: {}", missing.len(), missing.join(", ")),
+        "`dormouse doctor` says why, and what to do; without --require-jail the server runs all the same",
+    )
 }

@@ -144,6 +144,11 @@ impl StateFiles {
         self.path(manifest::NAME).exists()
     }
 
+    /// Whether there is no state file, but perhaps a manifest.
+    pub fn is_empty(&self) -> Result<bool> {
+        Ok(self.all_names()?.is_empty())
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.root.join(name)
     }

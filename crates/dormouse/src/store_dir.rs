@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use dormouse_crypt::{OsRandom, Random, SigningKey, hash};
+use dormouse_format::VaultId;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -16,6 +17,8 @@ use crate::exit::{Class, Failure, fail};
 use crate::files::{self, Lock};
 use crate::state_files::{Fault, Kind, StateFiles};
 use crate::text::{hex, unhex_array};
+
+mod reviving;
 
 const HEADER: &str = "dormouse-store";
 const FORMAT: &str = "dormouse store";
@@ -116,12 +119,10 @@ impl StoreDir {
         files::make_dir(path)?;
         let state = state_of(path);
         if state.read(KEY)?.is_none() {
-            let seed = Zeroizing::new(OsRandom.array::<32>());
-            state.write(KEY, &Zeroizing::new(hex(&*seed)), 0o600)?;
+            make_key(&state)?;
         }
         // Last, because it is what makes the directory a store.
-        let header = toml::to_string(&Header { format: FORMAT.into(), version: VERSION })?;
-        state.write(HEADER, &header, 0o644)
+        make_header(&state)
     }
 
     /// Goes on with the state files that hold, also where the store cannot be opened.
@@ -194,10 +195,37 @@ impl StoreDir {
         })
     }
 
+    /// Whether a process has the store for writing.
+    pub fn is_held(&self) -> Result<bool> {
+        Lock::is_held(&self.path.join("lock"))
+    }
+
+    /// The vaults that are there.
+    pub fn vaults(&self) -> Result<Vec<VaultId>> {
+        let path = self.path.join("vaults");
+        let entries = std::fs::read_dir(&path);
+        let mut all = Vec::new();
+        for entry in entries.with_context(|| format!("cannot read {}", path.display()))? {
+            all.extend(entry?.file_name().to_str().and_then(VaultId::from_hex));
+        }
+        all.sort();
+        Ok(all)
+    }
+
     /// The directory of a vault.
-    pub fn vault_path(&self, vault: &dormouse_format::VaultId) -> PathBuf {
+    pub fn vault_path(&self, vault: &VaultId) -> PathBuf {
         self.path.join("vaults").join(vault.to_string())
     }
+}
+
+fn make_key(state: &StateFiles) -> Result<()> {
+    let seed = Zeroizing::new(OsRandom.array::<32>());
+    state.write(KEY, &Zeroizing::new(hex(&*seed)), 0o600)
+}
+
+fn make_header(state: &StateFiles) -> Result<()> {
+    let header = toml::to_string(&Header { format: FORMAT.into(), version: VERSION })?;
+    state.write(HEADER, &header, 0o644)
 }
 
 fn state_of(path: &Path) -> StateFiles {

@@ -2,6 +2,8 @@
 //!
 //! Invariant: reading accepts exactly what writing makes.
 
+use std::sync::OnceLock;
+
 use dormouse_format::TimeNs;
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
@@ -89,9 +91,11 @@ pub fn now_ns() -> TimeNs {
         .map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX))
 }
 
-/// A time as RFC 3339 in the local zone, to the second.
+/// A time as RFC 3339 in the local zone, to the second. The zone is read once: a server in its
+/// jail could not read it again.
 pub fn time_local(time: TimeNs) -> String {
-    let zone = jiff::tz::TimeZone::system();
+    static ZONE: OnceLock<jiff::tz::TimeZone> = OnceLock::new();
+    let zone = ZONE.get_or_init(jiff::tz::TimeZone::system).clone();
     match jiff::Timestamp::from_nanosecond(i128::from(time)) {
         Ok(t) => t.to_zoned(zone).strftime("%Y-%m-%dT%H:%M:%S%:z").to_string(),
         Err(_) => format!("{time} ns"),

@@ -18,6 +18,7 @@ mod locks;
 mod log;
 mod map;
 pub mod memory;
+pub mod replica;
 pub mod scrub;
 mod state;
 mod vault;
@@ -28,4 +29,6 @@ pub use dormouse_format::point::{SignedPoint, StoredPoint};
 pub use error::{Error, Result};
 pub use log::RecordRef;
 pub use log::recover::TornTail;
-pub use vault::{Commit, Fault, Options, Pending, Recovery, Stats, VaultStore};
+pub use vault::{
+    Commit, Fault, Look, Options, Pending, Recovery, Stats, Unfinished, VaultStore, look,
+};

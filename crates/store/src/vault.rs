@@ -8,6 +8,7 @@
 //! Locks, in this order: a volume's `writing`; the log's (see `log::append`);
 //! `state`; a volume's `history`. None but `writing` is held through a sync.
 
+mod look;
 mod maps;
 mod open;
 mod pending;
@@ -31,6 +32,7 @@ use crate::log::RecordRef;
 use crate::log::append::{Log, Position};
 use crate::map::Cache;
 use crate::state::State;
+pub use look::{Look, Unfinished, look};
 pub use open::{Fault, Recovery};
 pub use pending::Pending;
 

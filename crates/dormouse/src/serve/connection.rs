@@ -1,53 +1,49 @@
-//! One connection of the server, from its handshake to its end.
+//! One connection of the server, from its first message to its end.
 
-use std::io::{self, BufRead, Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::select;
-use dormouse_format::limits::{FRAME_MAX, FRAME_MAX_UNAUTHENTICATED};
-use dormouse_format::message::{Deframer, Message, Refusal};
+use dormouse_format::limits::FRAME_MAX;
+use dormouse_format::message::{Message, Refusal};
 use dormouse_sync::server::{After, Session};
 use rustls::Connection;
 
+use super::introduction::Said;
 use super::limits::CLIENT_CONNECTIONS_MAX;
 use super::{Seat, Shared};
 use crate::link::{Answers, Link, LinkError};
 use crate::text::now_ns;
-use crate::tls::Fault;
 
-/// How long a handshake may take, and then the first message.
-const FIRST_WAIT: Duration = Duration::from_secs(10);
 /// How long a connection that was refused may take to read why.
 const LINGER: Duration = Duration::from_secs(2);
 
-pub(super) fn run(shared: &Shared, socket: &Arc<TcpStream>, from: SocketAddr, mut seat: Seat) {
-    match introduced(shared, socket, from, &mut seat) {
+/// The connection of somebody who has said the first message, to its end.
+pub(super) fn run(
+    shared: &Shared,
+    socket: &Arc<TcpStream>,
+    from: SocketAddr,
+    mut seat: Seat,
+    said: Said,
+) {
+    match received(shared, socket, from, &mut seat, said) {
         Ok((session, link)) => serve(shared, session, &link, from),
         Err(why) => shared.tally.line(|| format!("{from}: {why}")),
     }
 }
 
-/// The handshake and the first message.
-fn introduced(
+/// What a client says first is answered: by a session, or by a refusal.
+fn received(
     shared: &Shared,
     socket: &Arc<TcpStream>,
     from: SocketAddr,
     seat: &mut Seat,
+    said: Said,
 ) -> Result<(Session, Link), String> {
-    let shaken =
-        shared.tls.accept_telling(socket, FIRST_WAIT, || seat.greeted()).map_err(|fault| {
-            match fault {
-                Fault::WrongKey { .. } => "the client does not take this server's key".to_owned(),
-                fault => format!("handshake: {fault}"),
-            }
-        })?;
-    let mut connection = shaken.connection;
-    let mut session = Session::new(shared.access.clone(), shaken.binding);
-    let mut deframer = Deframer::new(FRAME_MAX_UNAUTHENTICATED);
-    let first = first_message(socket, &mut connection, &mut deframer)?;
-    seat.hold();
+    let Said { mut connection, binding, mut deframer, first } = said;
+    let mut session = Session::new(shared.access.clone(), binding);
     let mut answers = Vec::new();
     let after = session.handle(now_ns(), first, &mut |m| answers.push(m));
     let name = session.client_name().filter(|_| after == After::Continue).map(str::to_owned);
@@ -163,51 +159,7 @@ fn close(link: &Link) {
     }
 }
 
-fn first_message(
-    socket: &TcpStream,
-    connection: &mut Connection,
-    deframer: &mut Deframer,
-) -> Result<Message, String> {
-    let until = Instant::now() + FIRST_WAIT;
-    loop {
-        // The handshake may have brought some already.
-        let state = connection.process_new_packets().map_err(|e| e.to_string())?;
-        let mut left = state.plaintext_bytes_to_read();
-        while left > 0 {
-            let mut reader = connection.reader();
-            let n = reader.fill_buf().map_err(|e| e.to_string())?.len();
-            deframer.push(&reader.fill_buf().map_err(|e| e.to_string())?[..n]);
-            reader.consume(n);
-            left = left.saturating_sub(n.max(1));
-        }
-        match deframer.next_message() {
-            Ok(Some(message)) => return Ok(message),
-            Ok(None) => {}
-            Err(error) => {
-                let text = format!("the first message is not one: {error}");
-                let refusal = Refusal::Protocol;
-                let _ = send(socket, connection, &Message::Error { refusal, text: text.clone() });
-                goodbye(socket, connection);
-                return Err(text);
-            }
-        }
-        let wait = until.saturating_duration_since(Instant::now());
-        if wait.is_zero() || state.peer_has_closed() {
-            return Err("said nothing".into());
-        }
-        let set =
-            socket.set_read_timeout(Some(wait)).and_then(|()| socket.set_write_timeout(Some(wait)));
-        set.map_err(|e| e.to_string())?;
-        match connection.read_tls(&mut &*socket) {
-            Ok(0) => return Err("went away before it said who it is".into()),
-            Ok(_) => {}
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Err("said nothing".into()),
-            Err(e) => return Err(e.to_string()),
-        }
-    }
-}
-
-fn send(socket: &TcpStream, connection: &mut Connection, message: &Message) -> io::Result<()> {
+pub(super) fn send(socket: &TcpStream, connection: &mut Connection, message: &Message) -> io::Result<()> {
     connection.writer().write_all(&message.encode())?;
     flush(socket, connection)
 }
@@ -219,7 +171,7 @@ fn flush(socket: &TcpStream, connection: &mut Connection) -> io::Result<()> {
     Ok(())
 }
 
-fn goodbye(socket: &TcpStream, connection: &mut Connection) {
+pub(super) fn goodbye(socket: &TcpStream, connection: &mut Connection) {
     connection.send_close_notify();
     let _ = flush(socket, connection);
     let _ = socket.shutdown(Shutdown::Write);

@@ -68,16 +68,28 @@ impl StateFiles {
         }
         next.change += 1;
         for name in aside {
-            let kept = format!("{ASIDE}/{}.{}", name.replace('/', "-"), next.change);
-            files::make_dir(&self.path(ASIDE))?;
-            std::fs::rename(self.path(&name), self.path(&kept))?;
-            files::sync_dir(files::parent(&self.path(&name)))?;
-            files::sync_dir(&self.path(ASIDE))?;
+            let kept = self.put_aside(&name, next.change)?;
             said.push(format!("{name}: set aside, as {kept}"));
         }
         self.put_manifest(&next)?;
         said.push(format!("{} files taken as they are", next.files.len()));
         Ok(said)
+    }
+
+    /// Moves a file aside that does not hold; says where it is now.
+    pub fn move_aside(&self, name: &str) -> Result<String> {
+        let _lock = self.lock(FlockOperation::LockExclusive)?;
+        let free = |n: &u64| !self.path(&aside_name(name, *n)).exists();
+        self.put_aside(name, (0..).find(free).unwrap_or(u64::MAX))
+    }
+
+    fn put_aside(&self, name: &str, change: u64) -> Result<String> {
+        let kept = aside_name(name, change);
+        files::make_dir(&self.path(ASIDE))?;
+        std::fs::rename(self.path(name), self.path(&kept))?;
+        files::sync_dir(files::parent(&self.path(name)))?;
+        files::sync_dir(&self.path(ASIDE))?;
+        Ok(kept)
     }
 
     fn verdict(
@@ -110,6 +122,10 @@ impl StateFiles {
             (Err(why), None) => Verdict::Stuck(why),
         }
     }
+}
+
+fn aside_name(name: &str, change: u64) -> String {
+    format!("{ASIDE}/{}.{change}", name.replace('/', "-"))
 }
 
 /// The tree that most files belong to.

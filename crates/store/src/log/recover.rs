@@ -96,6 +96,17 @@ pub(crate) fn recover(segments: &Segments, vault: &VaultId) -> Result<Found> {
 }
 
 impl Found {
+    /// What mending will set aside: number of the segment, where in it, how many bytes.
+    pub(crate) fn left_over(&self) -> Option<(u64, u64, u64)> {
+        let Mending { bytes, end, tail, .. } = &self.mending;
+        let rest = &bytes[*end..];
+        if let Some(number) = self.unfinished {
+            return Some((number, 0, segment::HEADER_LEN as u64));
+        }
+        let whole = rest.is_empty() || tail.as_ref().is_some_and(|tail| *rest == tail[..]);
+        (!whole).then(|| (self.active.number, *end as u64, rest.len() as u64))
+    }
+
     /// Sets what was not finished aside, ends the last segment, and makes it durable.
     pub(crate) fn mend(&mut self, segments: &Segments) -> Result<()> {
         if let Some(number) = self.unfinished.take() {

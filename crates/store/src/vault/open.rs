@@ -108,7 +108,7 @@ impl VaultStore {
     }
 }
 
-fn chain_after(found: &Found, number: u64) -> Option<[u8; 16]> {
+pub(super) fn chain_after(found: &Found, number: u64) -> Option<[u8; 16]> {
     if number == 0 {
         return Some([0; 16]);
     }

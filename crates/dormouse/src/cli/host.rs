@@ -1,0 +1,35 @@
+//! The command line of what looks after the server's machine and its stores.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+/// Of `doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// The store's directory
+    pub store: Option<PathBuf>,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Of `jail-probe`.
+#[derive(Debug, Args)]
+pub struct JailProbeArgs {
+    /// A directory of its own
+    pub dir: PathBuf,
+    /// A layer that is left out
+    #[arg(long, value_name = "LAYER")]
+    pub without: Vec<String>,
+}
+
+/// Of `rebuild`.
+#[derive(Debug, Args)]
+pub struct RebuildArgs {
+    /// The store's directory
+    pub store: PathBuf,
+    /// Make a new server key if there is none: every client must then join again
+    #[arg(long)]
+    pub new_key: bool,
+}

@@ -1,0 +1,338 @@
+//! A second copy of a vault's log: brought up to date, and healed from.
+//!
+//! Segments never change but at their end, so equal means equal bytes: all of a sealed segment,
+//! whole entries of the last. Invariants: a byte is copied after its record was checked, and
+//! after it is durable where it comes from; the copy has no gap at any time; what is in it is
+//! never replaced but by the same bytes, or what never was whole. A log is healed by putting
+//! back the bytes that were there: each record that still verifies is in the healed segment, and
+//! the damaged file is kept under another name. Needs no keys.
+
+use std::io::ErrorKind;
+
+use dormouse_crypt::hash;
+use dormouse_format::VaultId;
+use dormouse_format::record::Kind;
+use dormouse_format::segment::{self, TAIL_LEN, Tail};
+
+use crate::Fault;
+use crate::dir::{Dir, File};
+use crate::error::{Error, Result};
+use crate::log::walk::{self, Walk};
+use crate::log::{name, numbers, read_range};
+
+/// What a second copy was brought.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Followed {
+    /// Segments that the log has.
+    pub segments: u64,
+    /// Segments of which something was copied.
+    pub copied: u64,
+    /// Bytes copied.
+    pub bytes: u64,
+    /// Records whose bodies are damaged where they come from. They were copied as they are.
+    pub damaged: Vec<Fault>,
+}
+
+/// A segment that was healed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Healed {
+    /// Name of its file.
+    pub segment: String,
+    /// The file that has the damaged bytes now; none if the segment was missing.
+    pub kept_in: Option<String>,
+}
+
+/// What healing came to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Healing {
+    /// Segments that are whole again.
+    pub healed: Vec<Healed>,
+    /// What could not be healed, and why.
+    pub left: Vec<Fault>,
+}
+
+/// What the bytes of a segment are worth.
+struct Judged {
+    /// Where the whole entries end, with the tail if it is sealed.
+    end: usize,
+    chain: [u8; 16],
+    sealed: bool,
+    /// Records of which the body alone is damaged.
+    damaged: Vec<(u64, String)>,
+    /// What else does not hold, and where.
+    broken: Option<(u64, String)>,
+}
+
+/// Walks a segment. What lies behind the last whole entry is no fault if nothing says that it
+/// was durable.
+fn judge(bytes: &[u8], number: u64, vault: &VaultId) -> Result<Judged> {
+    let header = walk::header(bytes, number, vault)?;
+    let mut walk = Walk::new(bytes, &header);
+    let (mut damaged, mut broken, mut seal) = (Vec::new(), None, None);
+    loop {
+        let at = walk.at as u64;
+        match walk.step() {
+            Ok(None) => break,
+            Ok(Some(entry)) if entry.header.kind == Kind::Seal => {
+                seal = Some(at);
+                break;
+            }
+            Ok(Some(_)) => {}
+            Err(why) => {
+                if walk::durable_beyond(bytes, &walk.segment_check, walk.at).is_none() {
+                    break;
+                }
+                if walk.step_over().is_none() {
+                    broken = Some((at, why));
+                    break;
+                }
+                damaged.push((at, why));
+            }
+        }
+    }
+    let chain = walk.chain.unwrap_or_default();
+    let (mut end, mut sealed) = (walk.at, false);
+    if let Some(seal) = seal {
+        let tail = Tail { seal, check: hash::tail_check(seal, &chain) }.encode();
+        // Seal and tail are two writes: a part of the tail is no fault.
+        sealed = bytes[end..] == tail;
+        if sealed {
+            end += TAIL_LEN;
+        } else if !tail.starts_with(&bytes[end..]) {
+            broken = Some((end as u64, "the segment's end does not hold".into()));
+        }
+    }
+    Ok(Judged { end, chain, sealed, damaged, broken })
+}
+
+fn read_all(file: &dyn File, number: u64) -> Result<Vec<u8>> {
+    let len = file.len().map_err(|e| Error::io(name(number), e))?;
+    read_range(file, number, 0, len.min(u64::from(u32::MAX)) as usize)
+}
+
+/// The bytes of a segment; none if it is not there.
+fn bytes_of(dir: &dyn Dir, number: u64) -> Result<Option<Vec<u8>>> {
+    match dir.open(&name(number)) {
+        Ok(file) => read_all(&*file, number).map(Some),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::io(format!("opening {}", name(number)), e)),
+    }
+}
+
+fn diverged(number: u64, why: &str) -> Error {
+    let why = format!("{}: {why}; it is no copy of this log, or has gone on by itself", name(number));
+    Error::NotAStore { why }
+}
+
+/// Brings a second copy of a vault's log up to date. The log may be written meanwhile; nobody
+/// else writes to the copy.
+pub fn follow(from: &dyn Dir, to: &dyn Dir, vault: &VaultId) -> Result<Followed> {
+    let theirs = numbers(from)?;
+    let mut done = Followed { segments: theirs.len() as u64, ..Followed::default() };
+    let Some(&last) = theirs.last() else { return Ok(done) };
+    if let Some(ahead) = numbers(to)?.into_iter().find(|n| *n > last) {
+        return Err(diverged(ahead, "the log has no such segment"));
+    }
+    let mut before = [0; 16];
+    for (expected, number) in (1..).zip(theirs) {
+        if number != expected {
+            let why = "segments are missing from here on; heal the store first";
+            return Err(Error::damaged(expected, 0, why));
+        }
+        if number < last
+            && let Some(chain) = same_ends(from, to, number, vault, &before)
+        {
+            before = chain;
+            continue;
+        }
+        match one(from, to, number, vault, &before, number == last, &mut done)? {
+            Some(chain) => before = chain,
+            None => break,
+        }
+    }
+    Ok(done)
+}
+
+/// The chain value of a sealed segment that both have, equal at both ends: it was copied before.
+fn same_ends(
+    from: &dyn Dir,
+    to: &dyn Dir,
+    number: u64,
+    vault: &VaultId,
+    before: &[u8; 16],
+) -> Option<[u8; 16]> {
+    let ends = |dir: &dyn Dir| walk::sealed(&*dir.open(&name(number)).ok()?, number, vault).ok();
+    let (a, b) = (ends(from)?, ends(to)?);
+    let same = (a.header.check, a.chain, a.len) == (b.header.check, b.chain, b.len);
+    (same && a.header.before == *before).then_some(a.chain)
+}
+
+/// Brings one segment up to date; its chain value, or none if there is nothing of it yet.
+fn one(
+    from: &dyn Dir,
+    to: &dyn Dir,
+    number: u64,
+    vault: &VaultId,
+    before: &[u8; 16],
+    last: bool,
+    done: &mut Followed,
+) -> Result<Option<[u8; 16]>> {
+    let failed = |what: &str| {
+        let what = format!("{what} {}", name(number));
+        move |e| Error::io(what.clone(), e)
+    };
+    let file = from.open(&name(number)).map_err(failed("opening"))?;
+    let bytes = read_all(&*file, number)?;
+    if last && bytes.len() <= segment::HEADER_LEN {
+        return Ok(None);
+    }
+    // What was read is durable there before it is here: nothing that a crash there takes away
+    // stays behind here.
+    file.sync().map_err(failed("making durable"))?;
+    let judged = judge(&bytes, number, vault)?;
+    crate::log::recover::linked(number, &walk::header(&bytes, number, vault)?, before)?;
+    if let Some((at, why)) = judged.broken {
+        return Err(Error::damaged(number, at, format!("{why}; heal the store first")));
+    }
+    if !last && !judged.sealed {
+        return Err(Error::damaged(number, judged.end as u64, "it is not the last, and has no end"));
+    }
+    let faults = judged.damaged.into_iter();
+    done.damaged.extend(faults.map(|(offset, why)| Fault { segment: name(number), offset, why }));
+    let bytes = &bytes[..judged.end];
+    let there = bytes_of(to, number)?;
+    let (kept, len) = match &there {
+        None => (0, 0),
+        Some(there) => (kept(there, bytes, number, vault)?, there.len()),
+    };
+    if kept < bytes.len() || len > bytes.len() {
+        let file = match there {
+            Some(_) => to.open(&name(number)).map_err(failed("opening"))?,
+            None => to.create(&name(number)).map_err(failed("making"))?,
+        };
+        file.set_len(kept as u64).map_err(failed("cutting"))?;
+        file.write_at(&bytes[kept..], kept as u64).map_err(failed("writing"))?;
+        file.sync().map_err(failed("making durable"))?;
+        to.sync().map_err(failed("making durable"))?;
+        done.copied += 1;
+        done.bytes += (bytes.len() - kept) as u64;
+    }
+    Ok(Some(judged.chain))
+}
+
+/// How much of what is there stays: all, or up to where a copy was cut short. It is never less
+/// than its whole entries.
+fn kept(there: &[u8], bytes: &[u8], number: u64, vault: &VaultId) -> Result<usize> {
+    if bytes.starts_with(there) {
+        return Ok(there.len());
+    }
+    if there.len() < segment::HEADER_LEN {
+        return Ok(0);
+    }
+    // A copy whose end is not whole: what lies before must be the same.
+    let end = judge(there, number, vault).map_or(segment::HEADER_LEN, |judged| judged.end);
+    let whole = there.get(..end).unwrap_or(there);
+    if !bytes.starts_with(whole) {
+        return Err(diverged(number, "it differs"));
+    }
+    Ok(end)
+}
+
+/// Heals a vault's log from a second copy. Nobody else writes to it.
+pub fn heal(own: &dyn Dir, other: &dyn Dir, vault: &VaultId) -> Result<Healing> {
+    let mut healing = Healing::default();
+    let have = numbers(own)?;
+    // A whole log is never shorter than what was copied of it.
+    let last = have.last().copied().max(numbers(other)?.last().copied()).unwrap_or(0);
+    let mut before = Some([0; 16]);
+    for number in 1..=last {
+        let bytes = bytes_of(own, number)?;
+        let fits = |bytes: &[u8], before: Option<[u8; 16]>| {
+            let header = walk::header(bytes, number, vault).ok()?;
+            let judged = judge(bytes, number, vault).ok()?;
+            let whole = judged.broken.is_none() && judged.damaged.is_empty();
+            let follows = before.is_none_or(|before| header.before == before);
+            let ends = judged.sealed || number == last;
+            (whole && follows && ends).then_some(judged)
+        };
+        if let Some(judged) = bytes.as_deref().and_then(|bytes| fits(bytes, before)) {
+            before = Some(judged.chain);
+            continue;
+        }
+        let theirs = bytes_of(other, number)?;
+        let whole = theirs.as_deref().and_then(|theirs| Some((theirs, fits_prefix(theirs, number, vault)?)));
+        let Some((theirs, end)) = whole else {
+            healing.left.push(left(number, "the copy does not have it whole either"));
+            before = None;
+            continue;
+        };
+        let mut healed = theirs[..end].to_vec();
+        healed.extend(bytes.iter().flat_map(|own| own.get(end..)).flatten());
+        let Some(judged) = fits(&healed, before) else {
+            healing.left.push(left(number, "what the copy has of it does not fit"));
+            before = None;
+            continue;
+        };
+        if let Some(own) = bytes.as_deref().filter(|own| !keeps(own, &healed, number, vault)) {
+            let why = format!("the copy lacks records that this one has whole ({} bytes)", own.len());
+            healing.left.push(left(number, &why));
+            before = None;
+            continue;
+        }
+        before = Some(judged.chain);
+        healing.healed.push(replace(own, number, &healed, bytes.is_some())?);
+    }
+    Ok(healing)
+}
+
+fn left(number: u64, why: &str) -> Fault {
+    Fault { segment: name(number), offset: 0, why: why.to_owned() }
+}
+
+/// How much of a segment of the copy is whole.
+fn fits_prefix(bytes: &[u8], number: u64, vault: &VaultId) -> Option<usize> {
+    let judged = judge(bytes, number, vault).ok()?;
+    (judged.broken.is_none() && judged.damaged.is_empty()).then_some(judged.end)
+}
+
+/// Whether each record that still verifies lies in the healed segment, at its place.
+fn keeps(own: &[u8], healed: &[u8], number: u64, vault: &VaultId) -> bool {
+    let Ok(header) = walk::header(healed, number, vault) else { return false };
+    let mut walk = Walk::new(own, &header);
+    loop {
+        let at = walk.at;
+        match walk.step() {
+            Ok(None) => return true,
+            Ok(Some(_)) if own.get(at..walk.at) == healed.get(at..walk.at) => {}
+            Ok(Some(_)) => return false,
+            Err(_) => {
+                if !walk.resume() {
+                    return true;
+                }
+            }
+        }
+    }
+}
+
+/// Puts a healed segment in its place; what was there is kept.
+fn replace(own: &dyn Dir, number: u64, bytes: &[u8], there: bool) -> Result<Healed> {
+    let segment = name(number);
+    let failed = |e| Error::io(format!("healing {}", name(number)), e);
+    let names = own.list().map_err(failed)?;
+    let making = format!("{segment}.healing");
+    if names.contains(&making) {
+        own.remove(&making).map_err(failed)?;
+    }
+    let file = own.create(&making).map_err(failed)?;
+    file.write_at(bytes, 0).map_err(failed)?;
+    file.sync().map_err(failed)?;
+    let free = (1..).map(|n: u64| format!("{segment}.damaged-{n}")).find(|n| !names.contains(n));
+    let kept_in = free.filter(|_| there);
+    if let Some(kept_in) = &kept_in {
+        own.rename(&segment, kept_in).map_err(failed)?;
+        own.sync().map_err(failed)?;
+    }
+    own.rename(&making, &segment).map_err(failed)?;
+    own.sync().map_err(failed)?;
+    Ok(Healed { segment, kept_in })
+}

@@ -126,28 +126,29 @@ impl Plan {
 /// Enters the jail. The caller is the only thread of its process; what it will need that the
 /// jail does not allow (sockets, the time zone) is there already.
 pub fn enter(plan: &Plan) -> Vec<Standing> {
-    let mut standings = Vec::with_capacity(Layer::ALL.len());
     let threads = threads();
+    if threads > 1 {
+        let why = format!("{threads} threads run already, and it would not hold for all of them");
+        let standing = |layer| Standing { layer, held: Err(why.clone()) };
+        return Layer::ALL.into_iter().map(standing).collect();
+    }
+    let mut standings = Vec::with_capacity(Layer::ALL.len());
     for layer in Layer::ALL {
-        let held = if plan.without.contains(&layer) {
-            Err(LEFT_OUT.to_owned())
-        } else if threads > 1 {
-            Err(format!("{threads} threads run already, and it would not hold for all of them"))
-        } else {
-            match layer {
-                Layer::Limits => privileges::limits(),
-                Layer::Undumpable => privileges::undumpable(),
-                Layer::Capabilities => privileges::capabilities(plan),
-                Layer::NoNewPrivileges => privileges::no_new_privileges(),
-                // One ruleset for the three of them, entered with the first.
-                Layer::Files => {
-                    standings.extend(landlock::enter(plan));
-                    continue;
-                }
-                Layer::Network | Layer::Scope => continue,
-                Layer::SystemCalls => filter::server(),
+        let enter: &dyn Fn() -> Result<String, String> = match layer {
+            Layer::Limits => &privileges::limits,
+            Layer::Undumpable => &privileges::undumpable,
+            Layer::Capabilities => &|| privileges::capabilities(plan),
+            Layer::NoNewPrivileges => &privileges::no_new_privileges,
+            // One ruleset for the three of them, entered with the first.
+            Layer::Files => {
+                standings.extend(landlock::enter(plan));
+                continue;
             }
+            Layer::Network | Layer::Scope => continue,
+            Layer::SystemCalls => &filter::server,
         };
+        let left_out = plan.without.contains(&layer);
+        let held = if left_out { Err(LEFT_OUT.to_owned()) } else { enter() };
         standings.push(Standing { layer, held });
     }
     standings

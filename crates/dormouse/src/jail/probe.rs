@@ -8,7 +8,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 use rustix::process::{Resource, getppid, getrlimit, setrlimit, test_kill_process};
@@ -68,7 +68,8 @@ pub fn run(dir: &Path, without: &[String]) -> Result<()> {
         plan.without.push(Layer::of_name(name).with_context(|| format!("no layer {name}"))?);
     }
     let listener = TcpListener::bind("127.0.0.1:0")?;
-    let (refused, allowed) = (must_fail(dir, listener.local_addr()?), must_work(&store, &listener));
+    let refused = must_fail(dir, listener.local_addr()?)?;
+    let allowed = must_work(&store, &listener);
     let before = |all: &[Tried<'_>]| all.iter().map(|(_, run)| failure(run())).collect::<Vec<_>>();
     let (refused_before, allowed_before) = (before(&refused), before(&allowed));
     // It is read from a file the first time.
@@ -100,12 +101,14 @@ fn failure(tried: io::Result<()>) -> Option<String> {
 }
 
 /// What must fail in the jail.
-fn must_fail(dir: &Path, to: SocketAddr) -> Vec<Tried<'static>> {
+fn must_fail(dir: &Path, to: SocketAddr) -> io::Result<Vec<Tried<'static>>> {
+    // Opened before: that it cannot be in the jail shall not be what keeps a program from starting.
+    let nowhere = OpenOptions::new().read(true).write(true).open("/dev/null")?;
     let parent = getppid();
     let beside = dir.join("beside");
     let large = dir.join("store/large");
     let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/bin/true"));
-    vec![
+    Ok(vec![
         ("read /etc/passwd", Box::new(|| File::open("/etc/passwd")?.read(&mut [0]).map(drop))),
         ("list the root directory", Box::new(|| fs::read_dir("/").map(drop))),
         ("write a file beside the store", Box::new(move || fs::write(&beside, "x"))),
@@ -122,8 +125,9 @@ fn must_fail(dir: &Path, to: SocketAddr) -> Vec<Tried<'static>> {
             "start a program",
             Box::new(move || {
                 let mut command = Command::new(&program);
-                command.arg("--version").stdin(Stdio::null()).stdout(Stdio::null());
-                command.stderr(Stdio::null()).status().map(drop)
+                command.arg("--version").stdin(nowhere.try_clone()?);
+                command.stdout(nowhere.try_clone()?).stderr(nowhere.try_clone()?);
+                command.status().map(drop)
             }),
         ),
         (
@@ -142,7 +146,7 @@ fn must_fail(dir: &Path, to: SocketAddr) -> Vec<Tried<'static>> {
             "raise a limit",
             Box::new(|| Ok(setrlimit(Resource::Core, getrlimit(Resource::Core))?)),
         ),
-    ]
+    ])
 }
 
 /// What must go on in the jail: the work of a store and a server.

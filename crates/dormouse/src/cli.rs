@@ -231,6 +231,11 @@ pub enum Command {
         /// backup of them. Nothing is deleted. A client whose file is set aside must join again.
         #[arg(long)]
         accept_state: bool,
+        /// First heal what is damaged or missing from a second copy (`dormouse replicate`)
+        ///
+        /// The store must not be in use. What is damaged is kept in a file of its own.
+        #[arg(long, value_name = "COPY")]
+        repair_from: Option<PathBuf>,
         /// Findings as JSON lines
         #[arg(long)]
         json: bool,
@@ -242,6 +247,13 @@ pub enum Command {
     JailProbe(host::JailProbeArgs),
     /// Make anew what can be made anew: the index, the manifest and header of a store
     Rebuild(host::RebuildArgs),
+    /// Keep a second copy of a store equal, in another directory; works while the server runs
+    ///
+    /// Copies what is new, and checks every record of it; needs no keys. The copy holds the
+    /// server's key and its clients too: guard it like the store.
+    Replicate(host::ReplicateArgs),
+    /// Make a second copy a store of its own, to take the place of one that is lost
+    Promote(host::PromoteArgs),
     /// Say where the server, or the directory, is now; its key stays the same
     Retarget {
         /// HOST:PORT, dormouse://HOST:PORT, or a directory

@@ -19,7 +19,7 @@ use crate::store_dir::StoreDir;
 use crate::text::{hex, now_ns, time_local};
 use crate::{
     access, attach, create, daemon, demo, doctor, export, fork, jail, list, mirror, patience,
-    rebuild, restore, scrub, serve, when, writer_file,
+    rebuild, replicate, restore, scrub, serve, when, writer_file,
 };
 
 /// Runs one command.
@@ -83,7 +83,11 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Doctor(args) => doctor::run(args.store.as_deref(), args.json),
         Command::JailProbe(args) => jail::probe::run(&args.dir, &args.without),
         Command::Rebuild(args) => rebuild::run(&args.store, args.new_key),
-        Command::Scrub { store, accept_state, json } => scrub::run(&store, accept_state, json),
+        Command::Replicate(args) => replicate::run(&args.store, &args.target, args.json),
+        Command::Promote(args) => replicate::promote(&args.target),
+        Command::Scrub { store, accept_state, repair_from, json } => {
+            scrub::run(&store, accept_state, repair_from.as_deref(), json)
+        }
         Command::Daemon { config } => {
             daemon::run(home()?, Mirrors::File(daemon::file_or_default(config.as_deref())))
         }

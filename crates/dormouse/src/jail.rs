@@ -76,13 +76,25 @@ impl Layer {
     /// What to do where it does not hold.
     pub const fn way_out(self) -> &'static str {
         match self {
-            Self::Limits | Self::Undumpable => "the kernel refused what it always allows; look at what else confines this process",
-            Self::Capabilities => "run the server as a user of its own that owns the store, as dormouse-serve.service does",
+            Self::Limits | Self::Undumpable => {
+                "the kernel refused what it always allows; look at what else confines this process"
+            }
+            Self::Capabilities => {
+                "run the server as a user of its own that owns the store, as dormouse-serve.service does"
+            }
             Self::NoNewPrivileges => "needs Linux 3.5",
-            Self::Files => "needs Linux 6.2 with CONFIG_SECURITY_LANDLOCK, and landlock among the security modules (lsm= of the kernel's command line)",
-            Self::Network => "needs Landlock of Linux 6.7; until then seccomp alone keeps connections from being made",
-            Self::Scope => "needs Landlock of Linux 6.12; until then seccomp alone keeps signals from being sent",
-            Self::SystemCalls => "needs a kernel with CONFIG_SECCOMP_FILTER, on x86-64, aarch64 or riscv64",
+            Self::Files => {
+                "needs Linux 6.2 with CONFIG_SECURITY_LANDLOCK, and landlock among the security modules (lsm= of the kernel's command line)"
+            }
+            Self::Network => {
+                "needs Landlock of Linux 6.7; until then seccomp alone keeps connections from being made"
+            }
+            Self::Scope => {
+                "needs Landlock of Linux 6.12; until then seccomp alone keeps signals from being sent"
+            }
+            Self::SystemCalls => {
+                "needs a kernel with CONFIG_SECCOMP_FILTER, on x86-64, aarch64 or riscv64"
+            }
         }
     }
 }

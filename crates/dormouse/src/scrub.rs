@@ -2,7 +2,7 @@
 //! checked without keys.
 //!
 //! Works beside a running server. Invariant: nothing is written, unless the state
-//! that is there is to be accepted.
+//! that is there is to be accepted, or the store healed ([`crate::replicate`]).
 
 use std::path::Path;
 
@@ -20,7 +20,12 @@ use crate::store_dir::StoreDir;
 use crate::text::size;
 
 /// Runs the command.
-pub fn run(store: &Path, accept_state: bool, as_json: bool) -> Result<()> {
+pub fn run(
+    store: &Path,
+    accept_state: bool,
+    repair_from: Option<&Path>,
+    as_json: bool,
+) -> Result<()> {
     if accept_state {
         for line in StoreDir::accept_state(store)? {
             note!("{line}");
@@ -32,6 +37,9 @@ pub fn run(store: &Path, accept_state: bool, as_json: bool) -> Result<()> {
         tell_state(fault, as_json)?;
     }
     let store = StoreDir::open(store)?;
+    if let Some(copy) = repair_from {
+        crate::replicate::repair(&store, copy, as_json)?;
+    }
     // Held while scrubbing, so that no server starts in the middle.
     let lock = store.lock().ok();
     let live = lock.is_none();
@@ -82,8 +90,8 @@ pub fn run(store: &Path, accept_state: bool, as_json: bool) -> Result<()> {
         Class::Damaged,
         format!("{} faults in {}", total.findings, store.path().display()),
         "check the disk. On the client `dormouse mirror SOURCE --once --all` sends damaged chunks\n\
-         again, where the source still has them; what else is damaged, bring back from a copy of \
-         the store. State files (clients, invites, keys): `--accept-state` goes on with what holds.\n\
+         again, where the source still has them; a second copy of the store heals the rest: \
+         `--repair-from COPY`. State files (clients, invites, keys): `--accept-state` goes on with what holds.\n\
          `dormouse verify VOLUME@WHEN` tells which points are whole",
     )
 }

@@ -481,7 +481,11 @@ fn enter_jail(plan: &Plan, required: bool, log: &Log) -> Result<()> {
     }
     fail(
         Class::Other,
-        format!("the jail is required, and {} of its layers do not hold: {}", missing.len(), missing.join(", ")),
+        format!(
+            "the jail is required, and {} of its layers do not hold: {}",
+            missing.len(),
+            missing.join(", ")
+        ),
         "`dormouse doctor` says why, and what to do; without --require-jail the server runs all the same",
     )
 }

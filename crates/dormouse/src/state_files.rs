@@ -9,6 +9,7 @@
 //! accidents, not liars. Leaves to others: what the texts mean.
 
 mod accept;
+mod copying;
 mod manifest;
 mod sheet;
 #[cfg(test)]

@@ -25,6 +25,8 @@ const FORMAT: &str = "dormouse store";
 /// The version of the store's layout that this program writes.
 pub const VERSION: u32 = 1;
 const KEY: &str = "server.key";
+/// What marks a directory as a second copy of a store ([`crate::replicate`]).
+pub const REPLICA: &str = "replica.toml";
 
 const STATE: Kind = Kind {
     files: &[HEADER, KEY],
@@ -185,8 +187,20 @@ impl StoreDir {
         files::replace(&self.path.join("server.toml"), toml::to_string(&config)?.as_bytes(), 0o644)
     }
 
-    /// Takes the store for writing.
+    /// The state files of a directory that is, or becomes, a store.
+    pub fn state_at(path: &Path) -> StateFiles {
+        state_of(path)
+    }
+
+    /// Takes the store for writing. A second copy is not written to but by who keeps it equal.
     pub fn lock(&self) -> Result<Lock> {
+        if self.path.join(REPLICA).exists() {
+            return fail(
+                Class::Place,
+                format!("{} is a second copy of a store", self.path.display()),
+                "if the store is lost, and this shall take its place: `dormouse promote` it",
+            );
+        }
         Lock::take(&self.path.join("lock"))?.map_err(|pid| {
             let by = if pid.is_empty() { "another process".into() } else { format!("process {pid}") };
             Failure::new(Class::InUse, format!("the store {} is in use by {by}", self.path.display()))

@@ -175,7 +175,8 @@ fn a_manifest_and_a_header_come_back() {
             fs::remove_file(place.path("store").join(name)).unwrap();
         }
         // Without both it looks like any other directory.
-        let (code, word) = if lost.len() == 1 { (9, "missing") } else { (8, "not a Dormouse store") };
+        let (code, word) =
+            if lost.len() == 1 { (9, "missing") } else { (8, "not a Dormouse store") };
         place.run(&["serve", &store, "--listen", "127.0.0.1:0"]).fails(code, &[word]);
         let said = place.run(&["rebuild", &store]).ok();
         assert!(!said.err.contains("must join again"), "{said:?}");

@@ -80,7 +80,8 @@ fn each_try_works_where_its_layers_are_taken_away() {
     assert_eq!(holes(&probe(&[limits])), ["write beyond the limit of a file"]);
     assert_eq!(holes(&probe(&[calls])), ["send a datagram", "raise a limit"]);
     assert_eq!(holes(&probe(&[network])), [""; 0]);
-    let sockets = ["open a connection", "send a datagram", "listen on another port", "raise a limit"];
+    let sockets =
+        ["open a connection", "send a datagram", "listen on another port", "raise a limit"];
     assert_eq!(holes(&probe(&[calls, network])), sockets);
     assert_eq!(
         holes(&probe(&[calls, scope])),

@@ -120,7 +120,8 @@ fn bytes_of(dir: &dyn Dir, number: u64) -> Result<Option<Vec<u8>>> {
 }
 
 fn diverged(number: u64, why: &str) -> Error {
-    let why = format!("{}: {why}; it is no copy of this log, or has gone on by itself", name(number));
+    let why =
+        format!("{}: {why}; it is no copy of this log, or has gone on by itself", name(number));
     Error::NotAStore { why }
 }
 
@@ -195,7 +196,11 @@ fn one(
         return Err(Error::damaged(number, at, format!("{why}; heal the store first")));
     }
     if !last && !judged.sealed {
-        return Err(Error::damaged(number, judged.end as u64, "it is not the last, and has no end"));
+        return Err(Error::damaged(
+            number,
+            judged.end as u64,
+            "it is not the last, and has no end",
+        ));
     }
     let faults = judged.damaged.into_iter();
     done.damaged.extend(faults.map(|(offset, why)| Fault { segment: name(number), offset, why }));
@@ -226,16 +231,18 @@ fn kept(there: &[u8], bytes: &[u8], number: u64, vault: &VaultId) -> Result<usiz
     if bytes.starts_with(there) {
         return Ok(there.len());
     }
-    if there.len() < segment::HEADER_LEN {
+    // Not even a whole header: its making was cut short.
+    let header = there.split_at_checked(segment::CHECKED_LEN);
+    let is_whole = |(checked, rest): (&[u8], &[u8])| rest.starts_with(&hash::header_check(checked));
+    if !header.is_some_and(is_whole) {
         return Ok(0);
     }
     // A copy whose end is not whole: what lies before must be the same.
-    let end = judge(there, number, vault).map_or(segment::HEADER_LEN, |judged| judged.end);
-    let whole = there.get(..end).unwrap_or(there);
-    if !bytes.starts_with(whole) {
-        return Err(diverged(number, "it differs"));
+    match judge(there, number, vault) {
+        Ok(judged) if bytes.starts_with(&there[..judged.end]) => Ok(judged.end),
+        Ok(_) => Err(diverged(number, "it differs")),
+        Err(error) => Err(diverged(number, &error.to_string())),
     }
-    Ok(end)
 }
 
 /// Heals a vault's log from a second copy. Nobody else writes to it.
@@ -246,68 +253,131 @@ pub fn heal(own: &dyn Dir, other: &dyn Dir, vault: &VaultId) -> Result<Healing> 
     let last = have.last().copied().max(numbers(other)?.last().copied()).unwrap_or(0);
     let mut before = Some([0; 16]);
     for number in 1..=last {
+        let place = Place { number, vault, before, last: number == last };
         let bytes = bytes_of(own, number)?;
-        let fits = |bytes: &[u8], before: Option<[u8; 16]>| {
-            let header = walk::header(bytes, number, vault).ok()?;
-            let judged = judge(bytes, number, vault).ok()?;
-            let whole = judged.broken.is_none() && judged.damaged.is_empty();
-            let follows = before.is_none_or(|before| header.before == before);
-            let ends = judged.sealed || number == last;
-            (whole && follows && ends).then_some(judged)
-        };
-        if let Some(judged) = bytes.as_deref().and_then(|bytes| fits(bytes, before)) {
-            before = Some(judged.chain);
-            continue;
-        }
         let theirs = bytes_of(other, number)?;
-        let whole = theirs.as_deref().and_then(|theirs| Some((theirs, fits_prefix(theirs, number, vault)?)));
-        let Some((theirs, end)) = whole else {
-            healing.left.push(left(number, "the copy does not have it whole either"));
-            before = None;
-            continue;
-        };
-        let mut healed = theirs[..end].to_vec();
-        healed.extend(bytes.iter().flat_map(|own| own.get(end..)).flatten());
-        let Some(judged) = fits(&healed, before) else {
-            healing.left.push(left(number, "what the copy has of it does not fit"));
-            before = None;
-            continue;
-        };
-        if let Some(own) = bytes.as_deref().filter(|own| !keeps(own, &healed, number, vault)) {
-            let why = format!("the copy lacks records that this one has whole ({} bytes)", own.len());
-            healing.left.push(left(number, &why));
-            before = None;
-            continue;
+        let copied = theirs.as_deref().and_then(|theirs| place.whole(theirs));
+        if let Some(whole) = bytes.as_deref().and_then(|bytes| place.fits(bytes)) {
+            // What was synced last and rotted looks like a write that was cut short, but not to
+            // who has a copy of it.
+            let shorter = |copied: &Whole<'_>| !whole.sealed && copied.begins_as(&whole);
+            if !copied.as_ref().is_some_and(shorter) {
+                before = Some(whole.chain);
+                continue;
+            }
         }
-        before = Some(judged.chain);
-        healing.healed.push(replace(own, number, &healed, bytes.is_some())?);
+        let healed = copied
+            .ok_or_else(|| "the copy does not have it whole either".to_owned())
+            .and_then(|copied| place.healed(bytes.as_deref(), copied.bytes))
+            .and_then(|(healed, chain)| match after(own, number, vault)? {
+                Some(next) if next != chain => {
+                    Err("the segment after it does not follow it".into())
+                }
+                _ => Ok((healed, chain)),
+            });
+        before = match healed {
+            Ok((healed, chain)) => {
+                healing.healed.push(replace(own, number, &healed, bytes.is_some())?);
+                Some(chain)
+            }
+            Err(why) => {
+                healing.left.push(Fault { segment: name(number), offset: 0, why });
+                None
+            }
+        };
     }
     Ok(healing)
 }
 
-fn left(number: u64, why: &str) -> Fault {
-    Fault { segment: name(number), offset: 0, why: why.to_owned() }
+/// What the next segment says that this one's last chain value is, if there is one that holds.
+fn after(
+    own: &dyn Dir,
+    number: u64,
+    vault: &VaultId,
+) -> core::result::Result<Option<[u8; 16]>, String> {
+    let next = bytes_of(own, number + 1).map_err(|e| e.to_string())?;
+    let header = next.and_then(|next| walk::header(&next, number + 1, vault).ok());
+    Ok(header.map(|header| header.before))
 }
 
-/// How much of a segment of the copy is whole.
-fn fits_prefix(bytes: &[u8], number: u64, vault: &VaultId) -> Option<usize> {
-    let judged = judge(bytes, number, vault).ok()?;
-    (judged.broken.is_none() && judged.damaged.is_empty()).then_some(judged.end)
+/// A segment's place in the log that is healed.
+struct Place<'a> {
+    number: u64,
+    vault: &'a VaultId,
+    /// The chain value of the segment before, if that is whole.
+    before: Option<[u8; 16]>,
+    last: bool,
 }
 
-/// Whether each record that still verifies lies in the healed segment, at its place.
-fn keeps(own: &[u8], healed: &[u8], number: u64, vault: &VaultId) -> bool {
-    let Ok(header) = walk::header(healed, number, vault) else { return false };
-    let mut walk = Walk::new(own, &header);
-    loop {
-        let at = walk.at;
-        match walk.step() {
-            Ok(None) => return true,
-            Ok(Some(_)) if own.get(at..walk.at) == healed.get(at..walk.at) => {}
-            Ok(Some(_)) => return false,
-            Err(_) => {
-                if !walk.resume() {
-                    return true;
+/// The whole entries of a segment.
+struct Whole<'a> {
+    bytes: &'a [u8],
+    chain: [u8; 16],
+    sealed: bool,
+}
+
+impl Whole<'_> {
+    /// Whether this has all of the other, and more.
+    fn begins_as(&self, other: &Whole<'_>) -> bool {
+        self.bytes.len() > other.bytes.len() && self.bytes.starts_with(other.bytes)
+    }
+}
+
+impl Place<'_> {
+    /// The whole entries, if nothing is damaged.
+    fn whole<'b>(&self, bytes: &'b [u8]) -> Option<Whole<'b>> {
+        let Judged { end, chain, sealed, damaged, broken } =
+            judge(bytes, self.number, self.vault).ok()?;
+        let good = broken.is_none() && damaged.is_empty();
+        good.then_some(Whole { bytes: &bytes[..end], chain, sealed })
+    }
+
+    /// The same, if it is what belongs here.
+    fn fits<'b>(&self, bytes: &'b [u8]) -> Option<Whole<'b>> {
+        let header = walk::header(bytes, self.number, self.vault).ok()?;
+        let follows = self.before.is_none_or(|before| header.before == before);
+        self.whole(bytes).filter(|whole| follows && (whole.sealed || self.last))
+    }
+
+    /// The copy's bytes, then what this log has beyond them, and the chain value at the end; or
+    /// why that must not take the place of what is there.
+    fn healed(
+        &self,
+        own: Option<&[u8]>,
+        copied: &[u8],
+    ) -> core::result::Result<(Vec<u8>, [u8; 16]), String> {
+        let check = |bytes: &[u8]| {
+            walk::header(bytes, self.number, self.vault).ok().map(|header| header.check)
+        };
+        let known = own.and_then(check);
+        if known.map_or(self.before.is_none(), |known| Some(known) != check(copied)) {
+            return Err("nothing shows that the copy's segment is of this log".into());
+        }
+        let mut healed = copied.to_vec();
+        healed.extend(own.iter().flat_map(|own| own.get(copied.len()..)).flatten());
+        if own.is_some_and(|own| !self.keeps(own, &healed)) {
+            return Err("the copy lacks records that are whole here".into());
+        }
+        let chain = self.fits(&healed).map(|whole| whole.chain);
+        chain
+            .map(|chain| (healed, chain))
+            .ok_or_else(|| "what the copy has of it does not fit".to_owned())
+    }
+
+    /// Whether each record that still verifies lies in the healed segment, at its place.
+    fn keeps(&self, own: &[u8], healed: &[u8]) -> bool {
+        let Ok(header) = walk::header(healed, self.number, self.vault) else { return false };
+        let mut walk = Walk::new(own, &header);
+        loop {
+            let at = walk.at;
+            match walk.step() {
+                Ok(None) => return true,
+                Ok(Some(_)) if own.get(at..walk.at) == healed.get(at..walk.at) => {}
+                Ok(Some(_)) => return false,
+                Err(_) => {
+                    if !walk.resume() {
+                        return true;
+                    }
                 }
             }
         }

@@ -33,3 +33,22 @@ pub struct RebuildArgs {
     #[arg(long)]
     pub new_key: bool,
 }
+
+/// Of `replicate`.
+#[derive(Debug, Args)]
+pub struct ReplicateArgs {
+    /// The store's directory
+    pub store: PathBuf,
+    /// The second copy's directory: new, empty, or a copy of this store
+    pub target: PathBuf,
+    /// As JSON lines
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Of `promote`.
+#[derive(Debug, Args)]
+pub struct PromoteArgs {
+    /// The second copy's directory
+    pub target: PathBuf,
+}

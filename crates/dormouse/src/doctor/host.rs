@@ -55,9 +55,10 @@ fn judge(found: &Found) -> Vec<Finding> {
     let holes: Vec<&Try> = found.refused.iter().filter(|tried| tried.after.is_none()).collect();
     for tried in &holes {
         let found = "a server in its jail can do this here";
-        findings.push(Finding::wrong(Class::Other, &tried.what, found).to_do(
-            "one of the layers above does not hold, and no other keeps it from this",
-        ));
+        findings.push(
+            Finding::wrong(Class::Other, &tried.what, found)
+                .to_do("one of the layers above does not hold, and no other keeps it from this"),
+        );
     }
     for tried in &found.allowed {
         if let (None, Some(why)) = (&tried.before, &tried.after) {
@@ -83,7 +84,8 @@ fn judge(found: &Found) -> Vec<Finding> {
 
 fn kernel() -> Finding {
     let name = rustix::system::uname();
-    let text = format!("{} on {}", name.release().to_string_lossy(), name.machine().to_string_lossy());
+    let text =
+        format!("{} on {}", name.release().to_string_lossy(), name.machine().to_string_lossy());
     Finding::new(Weight::Fine, "kernel", text)
 }
 

@@ -142,10 +142,7 @@ fn must_fail(dir: &Path, to: SocketAddr) -> io::Result<Vec<Tried<'static>>> {
                 fs::remove_file(&large)
             }),
         ),
-        (
-            "raise a limit",
-            Box::new(|| Ok(setrlimit(Resource::Core, getrlimit(Resource::Core))?)),
-        ),
+        ("raise a limit", Box::new(|| Ok(setrlimit(Resource::Core, getrlimit(Resource::Core))?))),
     ])
 }
 

@@ -159,7 +159,11 @@ fn close(link: &Link) {
     }
 }
 
-pub(super) fn send(socket: &TcpStream, connection: &mut Connection, message: &Message) -> io::Result<()> {
+pub(super) fn send(
+    socket: &TcpStream,
+    connection: &mut Connection,
+    message: &Message,
+) -> io::Result<()> {
     connection.writer().write_all(&message.encode())?;
     flush(socket, connection)
 }

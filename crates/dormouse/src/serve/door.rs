@@ -55,8 +55,9 @@ pub(super) fn handed() -> Result<Option<TcpListener>> {
     // SAFETY: by the protocol of the two variables, which name this process, the descriptor is
     // open and belongs to nobody else here; this is called once, before any other is made of it.
     let socket = unsafe { OwnedFd::from_raw_fd(FIRST) };
-    let fit = rustix::io::fcntl_setfd(&socket, FdFlags::CLOEXEC)
-        .and_then(|()| Ok((sockopt::socket_acceptconn(&socket)?, sockopt::socket_domain(&socket)?)));
+    let fit = rustix::io::fcntl_setfd(&socket, FdFlags::CLOEXEC).and_then(|()| {
+        Ok((sockopt::socket_acceptconn(&socket)?, sockopt::socket_domain(&socket)?))
+    });
     let internet = [rustix::net::AddressFamily::INET, rustix::net::AddressFamily::INET6];
     match fit {
         Ok((true, family)) if internet.contains(&family) => Ok(Some(TcpListener::from(socket))),

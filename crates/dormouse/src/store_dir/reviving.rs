@@ -45,7 +45,10 @@ impl StoreDir {
             (KEY, lost_key),
         ] {
             if lost && path.join(name).exists() {
-                said.push(format!("{name}: did not hold; set aside, as {}", state.move_aside(name)?));
+                said.push(format!(
+                    "{name}: did not hold; set aside, as {}",
+                    state.move_aside(name)?
+                ));
             }
         }
         if (!faults.is_empty() || !state.exists()) && !state.is_empty()? {

@@ -9,5 +9,6 @@ mod index;
 mod kit;
 mod model;
 mod recovery;
+mod replica;
 mod rules;
 mod scrub;

@@ -53,11 +53,15 @@ pub enum Kind {
     Mark = 13,
     /// A volume's generation, raised by a takeover.
     Generation = 14,
+    /// Points that are not listed any more.
+    Expired = 17,
+    /// Segments that are not needed any more.
+    Retired = 18,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::Chunk,
         Self::Page,
         Self::Node,
@@ -72,11 +76,18 @@ impl Kind {
         Self::Seal,
         Self::Mark,
         Self::Generation,
+        Self::Expired,
+        Self::Retired,
     ];
 
     /// The kind with this number.
     pub fn from_u8(v: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|k| *k as u8 == v)
+    }
+
+    /// The version of segments from which on they may hold records of this kind.
+    pub const fn version(self) -> u32 {
+        if self as u8 <= Self::Generation as u8 { 1 } else { 2 }
     }
 
     /// Whether the body is sealed.
@@ -141,6 +152,8 @@ impl Kind {
             Self::Seal => "seal",
             Self::Mark => "mark",
             Self::Generation => "generation",
+            Self::Expired => "expired",
+            Self::Retired => "retired",
         }
     }
 }

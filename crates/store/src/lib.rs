@@ -1,4 +1,4 @@
-//! The trust core of a backup store: log, map, index, history, scrub.
+//! The trust core of a backup store: log, map, index, history, collection, scrub.
 //!
 //! Owns: what lies in a vault's segments and in which order it becomes durable.
 //! Invariant: what was acknowledged is durable (P1); a point is visible wholly or
@@ -8,6 +8,7 @@
 //! the protocol (`dormouse-sync`). Time and storage come in as arguments.
 #![forbid(unsafe_code)]
 
+pub mod collect;
 mod dir;
 pub mod disk;
 mod error;
@@ -30,5 +31,5 @@ pub use error::{Error, Result};
 pub use log::RecordRef;
 pub use log::recover::TornTail;
 pub use vault::{
-    Commit, Fault, Look, Options, Pending, Recovery, Stats, Unfinished, VaultStore, look,
+    Commit, Fault, Look, Options, Pending, Pins, Recovery, Stats, Unfinished, VaultStore, look,
 };

@@ -2,8 +2,8 @@
 //!
 //! Segments never change but at their end, so equal means equal bytes: all of a sealed segment,
 //! whole entries of the last. Invariants: a byte is copied after its record was checked, and
-//! after it is durable where it comes from; the copy has no gap at any time; what is in it is
-//! never replaced but by the same bytes, or what never was whole. A log is healed by putting
+//! after it is durable where it comes from; what is in the copy is never replaced but by the same
+//! bytes, or what never was whole; it goes only when it was retired, and the copy says so. A log is healed by putting
 //! back the bytes that were there: each record that still verifies is in the healed segment, and
 //! the damaged file is kept under another name. Needs no keys.
 
@@ -11,13 +11,14 @@ use std::io::ErrorKind;
 
 use dormouse_crypt::hash;
 use dormouse_format::VaultId;
-use dormouse_format::record::Kind;
+use dormouse_format::record::{HEADER_LEN, Kind};
 use dormouse_format::segment::{self, TAIL_LEN, Tail};
 
 use crate::Fault;
 use crate::dir::{Dir, File};
 use crate::error::{Error, Result};
-use crate::log::walk::{self, Walk};
+use crate::log::gaps::{Break, Link, Retirees, breaks, retirees};
+use crate::log::walk::{self, Sealed, Walk};
 use crate::log::{name, numbers, read_range};
 
 /// What a second copy was brought.
@@ -125,73 +126,173 @@ fn diverged(number: u64, why: &str) -> Error {
     Error::NotAStore { why }
 }
 
+/// How often it is begun anew because the server retired a segment meanwhile.
+const TRIES: usize = 16;
+
 /// Brings a second copy of a vault's log up to date. The log may be written meanwhile; nobody
-/// else writes to the copy.
+/// else writes to the copy. What the log has retired goes from the copy too, when the record
+/// that says so is durable there.
 pub fn follow(from: &dyn Dir, to: &dyn Dir, vault: &VaultId) -> Result<Followed> {
-    let theirs = numbers(from)?;
-    let mut done = Followed { segments: theirs.len() as u64, ..Followed::default() };
-    let Some(&last) = theirs.last() else { return Ok(done) };
-    if let Some(ahead) = numbers(to)?.into_iter().find(|n| *n > last) {
-        return Err(diverged(ahead, "the log has no such segment"));
-    }
-    let mut before = [0; 16];
-    for (expected, number) in (1..).zip(theirs) {
-        if number != expected {
-            let why = "segments are missing from here on; heal the store first";
-            return Err(Error::damaged(expected, 0, why));
-        }
-        if number < last
-            && let Some(chain) = same_ends(from, to, number, vault, &before)
-        {
-            before = chain;
-            continue;
-        }
-        match one(from, to, number, vault, &before, number == last, &mut done)? {
-            Some(chain) => before = chain,
-            None => break,
+    let mut done = Followed::default();
+    let mut tries = 0;
+    loop {
+        let theirs = numbers(from)?;
+        tries += 1;
+        match followed(from, to, vault, &theirs, &mut done) {
+            Err(error) if tries == TRIES || numbers(from)? == theirs => return Err(error),
+            Err(_) => {}
+            Ok(()) => return Ok(done),
         }
     }
-    Ok(done)
 }
 
-/// The chain value of a sealed segment that both have, equal at both ends: it was copied before.
-fn same_ends(
+fn followed(
     from: &dyn Dir,
     to: &dyn Dir,
-    number: u64,
     vault: &VaultId,
-    before: &[u8; 16],
-) -> Option<[u8; 16]> {
-    let ends = |dir: &dyn Dir| walk::sealed(&*dir.open(&name(number)).ok()?, number, vault).ok();
-    let (a, b) = (ends(from)?, ends(to)?);
-    let same = (a.header.check, a.chain, a.len) == (b.header.check, b.chain, b.len);
-    (same && a.header.before == *before).then_some(a.chain)
+    theirs: &[u64],
+    done: &mut Followed,
+) -> Result<()> {
+    let Some((&last, sealed)) = theirs.split_last() else { return Ok(()) };
+    let there = numbers(to)?;
+    if let Some(ahead) = there.iter().find(|n| **n > last) {
+        return Err(diverged(*ahead, "the log has no such segment"));
+    }
+    let extra: Vec<u64> = there.into_iter().filter(|n| !theirs.contains(n)).collect();
+    let whole = extra.is_empty() && theirs.len() as u64 == last;
+    let retired = if whole { Retirees::new() } else { retired_of(from, vault)? };
+    let ends = sealed.iter().map(|n| walk::sealed(&*open(from, *n)?, *n, vault));
+    let ends = ends.collect::<Result<Vec<_>>>()?;
+    check_chain(from, &ends, last, vault, &retired)?;
+    done.segments = theirs.len() as u64;
+    for end in ends.iter().filter(|end| !has_same(to, end, vault)) {
+        one(from, to, end.header.number, vault, false, done)?;
+    }
+    one(from, to, last, vault, true, done)?;
+    drop_retired(to, &extra, &retired, vault)
 }
 
-/// Brings one segment up to date; its chain value, or none if there is nothing of it yet.
+fn open(dir: &dyn Dir, number: u64) -> Result<std::sync::Arc<dyn File>> {
+    dir.open(&name(number)).map_err(|e| Error::io(format!("opening {}", name(number)), e))
+}
+
+/// That the log is one chain, over what was retired too.
+fn check_chain(
+    from: &dyn Dir,
+    sealed: &[Sealed],
+    last: u64,
+    vault: &VaultId,
+    retired: &Retirees,
+) -> Result<()> {
+    let link = |header: &segment::Header, chain| {
+        let segment::Header { number, before, check, .. } = *header;
+        Link { number, before: Some(before), check: Some(check), chain }
+    };
+    let file = open(from, last)?;
+    let len = file.len().map_err(|e| Error::io(name(last), e))?;
+    // One that was just begun has perhaps no header yet.
+    let head = match len >= segment::HEADER_LEN as u64 {
+        true => walk::header(&read_range(&*file, last, 0, segment::HEADER_LEN)?, last, vault).ok(),
+        false => None,
+    };
+    let sealed = sealed.iter().map(|end| link(&end.header, Some(end.chain)));
+    let links = sealed.chain(head.map(|header| link(&header, None)));
+    let (number, why) = match breaks(links, retired).first() {
+        None => return Ok(()),
+        Some(Break::Missing(number)) => (*number, "segments are missing from here on"),
+        Some(Break::Unlinked(number)) => (*number, "it does not follow the segment before it"),
+        Some(Break::Exchanged(number)) => (*number, "another segment of this number was retired"),
+    };
+    Err(Error::damaged(number, 0, format!("{why}; heal the store first")))
+}
+
+/// Whether the copy has a sealed segment with the same ends: it was copied before.
+fn has_same(to: &dyn Dir, end: &Sealed, vault: &VaultId) -> bool {
+    let number = end.header.number;
+    let there = to.open(&name(number)).ok();
+    let there = there.and_then(|file| walk::sealed(&*file, number, vault).ok());
+    there.is_some_and(|there| {
+        (there.header.check, there.chain, there.len) == (end.header.check, end.chain, end.len)
+    })
+}
+
+/// Removes what the log has retired. The record that says so is durable in the copy by now.
+fn drop_retired(to: &dyn Dir, extra: &[u64], retired: &Retirees, vault: &VaultId) -> Result<()> {
+    for number in extra {
+        let head = read_range(&*open(to, *number)?, *number, 0, segment::HEADER_LEN)?;
+        let header = walk::header(&head, *number, vault)?;
+        let Some(gone) = retired.get(number) else {
+            let why = "the log lacks it, and the copy has it; heal the store first";
+            return Err(Error::damaged(*number, 0, why));
+        };
+        if gone.check != header.check {
+            return Err(diverged(*number, "another segment of this number was retired"));
+        }
+        to.remove(&name(*number))
+            .map_err(|e| Error::io(format!("removing {}", name(*number)), e))?;
+    }
+    let sync = if extra.is_empty() { Ok(()) } else { to.sync() };
+    sync.map_err(|e| Error::io("removing retired segments", e))
+}
+
+/// What the readable segments of a log say was retired.
+pub(crate) fn retired_of(dir: &dyn Dir, vault: &VaultId) -> Result<Retirees> {
+    let mut retired = Retirees::new();
+    for number in numbers(dir)? {
+        let Ok(file) = dir.open(&name(number)) else { continue };
+        let table = walk::sealed(&*file, number, vault)
+            .and_then(|sealed| walk::table(&*file, number, &sealed));
+        let Ok(table) = table else {
+            // The last one, or a damaged one: what can be read of it.
+            let Ok(bytes) = read_all(&*file, number) else { continue };
+            let Ok(header) = walk::header(&bytes, number, vault) else { continue };
+            let mut walk = Walk::new(&bytes, &header);
+            loop {
+                match walk.step() {
+                    Ok(Some(entry)) if entry.header.kind == Kind::Retired => {
+                        retired.extend(retirees(entry.body)?);
+                    }
+                    Ok(Some(_)) => {}
+                    Ok(None) => break,
+                    Err(_) if walk.step_over().is_some() || walk.resume() => {}
+                    Err(_) => break,
+                }
+            }
+            continue;
+        };
+        for item in table.items.iter().filter(|item| item.kind == Kind::Retired) {
+            let len = HEADER_LEN + item.body_len as usize;
+            let bytes = read_range(&*file, number, u64::from(item.offset), len)?;
+            if let Ok((_, body)) = dormouse_crypt::record::check(&bytes) {
+                retired.extend(retirees(body)?);
+            }
+        }
+    }
+    Ok(retired)
+}
+
+/// Brings one segment up to date.
 fn one(
     from: &dyn Dir,
     to: &dyn Dir,
     number: u64,
     vault: &VaultId,
-    before: &[u8; 16],
     last: bool,
     done: &mut Followed,
-) -> Result<Option<[u8; 16]>> {
+) -> Result<()> {
     let failed = |what: &str| {
         let what = format!("{what} {}", name(number));
         move |e| Error::io(what.clone(), e)
     };
-    let file = from.open(&name(number)).map_err(failed("opening"))?;
+    let file = open(from, number)?;
     let bytes = read_all(&*file, number)?;
     if last && bytes.len() <= segment::HEADER_LEN {
-        return Ok(None);
+        return Ok(());
     }
     // What was read is durable there before it is here: nothing that a crash there takes away
     // stays behind here.
     file.sync().map_err(failed("making durable"))?;
     let judged = judge(&bytes, number, vault)?;
-    crate::log::recover::linked(number, &walk::header(&bytes, number, vault)?, before)?;
     if let Some((at, why)) = judged.broken {
         return Err(Error::damaged(number, at, format!("{why}; heal the store first")));
     }
@@ -212,7 +313,7 @@ fn one(
     };
     if kept < bytes.len() || len > bytes.len() {
         let file = match there {
-            Some(_) => to.open(&name(number)).map_err(failed("opening"))?,
+            Some(_) => open(to, number)?,
             None => to.create(&name(number)).map_err(failed("making"))?,
         };
         file.set_len(kept as u64).map_err(failed("cutting"))?;
@@ -222,7 +323,7 @@ fn one(
         done.copied += 1;
         done.bytes += (bytes.len() - kept) as u64;
     }
-    Ok(Some(judged.chain))
+    Ok(())
 }
 
 /// How much of what is there stays: all, or up to where a copy was cut short. It is never less
@@ -251,11 +352,19 @@ pub fn heal(own: &dyn Dir, other: &dyn Dir, vault: &VaultId) -> Result<Healing> 
     let have = numbers(own)?;
     // A whole log is never shorter than what was copied of it.
     let last = have.last().copied().max(numbers(other)?.last().copied()).unwrap_or(0);
+    let (retired, retired_there) = (retired_of(own, vault)?, retired_of(other, vault)?);
     let mut before = Some([0; 16]);
     for number in 1..=last {
         let place = Place { number, vault, before, last: number == last };
         let bytes = bytes_of(own, number)?;
         let theirs = bytes_of(other, number)?;
+        // What the copy says counts where neither has the segment any more.
+        let neither = bytes.is_none() && theirs.is_none();
+        let there = retired_there.get(&number).filter(|_| neither);
+        if let Some(gone) = retired.get(&number).or(there) {
+            before = Some(gone.chain);
+            continue;
+        }
         let copied = theirs.as_deref().and_then(|theirs| place.whole(theirs));
         if let Some(whole) = bytes.as_deref().and_then(|bytes| place.fits(bytes)) {
             // What was synced last and rotted looks like a write that was cut short, but not to

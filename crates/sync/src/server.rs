@@ -19,7 +19,7 @@ use dormouse_format::vault::{Cert, DataKey, Distrust, Signed, VaultKeys, name_is
 use dormouse_format::{
     ChunkId, InstanceId, PublicKey, RecordId, Seq, Signature, TimeNs, VaultId, VolumeId, WriterId,
 };
-use dormouse_store::{Commit, Error as StoreError, Pending, VaultStore};
+use dormouse_store::{Commit, Error as StoreError, Pending, Pins, VaultStore};
 
 /// A client as the server knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,6 +118,8 @@ struct Open {
     instance: InstanceId,
     volume: Option<(VolumeId, u64)>,
     pending: Option<Pending>,
+    /// Chunks that it was told are there, and what it put, until its commit or end.
+    pins: Pins,
 }
 
 impl core::fmt::Debug for Session {
@@ -192,8 +194,8 @@ impl Session {
         let authority = authority(&store, &client.vault)?;
         let writer_key = writer_key(&store, &authority, &client.vault, &client.writer)?;
         let (vault, name) = (client.vault, client.name.clone());
-        let open =
-            Open { store, client, writer_key, authority, instance, volume: None, pending: None };
+        let (volume, pending, pins) = (None, None, store.pins());
+        let open = Open { store, client, writer_key, authority, instance, volume, pending, pins };
         self.open = Some(open);
         out(Message::Welcome { vault, name, time: now });
         Ok(())
@@ -433,7 +435,9 @@ impl Open {
             Message::OpenWrite { volume, takeover } => self.open_write(volume, takeover, now, out),
             Message::Have { check, ids } => {
                 debug_assert!(ids.len() <= HAVE_MAX);
-                let have = self.store.have(&self.client.writer, &ids, check).map_err(refuse)?;
+                let (store, pins) = (&self.store, Some(&self.pins));
+                let have = store.have_pinned(&self.client.writer, &ids, check, pins);
+                let have = have.map_err(refuse)?;
                 out(Message::HaveAnswer { have });
                 Ok(())
             }
@@ -451,7 +455,10 @@ impl Open {
             Message::Commit { point } => {
                 let pending = self.pending.take().ok_or_else(no_pending)?;
                 out(match self.store.commit(pending, &point, now).map_err(refuse)? {
-                    Commit::Done(stored) => Message::Committed { receipt: stored.receipt },
+                    Commit::Done(stored) => {
+                        self.pins.release();
+                        Message::Committed { receipt: stored.receipt }
+                    }
                     Commit::Missing(ids) => Message::Missing { ids },
                 });
                 Ok(())
@@ -501,10 +508,8 @@ impl Open {
                 "records of this kind are not given out so",
             ));
         }
-        for place in self.store.places(kind, ids) {
-            let record = self.store.read(&place).map_err(refuse)?;
-            out(Message::Record { record });
-        }
+        let mut tell = |record| out(Message::Record { record });
+        self.store.each_small(kind, ids, &mut tell).map_err(refuse)?;
         out(Message::Done);
         Ok(())
     }
@@ -525,10 +530,8 @@ impl Open {
     }
 
     fn get_deltas(&self, volume: &VolumeId, seq: Seq, out: Out<'_>) -> Step {
-        for place in self.store.deltas(volume, seq).map_err(refuse)? {
-            let record = self.store.read(&place).map_err(refuse)?;
-            out(Message::Record { record });
-        }
+        let mut tell = |record| out(Message::Record { record });
+        self.store.each_delta(volume, seq, &mut tell).map_err(refuse)?;
         out(Message::Done);
         Ok(())
     }
@@ -591,7 +594,7 @@ impl Open {
             }
             _ => return Err(bad("a client may not put such a record")),
         }
-        self.store.put(bytes, now).map_err(refuse)
+        self.store.put_pinned(bytes, now, Some(&self.pins)).map_err(refuse)
     }
 }
 

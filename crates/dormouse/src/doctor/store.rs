@@ -192,7 +192,7 @@ fn tell(about: &str, look: &Look, running: bool, findings: &mut Vec<Finding>) {
         0 => String::new(),
         runs => format!(", {runs} index runs"),
     };
-    let found = format!("{} segments, {}{index}", look.newest, size(look.bytes));
+    let found = format!("{} segments, {}{index}", look.segments, size(look.bytes));
     findings.push(Finding::fine(about, found));
     if let Some(torn) = look.unfinished.as_ref().filter(|_| !running) {
         let found = format!(

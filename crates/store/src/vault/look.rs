@@ -6,12 +6,13 @@
 use dormouse_format::VaultId;
 
 use super::Fault;
-use super::open::chain_after;
 use crate::dir::Dir;
 use crate::error::{Error, Result};
 use crate::index::run::Run;
+use crate::log::gaps::Retirees;
 use crate::log::recover::recover;
 use crate::log::{Segments, name, number};
+use crate::replica::retired_of;
 
 /// The end of a write that was cut short: opening the vault sets it aside, for nobody was told
 /// that it is durable.
@@ -28,8 +29,8 @@ pub struct Unfinished {
 /// What opening a vault would find.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Look {
-    /// Number of the newest segment.
-    pub newest: u64,
+    /// Segments that are there.
+    pub segments: u64,
     /// Bytes of all segments.
     pub bytes: u64,
     /// What a write has left at the end.
@@ -62,7 +63,7 @@ pub fn look(segments: Box<dyn Dir>, index: Option<&dyn Dir>, vault: &VaultId) ->
     }
     look.set_aside.sort();
     let found = recover(&segments, vault)?;
-    look.newest = found.active.number;
+    look.segments = found.sealed.len() as u64 + 1;
     look.unfinished = found.left_over().map(|(number, offset, bytes)| Unfinished {
         segment: name(number),
         offset,
@@ -73,21 +74,26 @@ pub fn look(segments: Box<dyn Dir>, index: Option<&dyn Dir>, vault: &VaultId) ->
         Fault { segment, offset, why: why.to_string() }
     };
     look.damaged = found.damaged.iter().map(fault).collect();
-    let mut covered = 0;
+    let whole = look.segments == found.active.number;
+    let retired = if whole { Retirees::new() } else { retired_of(&*segments.dir, vault)? };
+    found.check_chain(&retired)?;
+    let chain = |number| found.chain_after(number, &retired);
+    let mut covered = Vec::new();
     for file in index.map_or_else(|| Ok(Vec::new()), Dir::list).unwrap_or_default() {
         let Some(dir) = index.filter(|_| file.ends_with(".run")) else { continue };
         let fits = Run::open(dir, &file, vault).ok().map(|run| run.range).filter(|range| {
-            chain_after(&found, range.first.wrapping_sub(1)) == Some(range.before)
-                && chain_after(&found, range.last) == Some(range.chain)
+            chain(range.first.wrapping_sub(1)) == Some(range.before)
+                && chain(range.last) == Some(range.chain)
         });
         match fits {
-            Some(range) => {
-                look.runs += 1;
-                covered += (range.last + 1).saturating_sub(range.first);
-            }
+            Some(range) => covered.push(range.first..=range.last),
             None => look.bad_runs.push(file),
         }
     }
-    look.uncovered = look.newest.saturating_sub(1).saturating_sub(covered);
+    look.runs = covered.len() as u64;
+    let sealed = found.sealed.iter().map(|sealed| sealed.header.number);
+    let open = |number: &u64| !retired.contains_key(number);
+    let uncovered = |number: &u64| covered.iter().all(|range| !range.contains(number));
+    look.uncovered = sealed.filter(open).filter(uncovered).count() as u64;
     Ok(look)
 }

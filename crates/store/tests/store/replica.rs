@@ -1,6 +1,7 @@
 //! A second copy of a log: brought up to date at any moment, and healed from.
 
 use dormouse_format::InstanceId;
+use dormouse_store::collect::Rules;
 use dormouse_store::memory::MemDir;
 use dormouse_store::replica::{Followed, follow, heal};
 use dormouse_store::scrub::scrub;
@@ -249,4 +250,48 @@ fn a_log_of_another_history_heals_nothing() {
             assert_eq!(files(&own), before, "{name}");
         }
     }
+}
+
+/// What the log has retired goes from the copy too, and from nowhere else.
+#[test]
+fn retired_segments_go_when_the_copy_knows_why() {
+    let kit = Kit::new(2500, 50);
+    let (store, copy) = (kit.create(), MemDir::new());
+    let g = store.open_write(&VOLUME, kit.writer(0), InstanceId([1; 16]), false, 1).unwrap();
+    let mut map = Map::new();
+    (0..8).for_each(|i| checkpoint(&kit, &store, g, &mut map, SIZE, &rewritten(i)));
+    follow(&kit.segments, &copy, &kit.vault).unwrap();
+    let many = copy.list().unwrap().len();
+    store.expire(&VOLUME, &[1..=6], 1000).unwrap();
+    let rules = Rules { grace_ns: 0, live_percent_max: 100 };
+    let round = store.collect(1000, &rules, &mut |_| true).unwrap();
+    assert!(round.retired > 2, "{round:?}");
+    store.close().unwrap();
+    follow(&kit.segments, &copy, &kit.vault).unwrap();
+    assert!(copy.list().unwrap().len() < many);
+    // A copy that is begun now is the same.
+    let late = MemDir::new();
+    follow(&kit.segments, &late, &kit.vault).unwrap();
+    for copy in [&copy, &late] {
+        assert_eq!(files(copy), files(&kit.segments));
+        assert_eq!((findings(&kit, copy), points(&kit, copy)), (0, 2));
+    }
+    for (name, bytes) in files(&kit.segments) {
+        let own = kit.segments.snapshot();
+        own.remove(&name).unwrap();
+        // What was lost is not taken for retired: the copy keeps it, and brings it back.
+        if name < last(&kit.segments) {
+            let error = follow(&own, &copy, &kit.vault).unwrap_err();
+            assert!(error.to_string().contains("missing"), "{name}: {error}");
+            assert!(copy.get(&name).is_some());
+        }
+        heal(&own, &copy, &kit.vault).unwrap();
+        assert_eq!(own.get(&name), Some(bytes));
+        assert_eq!(files(&own), files(&kit.segments), "and nothing that was retired");
+    }
+}
+
+/// The same blocks each time: what they were before is needed by nobody.
+fn rewritten(round: u64) -> Vec<Change> {
+    (0..12).map(|i| Change::Data { start: i * 10, count: 4, seed: 100 * round + i }).collect()
 }

@@ -69,7 +69,7 @@ impl Finding {
         Self { class, ..Self::new(Weight::Wrong, about, found) }
     }
 
-    fn to_do(mut self, to_do: impl Into<String>) -> Self {
+    fn advise(mut self, to_do: impl Into<String>) -> Self {
         self.to_do = to_do.into();
         self
     }
@@ -77,7 +77,7 @@ impl Finding {
     /// An error that ended the look at something.
     fn error(about: impl Into<String>, error: &anyhow::Error) -> Self {
         let class = crate::exit::class_of(error);
-        Self::wrong(class, about, format!("{error:#}")).to_do(crate::exit::hint_of(error))
+        Self::wrong(class, about, format!("{error:#}")).advise(crate::exit::hint_of(error))
     }
 }
 

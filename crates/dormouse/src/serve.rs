@@ -202,14 +202,16 @@ impl Server {
         let confine = confined.is_ok();
         let shared = Arc::new(Shared { access, tls, log, tally, limits, stopping, table, confine });
         let (hall, guests) = crossbeam_channel::unbounded();
-        let start = |name: &str, run: Box<dyn FnOnce(&Arc<Shared>) + Send>| {
+        let named = |name: &str| std::thread::Builder::new().name(name.into());
+        let usher = {
             let shared = shared.clone();
-            std::thread::Builder::new().name(name.into()).spawn(move || run(&shared))
+            named("usher").spawn(move || introduction::usher(&shared, &guests))?
         };
-        let usher = start("usher", Box::new(move |s| introduction::usher(s, &guests)))?;
         shared.table().threads.push(usher);
-        let run = move |s: &Arc<Shared>| accept_loop(s, &listener, &woken, &hall);
-        let thread = start("accept", Box::new(run))?;
+        let thread = {
+            let shared = shared.clone();
+            named("accept").spawn(move || accept_loop(&shared, &listener, &woken, &hall))?
+        };
         Ok(Self {
             shared,
             address,

@@ -49,7 +49,7 @@ fn judge(found: &Found) -> Vec<Finding> {
     let layer = |said: &crate::jail::probe::LayerSaid| match said.holds {
         true => Finding::fine(&said.layer, &said.why),
         false => Finding::wrong(Class::Other, &said.layer, &said.why)
-            .to_do(Layer::of_name(&said.layer).map_or("", Layer::way_out)),
+            .advise(Layer::of_name(&said.layer).map_or("", Layer::way_out)),
     };
     let mut findings: Vec<_> = found.layers.iter().map(layer).collect();
     let holes: Vec<&Try> = found.refused.iter().filter(|tried| tried.after.is_none()).collect();
@@ -57,14 +57,14 @@ fn judge(found: &Found) -> Vec<Finding> {
         let found = "a server in its jail can do this here";
         findings.push(
             Finding::wrong(Class::Other, &tried.what, found)
-                .to_do("one of the layers above does not hold, and no other keeps it from this"),
+                .advise("one of the layers above does not hold, and no other keeps it from this"),
         );
     }
     for tried in &found.allowed {
         if let (None, Some(why)) = (&tried.before, &tried.after) {
             findings.push(
                 Finding::wrong(Class::Other, &tried.what, format!("in the jail it fails: {why}"))
-                    .to_do("the server will not work here; report it, with this output"),
+                    .advise("the server will not work here; report it, with this output"),
             );
         }
     }
@@ -106,7 +106,7 @@ fn exposure(unit: &Path) -> Finding {
             Finding::fine(about, format!("exposure {score} of 10, by systemd-analyze"))
         }
         Some(score) => Finding::note(about, format!("exposure {score} of 10, by systemd-analyze"))
-            .to_do("the unit that comes with this program is below 1.5; compare drop-ins with it"),
+            .advise("the unit that comes with this program is below 1.5; compare drop-ins with it"),
         None => Finding::note(about, "systemd-analyze gave no score"),
     }
 }

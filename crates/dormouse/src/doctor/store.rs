@@ -32,7 +32,7 @@ pub(super) fn look(path: &Path) -> Vec<Finding> {
                 let why = fault.why.to_string();
                 let error = anyhow::Error::from(Failure::from(fault));
                 let class = crate::exit::class_of(&error);
-                findings.push(Finding::wrong(class, about, why).to_do(hint_of(&error)));
+                findings.push(Finding::wrong(class, about, why).advise(hint_of(&error)));
             }
         }
         Err(error) => findings.push(Finding::error("state files", &error)),
@@ -91,7 +91,7 @@ fn rights(store: &StoreDir, findings: &mut Vec<Finding>) {
             let shown = path.display().to_string();
             let weight = if name.is_empty() { Weight::Note } else { Weight::Wrong };
             let finding = Finding { class: Class::Other, ..Finding::new(weight, &shown, found) };
-            findings.push(finding.to_do(format!("chmod {least} {shown}")));
+            findings.push(finding.advise(format!("chmod {least} {shown}")));
         }
     }
 }
@@ -105,10 +105,10 @@ fn space(store: &StoreDir, findings: &mut Vec<Finding>) {
         let found = if few_names { format!("{found}, and no more files") } else { found };
         let to_do = "nothing more is taken from clients, and nothing is lost: make room, or bring \
                      the store to a larger disk";
-        findings.push(Finding::wrong(Class::NoSpace, "free space", found).to_do(to_do));
+        findings.push(Finding::wrong(Class::NoSpace, "free space", found).advise(to_do));
     } else if free < all / 20 {
         let to_do = "less than a twentieth is left: make room before clients are refused";
-        findings.push(Finding::note("free space", found).to_do(to_do));
+        findings.push(Finding::note("free space", found).advise(to_do));
     } else {
         findings.push(Finding::fine("free space", found));
     }
@@ -128,14 +128,14 @@ fn left_behind(store: &StoreDir, running: bool, findings: &mut Vec<Finding>) {
         for name in names(&dir).iter().filter(|n| n.contains(".tmp-") && !running) {
             let shown = dir.join(name).display().to_string();
             let found = "left by a write that was cut short";
-            findings.push(Finding::note(shown, found).to_do("the next change removes it"));
+            findings.push(Finding::note(shown, found).advise("the next change removes it"));
         }
     }
     let aside = names(&store.path().join("set-aside"));
     if !aside.is_empty() {
         let found = format!("{} files that did not hold: {}", aside.len(), aside.join(", "));
         let to_do = "kept to be looked at; remove them when nobody needs them";
-        findings.push(Finding::note("set-aside", found).to_do(to_do));
+        findings.push(Finding::note("set-aside", found).advise(to_do));
     }
     for name in names(&store.path().join("vaults")) {
         if VaultId::from_hex(&name).is_none() {
@@ -159,7 +159,7 @@ fn vaults(store: &StoreDir, running: bool, findings: &mut Vec<Finding>) {
         if !known.contains(&vault) {
             let to_do = "its copies are whole, and nobody reaches them: `dormouse join --kit KIT` \
                          on a machine makes it a client of this vault again";
-            findings.push(Finding::note(&about, "no client belongs to it").to_do(to_do));
+            findings.push(Finding::note(&about, "no client belongs to it").advise(to_do));
         }
         match look_at(store, &vault) {
             Ok(look) => tell(&about, &look, running, findings),
@@ -172,7 +172,7 @@ fn vaults(store: &StoreDir, running: bool, findings: &mut Vec<Finding>) {
                 );
                 let class = crate::exit::class_of(&error);
                 let finding = Finding::wrong(class, about, format!("{error:#}"));
-                findings.push(finding.to_do(to_do.trim_start()));
+                findings.push(finding.advise(to_do.trim_start()));
             }
         }
     }
@@ -200,13 +200,13 @@ fn tell(about: &str, look: &Look, running: bool, findings: &mut Vec<Finding>) {
             torn.segment, torn.bytes, torn.offset
         );
         let to_do = "nothing: the next start keeps them in a file of their own and goes on";
-        findings.push(Finding::note(about, found).to_do(to_do));
+        findings.push(Finding::note(about, found).advise(to_do));
     }
     for fault in &look.damaged {
         let found = format!("{}, byte {}: {}", fault.segment, fault.offset, fault.why);
         let to_do = "check the disk; `dormouse scrub STORE` tells which points it touches, and \
                      `dormouse mirror SOURCE --once --all` on the client sends chunks again";
-        findings.push(Finding::wrong(Class::Damaged, about, found).to_do(to_do));
+        findings.push(Finding::wrong(Class::Damaged, about, found).advise(to_do));
     }
     if !look.set_aside.is_empty() {
         let bytes = look.set_aside.iter().map(|(_, len)| len).sum();
@@ -216,10 +216,11 @@ fn tell(about: &str, look: &Look, running: bool, findings: &mut Vec<Finding>) {
             size(bytes)
         );
         let to_do = "never read again: remove them when nobody needs to look at them";
-        findings.push(Finding::note(about, found).to_do(to_do));
+        findings.push(Finding::note(about, found).advise(to_do));
     }
     if !look.bad_runs.is_empty() && !running {
         let found = format!("index files that do not fit: {}", look.bad_runs.join(", "));
-        findings.push(Finding::note(about, found).to_do("nothing: the next start makes them anew"));
+        findings
+            .push(Finding::note(about, found).advise("nothing: the next start makes them anew"));
     }
 }

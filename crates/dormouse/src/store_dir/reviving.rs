@@ -28,7 +28,7 @@ impl StoreDir {
             return Err(Failure::from(newer.clone()).into());
         }
         let at = |name: &str| faults.iter().find(|fault| fault.path == path.join(name));
-        let lost_key = at(KEY).map_or(!path.join(KEY).exists(), |fault| is_lost(fault));
+        let lost_key = at(KEY).map_or(!path.join(KEY).exists(), is_lost);
         if lost_key && !new_key {
             return fail(
                 Class::KeyMissing,

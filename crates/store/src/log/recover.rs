@@ -103,7 +103,7 @@ impl Found {
             return Some((number, 0, segment::HEADER_LEN as u64));
         }
         let whole = rest.is_empty() || tail.as_ref().is_some_and(|tail| *rest == tail[..]);
-        (!whole).then(|| (self.active.number, *end as u64, rest.len() as u64))
+        (!whole).then_some((self.active.number, *end as u64, rest.len() as u64))
     }
 
     /// That every segment follows the one before it, or what was retired in between.

@@ -257,6 +257,7 @@ fn point(checkpoint: bool) -> Point {
         time: TIME,
         size: 5 << 20,
         grade,
+        stale: false,
         checkpoint: 1,
         epoch: 1,
         prev,

@@ -1,11 +1,13 @@
 //! Who may: clients and invites, one small file each, and the vaults of a store.
 //!
 //! Owns: `clients/NAME.toml`, `invites/ID.toml`, which are state files, and the open vaults. Invariant:
-//! nothing is cached but open vaults, so that `invite` and `revoke` work while the
-//! server runs; an invite is used durably before the client is told, by one key
+//! nothing is kept in memory but open vaults and what a manifest proves to be unchanged ([`roster`]),
+//! so that `invite`, `grant` and `revoke` work while the server runs; an invite is used durably before the client is told, by one key
 //! only. Leaves to others: proofs (`dormouse_sync::server`).
 
+mod grants;
 mod registry;
+mod roster;
 
 use anyhow::Result;
 use dormouse_crypt::{OsRandom, hash, invite as secret};
@@ -20,7 +22,9 @@ use crate::invite::{Address, Invite};
 use crate::store_dir::StoreDir;
 use crate::text::{hex, parse_time, time_utc};
 
+pub use grants::{Quota, revoke, set_quota, set_role};
 pub use registry::Access;
+pub(crate) use roster::Roster;
 
 /// A client's file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +43,9 @@ pub struct ClientFile {
     /// When it was revoked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revoked: Option<String>,
+    /// Whether nobody is to refer to its records.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub distrusted: bool,
 }
 
 /// An invite's file. The secret is not in it.
@@ -92,6 +99,8 @@ pub struct Known {
     pub role: Role,
     /// When it was revoked.
     pub revoked: Option<TimeNs>,
+    /// Whether nobody is to refer to its records.
+    pub distrusted: bool,
 }
 
 impl Known {
@@ -108,6 +117,7 @@ impl Known {
             // A role that is not known here gives no right.
             role: role_in(file.role.as_deref())?,
             revoked,
+            distrusted: file.distrusted,
         })
     }
 
@@ -119,6 +129,7 @@ impl Known {
             created: time_utc(self.created),
             role: role_text(self.role),
             revoked: self.revoked.map(time_utc),
+            distrusted: self.distrusted,
         })?)
     }
 
@@ -271,21 +282,4 @@ pub fn check_name(name: &str) -> Result<()> {
         format!("'{name}' is not a valid name"),
         "a name is 1 to 64 letters, digits, '.', '_' or '-', and does not begin with '.' or '-'",
     )
-}
-
-/// Revokes a client's key; the next connection is refused. Idempotent.
-pub fn revoke(store: &StoreDir, client: &str, now: TimeNs) -> Result<Known> {
-    check_name(client)?;
-    let Some(mut known) = self::client(store, client)? else {
-        return fail(
-            Class::NotFound,
-            format!("there is no client '{client}' in {}", store.path().display()),
-            "`dormouse clients STORE` shows who is there",
-        );
-    };
-    if known.revoked.is_none() {
-        known.revoked = Some(now);
-        store.state().write(&client_file(client), &known.text()?, 0o600)?;
-    }
-    Ok(known)
 }

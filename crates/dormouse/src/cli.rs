@@ -51,6 +51,12 @@ pub enum Command {
         /// How clients reach this server; kept in server.toml
         #[arg(long, value_name = "HOST:PORT")]
         url: Option<String>,
+        /// Where to show metrics for Prometheus, and health: unix:PATH, or a port on loopback
+        #[arg(long, value_name = "unix:PATH|127.0.0.1:PORT")]
+        metrics: Option<String>,
+        /// How to log
+        #[arg(long, value_enum, default_value = "text")]
+        log: tenants::LogArg,
     },
     /// Invite a client to a store; works while the server runs
     Invite {
@@ -79,12 +85,17 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Revoke a client: its next connection is refused
-    Revoke {
+    /// Revoke a client: its connections end at once, and its next is refused
+    Revoke(tenants::RevokeArgs),
+    /// Give a client another role, or its vault another quota; at once, also while it is connected
+    Grant(tenants::GrantArgs),
+    /// Show who joined, was revoked or granted something, took over or deleted: `STORE/audit.log`
+    Audit {
         /// The store's directory
         store: PathBuf,
-        /// The client's name
-        client: String,
+        /// As JSON lines
+        #[arg(long)]
+        json: bool,
     },
     /// Join a server by an invite, or a directory; or come back with a recovery kit
     Join(JoinArgs),

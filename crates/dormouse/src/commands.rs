@@ -7,6 +7,7 @@ use anyhow::Result;
 use clap::CommandFactory;
 use dormouse_sync::server::Role;
 
+use crate::cli::tenants;
 use crate::cli::{Cli, Command, JoinArgs, MirrorArgs, RestoreArgs, VaultCommand};
 use crate::connect::Target;
 use crate::daemon::{Mirrors, quantity};
@@ -16,11 +17,12 @@ use crate::invite::Address;
 use crate::join::{self, Joined};
 use crate::kit::{self, Kit};
 use crate::out::{self, note, say};
+use crate::serve::ServeOptions;
 use crate::store_dir::StoreDir;
 use crate::text::{hex, now_ns, time_local};
 use crate::{
-    access, attach, create, daemon, demo, export, fork, list, mirror, patience, restore, scrub,
-    serve, when, writer_file,
+    access, attach, audit, create, daemon, demo, export, fork, list, mirror, patience, restore,
+    scrub, serve, when, writer_file,
 };
 
 /// Runs one command.
@@ -28,14 +30,18 @@ pub fn run(cli: Cli) -> Result<()> {
     patience::choose(Duration::from_nanos(when::duration_ns(&cli.patience)?));
     let home = || Home::locate(cli.home.clone());
     match cli.command {
-        Command::Serve { store, listen, url } => {
-            serve::run(&store, listen.as_deref(), url.as_deref())
+        Command::Serve { store, listen, url, metrics, log } => {
+            let metrics = metrics.as_deref().map(str::parse).transpose()?;
+            let json_log = log == tenants::LogArg::Json;
+            serve::run(&store, &ServeOptions { listen, url, metrics, json_log })
         }
         Command::Invite { store, client, role, url, expires } => {
             invite(&store, &client, role.into(), url.as_deref(), &expires)
         }
         Command::Clients { store, json } => list::clients(&StoreDir::open(&store)?, json),
-        Command::Revoke { store, client } => revoke(&store, &client),
+        Command::Revoke(args) => tenants::revoke(&args),
+        Command::Grant(args) => tenants::grant(&args),
+        Command::Audit { store, json } => audit::run(&StoreDir::open(&store)?, json),
         Command::Join(args) => join(&home()?, &args),
         Command::RecoveryKit { file, paper, offline } => {
             recovery_kit(&home()?, file.as_deref(), paper, offline)
@@ -124,14 +130,9 @@ fn invite(store: &Path, client: &str, role: Role, url: Option<&str>, expires: &s
         );
     };
     let invite = access::invite_as(&store, client, role, address, now, lasts)?;
+    audit::Event::by_command("invite", client).with("role", role.name()).write(&store)?;
     say!("{invite}")?;
     note!("valid once, until {}; on the client: dormouse join 'INVITE'", time_local(until));
-    Ok(())
-}
-
-fn revoke(store: &Path, client: &str) -> Result<()> {
-    let known = access::revoke(&StoreDir::open(store)?, client, now_ns())?;
-    say!("client '{}' is revoked; its copies stay", known.name)?;
     Ok(())
 }
 

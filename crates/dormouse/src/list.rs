@@ -4,21 +4,23 @@
 //! shown was verified ([`crate::remote`]); what was not asked for is counted, not
 //! silently left out.
 
+mod clients;
+
 use anyhow::Result;
 use dormouse_format::point::StoredPoint;
 use dormouse_sync::history::{Trust, hash_of};
 use serde_json::{Value, json};
 
-use crate::access::{self, Listed};
 use crate::daemon::{self, status_socket};
 use crate::exit::{Class, class_of};
 use crate::home::{Account, Home};
 use crate::kit::kit_reminder;
 use crate::out::{self, note, say};
 use crate::remote::{Freshness, Session, Span};
-use crate::store_dir::StoreDir;
-use crate::text::{hex, now_ns, size, table, time_local, time_utc};
+use crate::text::{hex, size, table, time_local, time_utc};
 use crate::when;
+
+pub use clients::clients;
 
 fn show_json(value: &Value) -> Result<()> {
     say!("{value:#}")
@@ -143,58 +145,6 @@ fn point_row(volume: &str, trust: &Trust, stored: &StoredPoint) -> Vec<String> {
         size(p.size),
         writer(trust, &p.writer),
     ]
-}
-
-/// `dormouse clients STORE`: who has joined, and which invites are open.
-pub fn clients(store: &StoreDir, as_json: bool) -> Result<()> {
-    let now = now_ns();
-    let Listed { good: mut known, faults } = access::clients(store)?;
-    known.sort_by(|a, b| a.name.cmp(&b.name));
-    let invites = access::invites(store)?;
-    let fault = faults.into_iter().chain(invites.faults).next();
-    let open: Vec<_> =
-        invites.good.into_iter().filter(|(_, i)| i.used_by.is_none() && !i.expired(now)).collect();
-    if as_json {
-        let clients: Vec<Value> = known
-            .iter()
-            .map(|c| {
-                json!({
-                    "client": c.name,
-                    "fingerprint": c.fingerprint(),
-                    "vault": c.vault.to_string(),
-                    "writer": c.writer.to_string(),
-                    "joined": time_utc(c.created),
-                    "revoked": c.revoked.map(time_utc),
-                })
-            })
-            .collect();
-        let invites: Vec<Value> = open
-            .iter()
-            .map(|(id, i)| json!({ "invite": id, "client": i.name, "expires": i.expires }))
-            .collect();
-        show_json(&json!({ "clients": clients, "invites": invites }))?;
-        return fault.map_or(Ok(()), Err);
-    }
-    let rows: Vec<Vec<String>> = known
-        .iter()
-        .map(|c| {
-            let state =
-                c.revoked.map_or_else(|| "ok".into(), |t| format!("revoked {}", time_local(t)));
-            let vault = c.vault.to_string()[..12].to_owned();
-            vec![c.name.clone(), vault, time_local(c.created), c.fingerprint()[..16].into(), state]
-        })
-        .collect();
-    if rows.is_empty() {
-        say!("no clients yet: `dormouse invite STORE CLIENT` invites one")?;
-    } else {
-        let head = ["CLIENT", "VAULT", "JOINED", "FINGERPRINT", "STATE"];
-        out::write(table(&head, &[], &rows).as_bytes())?;
-    }
-    for (id, invite) in open {
-        say!("open invite {id} for '{}', until {}", invite.name, invite.expires)?;
-    }
-    // What holds was shown first.
-    fault.map_or(Ok(()), Err)
 }
 
 /// Connects, and compares each volume's head with what this machine knows.

@@ -7,10 +7,17 @@
 //! who gets a place ([`strangers`]), what a session may (`dormouse_sync::server`), and
 //! who may ([`crate::access`]).
 
+mod audited;
 mod connection;
+mod counters;
 mod limits;
+mod members;
+pub mod pages;
+mod returns;
+pub mod seen;
 mod strangers;
 mod tally;
+mod watch;
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, Read, Write};
@@ -22,18 +29,27 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use crossbeam_channel::{Receiver, Sender};
+use dormouse_format::PublicKey;
+use dormouse_sync::server::{Client, Refused};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::access::Access;
 use crate::daemon::notify::Notify;
 use crate::exit::{Class, Failure, text_of};
 use crate::files::Lock;
+use crate::link::LinkTx;
 use crate::log::Log;
 use crate::out;
 use crate::store_dir::StoreDir;
-use crate::text::hex;
+use crate::text::{hex, now_ns};
 use crate::tls::ServerTls;
+use audited::Takeovers;
+use counters::Counters;
 use limits::Limits;
+use members::Members;
+use pages::{Pages, Place as PagesPlace};
+use returns::Returns;
+use seen::Seen;
 use strangers::{Group, Strangers, Verdict};
 use tally::Tally;
 
@@ -56,7 +72,8 @@ pub struct Server {
     address: SocketAddr,
     fingerprint: [u8; 32],
     wake: UnixStream,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
+    pages: Option<Pages>,
     stop: Option<Sender<()>>,
     _lock: Lock,
 }
@@ -68,6 +85,9 @@ pub(crate) struct Shared {
     log: Log,
     /// For lines about strangers.
     tally: Tally,
+    counters: Counters,
+    returns: Returns,
+    takeovers: Takeovers,
     limits: Limits,
     /// Never carries anything: it is closed when the server stops.
     stopping: Receiver<()>,
@@ -80,8 +100,7 @@ struct Table {
     open: HashMap<u64, Arc<TcpStream>>,
     threads: Vec<JoinHandle<()>>,
     strangers: Strangers,
-    /// Connections of each client.
-    clients: HashMap<String, usize>,
+    members: Members,
 }
 
 impl Shared {
@@ -94,7 +113,6 @@ impl Shared {
 pub(crate) struct Seat {
     shared: Arc<Shared>,
     id: u64,
-    client: Option<String>,
 }
 
 impl Seat {
@@ -113,18 +131,18 @@ impl Seat {
         self.shared.table().strangers.loosen(self.id);
     }
 
-    /// It is a client, and no stranger any more; false if the client has too many.
-    fn is_client(&mut self, name: &str) -> bool {
+    /// It is a client, and no stranger any more. It hears from what is returned that it has to
+    /// go; `None` if the client has too many connections.
+    fn is_client(&self, client: &Client, key: PublicKey) -> Option<Receiver<Refused>> {
         let mut table = self.shared.table();
-        let count = table.clients.entry(name.to_owned()).or_default();
-        if *count >= limits::CLIENT_CONNECTIONS_MAX {
-            return false;
-        }
-        *count += 1;
+        let dismissed = table.members.add(self.id, client, key)?;
         table.strangers.remove(self.id);
-        drop(table);
-        self.client = Some(name.to_owned());
-        true
+        Some(dismissed)
+    }
+
+    /// It has a link.
+    fn linked(&self, link: LinkTx) {
+        self.shared.table().members.linked(self.id, link);
     }
 }
 
@@ -132,15 +150,10 @@ impl Drop for Seat {
     fn drop(&mut self) {
         let mut table = self.shared.table();
         table.open.remove(&self.id);
-        table.strangers.remove(self.id);
-        if let Some(name) = &self.client
-            && let Some(count) = table.clients.get_mut(name)
-        {
-            *count -= 1;
-            if *count == 0 {
-                table.clients.remove(name);
-            }
+        if table.strangers.remove(self.id) {
+            self.shared.counters.stranger_ended();
         }
+        table.members.remove(self.id, now_ns());
     }
 }
 
@@ -173,23 +186,40 @@ impl Server {
             open: HashMap::new(),
             threads: Vec::new(),
             strangers: Strangers::new(limits.strangers, limits::STRANGERS_PER_GROUP_MAX),
-            clients: HashMap::new(),
+            members: Members::new(Seen::read(access.store()).times()),
         });
         let tally = Tally::new(log.clone());
-        let shared = Arc::new(Shared { access, tls, log, tally, limits, stopping, table });
+        let (counters, returns, takeovers) = Default::default();
+        let shared = Arc::new(Shared {
+            access,
+            tls,
+            log,
+            tally,
+            counters,
+            returns,
+            takeovers,
+            limits,
+            stopping,
+            table,
+        });
         let (wake, woken) = UnixStream::pair()?;
-        let thread = {
+        let accept = {
             let shared = shared.clone();
             std::thread::Builder::new()
                 .name("accept".into())
                 .spawn(move || accept_loop(&shared, &listener, &woken))?
+        };
+        let watch = {
+            let shared = shared.clone();
+            std::thread::Builder::new().name("watch".into()).spawn(move || watch::run(&shared))?
         };
         Ok(Self {
             shared,
             address,
             fingerprint,
             wake,
-            thread: Some(thread),
+            threads: vec![accept, watch],
+            pages: None,
             stop: Some(stop),
             _lock: lock,
         })
@@ -205,6 +235,14 @@ impl Server {
         &self.fingerprint
     }
 
+    /// Shows metrics and health there; the port's address if it is one.
+    pub fn show_metrics(&mut self, place: &PagesPlace) -> Result<Option<SocketAddr>> {
+        let pages = Pages::open(place, &self.shared)?;
+        let address = pages.address;
+        self.pages = Some(pages);
+        Ok(address)
+    }
+
     /// Stops: no new connections, each running message ends, vaults are closed.
     pub fn stop(mut self) {
         self.end();
@@ -214,10 +252,10 @@ impl Server {
         let Some(stop) = self.stop.take() else { return };
         let until = Instant::now() + STOP_WAIT;
         let _ = (&self.wake).write_all(b"x");
-        if let Some(thread) = self.thread.take() {
+        drop(stop);
+        for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
-        drop(stop);
         while !self.shared.table().open.is_empty() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -235,6 +273,8 @@ impl Server {
                 let _ = thread.join();
             }
         }
+        watch::write_seen(&self.shared);
+        self.pages = None;
         self.shared.access.close();
     }
 }
@@ -374,7 +414,8 @@ fn admit(
     table.strangers.add(id, Group::of(from.ip()), Instant::now());
     // A seat that is given back takes the table's lock.
     drop(table);
-    let seat = Seat { shared: shared.clone(), id, client: None };
+    shared.counters.connection();
+    let seat = Seat { shared: shared.clone(), id };
     let thread = {
         let shared = shared.clone();
         std::thread::Builder::new()
@@ -388,21 +429,40 @@ fn admit(
     }
 }
 
+/// What `dormouse serve` is told.
+#[derive(Debug, Clone, Default)]
+pub struct ServeOptions {
+    /// Where to listen.
+    pub listen: Option<String>,
+    /// How clients reach this server.
+    pub url: Option<String>,
+    /// Where metrics and health are shown.
+    pub metrics: Option<PagesPlace>,
+    /// Whether the log is lines of JSON on standard error.
+    pub json_log: bool,
+}
+
 /// `dormouse serve`: until SIGTERM or SIGINT.
-pub fn run(store: &std::path::Path, listen: Option<&str>, url: Option<&str>) -> Result<()> {
+pub fn run(store: &std::path::Path, options: &ServeOptions) -> Result<()> {
     let store = StoreDir::open_or_create(store)?;
     let config = store.config()?;
+    config.quota()?;
     limits::raise_files();
-    if let Some(url) = url {
+    if let Some(url) = &options.url {
         store.save_url(url)?;
     }
-    let listen = listen.or(config.listen.as_deref()).unwrap_or("127.0.0.1:7447").to_owned();
+    let listen = options.listen.clone().or(config.listen);
+    let listen = listen.unwrap_or_else(|| "127.0.0.1:7447".to_owned());
     let (signal, mut signalled) = UnixStream::pair()?;
     for number in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
         signal_hook::low_level::pipe::register(number, signal.try_clone()?)
             .context("cannot listen for signals")?;
     }
-    let server = Server::start(store, &listen, Log::system())?;
+    let log = if options.json_log { Log::json() } else { Log::system() };
+    let mut server = Server::start(store, &listen, log)?;
+    if let Some(place) = &options.metrics {
+        server.show_metrics(place)?;
+    }
     // In one write: who started this may read one line and close its end.
     let said =
         format!("listening on {}\nfingerprint {}\n", server.address(), hex(server.fingerprint()));

@@ -12,6 +12,7 @@ use dormouse_crypt::{OsRandom, Random, SigningKey, hash};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use crate::access::Quota;
 use crate::exit::{Class, Failure, fail};
 use crate::files::{self, Lock};
 use crate::state_files::{Fault, Kind, StateFiles};
@@ -25,8 +26,8 @@ const KEY: &str = "server.key";
 
 const STATE: Kind = Kind {
     files: &[HEADER, KEY],
-    dirs: &["clients", "invites"],
-    spare: &["clients", "invites"],
+    dirs: &["clients", "invites", "quotas"],
+    spare: &["clients", "invites", "quotas"],
     way_out: "`dormouse scrub STORE` lists all that is wrong; bring the newest version of the file back from a backup,\n\
               or let `dormouse scrub STORE --accept-state` go on with what holds: a client whose file\n\
               is set aside must join again",
@@ -46,6 +47,16 @@ pub struct Config {
     pub url: Option<String>,
     /// Where the server listens.
     pub listen: Option<String>,
+    /// How much each vault may hold, such as 500GiB, if `dormouse grant` says nothing else.
+    pub quota: Option<String>,
+}
+
+impl Config {
+    /// How much each vault may hold by default.
+    pub fn quota(&self) -> Result<Option<u64>> {
+        let quota: Option<Quota> = self.quota.as_deref().map(str::parse).transpose()?;
+        Ok(quota.and_then(Quota::bytes))
+    }
 }
 
 /// A store's directory, its header checked.
@@ -171,7 +182,7 @@ impl StoreDir {
         toml::from_str(&text).map_err(|e| {
             let message = format!("{} cannot be understood: {}", path.display(), e.message());
             Failure::new(Class::Usage, message)
-                .hint("it may hold: url = \"HOST:PORT\" and listen = \"ADDRESS:PORT\"")
+                .hint("it may hold: url = \"HOST:PORT\", listen = \"ADDRESS:PORT\" and quota = \"SIZE\"")
                 .into()
         })
     }
@@ -192,6 +203,14 @@ impl StoreDir {
                 .hint("if that is `dormouse serve`, use an invite to it instead of the directory;\notherwise wait for it, or end it")
                 .into()
         })
+    }
+
+    /// Bytes of a vault's segments.
+    pub fn vault_bytes(&self, vault: &dormouse_format::VaultId) -> u64 {
+        let entries = std::fs::read_dir(self.vault_path(vault).join("segments"));
+        let sizes =
+            entries.into_iter().flatten().flatten().map(|e| e.metadata().map_or(0, |m| m.len()));
+        sizes.sum()
     }
 
     /// The directory of a vault.

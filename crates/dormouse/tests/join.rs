@@ -110,10 +110,14 @@ fn a_revoked_client_stays_out_and_the_server_needs_no_restart() {
     world.join("a", &world.invite("laptop")).unwrap();
     let account = world.home("a").account().unwrap();
     connect(&account).unwrap();
-    access::revoke(&world.store(), "laptop", now_ns()).unwrap();
+    access::revoke(&world.store(), "laptop", false, now_ns()).unwrap();
     assert_fails(connect(&account), Class::NotAuthorised, "revoked");
-    access::revoke(&world.store(), "laptop", now_ns()).unwrap();
-    assert_fails(access::revoke(&world.store(), "nobody", now_ns()), Class::NotFound, "nobody");
+    access::revoke(&world.store(), "laptop", false, now_ns()).unwrap();
+    assert_fails(
+        access::revoke(&world.store(), "nobody", false, now_ns()),
+        Class::NotFound,
+        "nobody",
+    );
     let again = access::invite(&world.store(), "laptop", world.address(), now_ns(), HOUR);
     assert_fails(again, Class::Place, "revoked");
 }

@@ -46,6 +46,8 @@ pub struct Registered {
     pub clients: Mutex<Clients>,
     /// Invites by verifier, and who used them.
     pub invites: Mutex<Invites>,
+    /// What invites are for that are not for writers.
+    roles: Mutex<HashMap<[u8; 32], Role>>,
     /// Open vaults.
     pub vaults: Mutex<HashMap<VaultId, Arc<VaultStore>>>,
     place: Box<dyn Place>,
@@ -55,13 +57,19 @@ pub struct Registered {
 impl Registered {
     /// A server without clients.
     pub fn new(place: Box<dyn Place>, options: Options) -> Self {
-        let (clients, invites, vaults) = Default::default();
-        Self { clients, invites, vaults, place, options }
+        let (clients, invites, roles, vaults) = Default::default();
+        Self { clients, invites, roles, vaults, place, options }
     }
 
     /// Makes an invite.
     pub fn invite(&self, verifier: [u8; 32]) {
         self.invites.lock().unwrap().insert(verifier, None);
+    }
+
+    /// Makes an invite for a role.
+    pub fn invite_as(&self, verifier: [u8; 32], role: Role) {
+        self.roles.lock().unwrap().insert(verifier, role);
+        self.invite(verifier);
     }
 
     /// Clients and invites.
@@ -103,7 +111,7 @@ impl Registry for Registered {
         match self.invites.lock().unwrap().get(verifier) {
             None => Err(Refused::new(Refusal::InviteUnknown, "unknown")),
             Some(Some(used)) if used != key => Err(Refused::new(Refusal::InviteUsed, "used")),
-            _ => Ok(Role::Writer),
+            _ => Ok(self.roles.lock().unwrap().get(verifier).copied().unwrap_or_default()),
         }
     }
     fn use_invite(

@@ -82,9 +82,31 @@ pub enum Error {
         /// What is wrong.
         why: String,
     },
+    /// The vault holds as much as it may.
+    #[error(
+        "the vault's quota is used up: {} of {} are stored; what is there stays, and can be read",
+        size(*used),
+        size(*quota)
+    )]
+    Quota {
+        /// Bytes that it holds.
+        used: u64,
+        /// Bytes that it may hold.
+        quota: u64,
+    },
     /// No room.
     #[error("there is no room left for the store; free some, then open the store again")]
     Full,
+}
+
+/// Bytes, for people.
+fn size(bytes: u64) -> String {
+    const UNITS: [(&str, u64); 4] =
+        [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    match UNITS.into_iter().find(|(_, unit)| bytes >= *unit) {
+        Some((name, unit)) => format!("{:.1} {name}", bytes as f64 / unit as f64),
+        None => format!("{bytes} bytes"),
+    }
 }
 
 /// Result of this crate.

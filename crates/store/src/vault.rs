@@ -13,6 +13,7 @@ mod open;
 mod pending;
 mod points;
 mod records;
+mod terms;
 
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, RwLock};
@@ -90,6 +91,7 @@ pub struct VaultStore {
     cache: Cache,
     /// Held while a volume is created, so that a name is given once.
     creating: Mutex<()>,
+    terms: terms::Terms,
 }
 
 impl core::fmt::Debug for VaultStore {

@@ -146,8 +146,18 @@ impl Session {
     }
 
     /// Who it is.
+    pub fn client(&self) -> Option<&Client> {
+        self.open.as_ref().map(|o| &o.client)
+    }
+
+    /// The writer that holds a volume of its vault.
+    pub fn holder(&self, volume: &VolumeId) -> Option<WriterId> {
+        self.open.as_ref()?.store.holder(volume)
+    }
+
+    /// Its name.
     pub fn client_name(&self) -> Option<&str> {
-        self.open.as_ref().map(|o| o.client.name.as_str())
+        self.client().map(|c| c.name.as_str())
     }
 
     /// The connection has ended: what it wrote is put on record as durable, so that
@@ -626,7 +636,7 @@ fn refuse(error: StoreError) -> Refused {
         StoreError::BadRecord { .. } | StoreError::Crypt(_) | StoreError::Format(_) => {
             Refusal::BadRecord
         }
-        StoreError::Full => Refusal::Full,
+        StoreError::Full | StoreError::Quota { .. } => Refusal::Full,
         StoreError::Damaged { .. } => Refusal::Damaged,
         _ => Refusal::Internal,
     };

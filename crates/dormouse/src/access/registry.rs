@@ -10,7 +10,8 @@ use dormouse_store::disk::DiskDir;
 use dormouse_store::{Error as StoreError, Options, VaultStore};
 use dormouse_sync::server::{Client, Refused, Registry, Role};
 
-use super::{InviteFile, Known, client_file, clients, invite_file};
+use super::roster::{Kept, Roster};
+use super::{InviteFile, Known, client_file, invite_file};
 use crate::exit::{Class, class_of, text_of};
 use crate::log::Log;
 use crate::store_dir::StoreDir;
@@ -28,6 +29,9 @@ pub struct Access {
     /// One at a time changes the files of clients and invites.
     change: Mutex<()>,
     vaults: Mutex<HashMap<VaultId, Arc<VaultStore>>>,
+    roster: Kept,
+    /// How much a vault may hold if nothing is set for it.
+    quota: Option<u64>,
 }
 
 impl std::fmt::Debug for Access {
@@ -43,7 +47,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Access {
     /// The registry; the caller holds the store's lock.
     pub fn new(store: StoreDir, log: Log) -> Self {
-        Self { store, log, change: Mutex::new(()), vaults: Mutex::new(HashMap::new()) }
+        // A file that cannot be understood is told of by who starts the server.
+        let quota = store.config().and_then(|c| c.quota()).unwrap_or_default();
+        let (change, vaults, roster) = Default::default();
+        Self { store, log, change, vaults, roster, quota }
     }
 
     /// Closes every open vault: what they cache is written, and they take no more.
@@ -53,6 +60,31 @@ impl Access {
                 self.log.line(&format!("vault {id}: closing: {error}"));
             }
         }
+    }
+
+    /// Clients and quotas as they are now.
+    pub(crate) fn roster(&self) -> anyhow::Result<Arc<Roster>> {
+        self.roster.now(&self.store)
+    }
+
+    /// The store's directory.
+    pub(crate) const fn store(&self) -> &StoreDir {
+        &self.store
+    }
+
+    /// The vaults that are open.
+    pub(crate) fn open_vaults(&self) -> Vec<Arc<VaultStore>> {
+        lock(&self.vaults).values().cloned().collect()
+    }
+
+    /// Tells every open vault what is set for it.
+    pub(crate) fn apply(&self, roster: &Roster) {
+        self.open_vaults().iter().for_each(|vault| self.apply_to(vault, roster));
+    }
+
+    fn apply_to(&self, vault: &VaultStore, roster: &Roster) {
+        vault.set_quota(roster.quota(vault.vault(), self.quota));
+        vault.set_distrusted(roster.distrusted(vault.vault()));
     }
 
     /// An error whose details stay in the server's log.
@@ -153,6 +185,7 @@ impl Access {
             created: now,
             role: client.role,
             revoked: None,
+            distrusted: false,
         }
     }
 
@@ -204,6 +237,7 @@ impl Access {
             }),
         };
         let vault = Arc::new(vault.map_err(|e| self.store_error(id, &e))?);
+        self.apply_to(&vault, &*self.roster().map_err(|e| self.internal(&e))?);
         open.insert(*id, vault.clone());
         Ok(Some(vault))
     }
@@ -212,21 +246,24 @@ impl Access {
 /// The role of an invite; one that is not known here is none.
 fn invited_to(invite: &InviteFile) -> Result<Role, Refused> {
     invite.role().ok_or_else(|| {
-        Refused::new(Refusal::InviteUnknown, "this invite is for a role that the server does not know")
+        Refused::new(
+            Refusal::InviteUnknown,
+            "this invite is for a role that the server does not know",
+        )
     })
 }
 
 impl Registry for Access {
     fn client(&self, key: &PublicKey) -> Result<Option<Client>, Refused> {
-        let all = clients(&self.store).map_err(|e| self.internal(&e))?;
-        if let Some(c) = all.good.into_iter().find(|c| c.key == *key) {
-            return Ok(Some(c.client()));
+        let roster = self.roster().map_err(|e| self.internal(&e))?;
+        if let Some(known) = roster.client(key) {
+            return Ok(Some(known.client()));
         }
         // It may be the one whose file does not hold.
-        for fault in all.faults.iter().skip(1) {
+        for fault in roster.faults.iter().skip(1) {
             self.log.line(&text_of(fault));
         }
-        all.faults.first().map_or(Ok(None), |fault| Err(self.internal(fault)))
+        roster.faults.first().map_or(Ok(None), |fault| Err(self.internal(fault)))
     }
 
     fn check_invite(

@@ -5,15 +5,18 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::select;
+use crossbeam_channel::{Receiver, select};
+use dormouse_format::PublicKey;
 use dormouse_format::limits::{FRAME_MAX, FRAME_MAX_UNAUTHENTICATED};
 use dormouse_format::message::{Deframer, Message, Refusal};
-use dormouse_sync::server::{After, Session};
+use dormouse_sync::server::{After, Refused, Session};
 use rustls::Connection;
 
+use super::audited::What;
 use super::limits::CLIENT_CONNECTIONS_MAX;
 use super::{Seat, Shared};
 use crate::link::{Answers, Link, LinkError};
+use crate::log::{Entry, Level};
 use crate::text::now_ns;
 use crate::tls::Fault;
 
@@ -22,9 +25,9 @@ const FIRST_WAIT: Duration = Duration::from_secs(10);
 /// How long a connection that was refused may take to read why.
 const LINGER: Duration = Duration::from_secs(2);
 
-pub(super) fn run(shared: &Shared, socket: &Arc<TcpStream>, from: SocketAddr, mut seat: Seat) {
-    match introduced(shared, socket, from, &mut seat) {
-        Ok((session, link)) => serve(shared, session, &link, from),
+pub(super) fn run(shared: &Shared, socket: &Arc<TcpStream>, from: SocketAddr, seat: Seat) {
+    match introduced(shared, socket, from, &seat) {
+        Ok((session, link, dismissed)) => serve(shared, session, &link, &dismissed, from),
         Err(why) => shared.tally.line(|| format!("{from}: {why}")),
     }
 }
@@ -34,8 +37,8 @@ fn introduced(
     shared: &Shared,
     socket: &Arc<TcpStream>,
     from: SocketAddr,
-    seat: &mut Seat,
-) -> Result<(Session, Link), String> {
+    seat: &Seat,
+) -> Result<(Session, Link, Receiver<Refused>), String> {
     let shaken =
         shared.tls.accept_telling(socket, FIRST_WAIT, || seat.greeted()).map_err(|fault| {
             match fault {
@@ -44,15 +47,28 @@ fn introduced(
             }
         })?;
     let mut connection = shaken.connection;
+    let key = shaken.binding.client;
+    if !has_turn(shared, &key) {
+        let text = "this client comes back too often; it is tried again later".to_owned();
+        let refusal = Refusal::Stopping;
+        shared.counters.refused(refusal);
+        let _ = send(socket, &mut connection, &Message::Error { refusal, text: text.clone() });
+        goodbye(socket, &mut connection);
+        return Err(text);
+    }
     let mut session = Session::new(shared.access.clone(), shaken.binding);
     let mut deframer = Deframer::new(FRAME_MAX_UNAUTHENTICATED);
     let first = first_message(socket, &mut connection, &mut deframer)?;
     seat.hold();
     let mut answers = Vec::new();
+    let what = What::of(&session, &first);
     let after = session.handle(now_ns(), first, &mut |m| answers.push(m));
-    let name = session.client_name().filter(|_| after == After::Continue).map(str::to_owned);
-    let taken = name.as_ref().is_some_and(|name| seat.is_client(name));
-    if name.is_some() && !taken {
+    let client = session.client().filter(|_| after == After::Continue);
+    if let (Some(what), true) = (what, client.is_some()) {
+        what.write(shared, &session, from);
+    }
+    let dismissed = client.and_then(|client| seat.is_client(client, key));
+    if client.is_some() && dismissed.is_none() {
         let text = format!(
             "this client has {CLIENT_CONNECTIONS_MAX} connections to this server already, as many \
              as one may have"
@@ -62,7 +78,8 @@ fn introduced(
     for answer in &answers {
         send(socket, &mut connection, answer).map_err(|e| e.to_string())?;
     }
-    let Some(name) = name.filter(|_| taken) else {
+    count_refusals(shared, &answers);
+    let Some(dismissed) = dismissed else {
         seat.loosen();
         goodbye(socket, &mut connection);
         let said = answers.iter().find_map(|m| match m {
@@ -71,27 +88,70 @@ fn introduced(
         });
         return Err(format!("refused: {}", said.unwrap_or("not authenticated")));
     };
-    shared.log.line(&format!("{from}: client '{name}' connected"));
+    tell(shared, &session, from, "connected");
     let clear = socket.set_read_timeout(None).and_then(|()| socket.set_write_timeout(None));
     clear.map_err(|e| e.to_string())?;
     deframer.set_limit(FRAME_MAX);
     let link = Link::start(socket.clone(), connection, deframer).map_err(|e| e.to_string())?;
-    Ok((session, link))
+    seat.linked(link.tx.clone());
+    Ok((session, link, dismissed))
 }
 
-fn serve(shared: &Shared, mut session: Session, link: &Link, from: SocketAddr) {
+/// A client that comes back too often waits for its turn, as the stranger that it still is;
+/// false if that would take too long.
+fn has_turn(shared: &Shared, key: &PublicKey) -> bool {
+    let known = shared.access.roster().is_ok_and(|roster| roster.client(key).is_some());
+    if !known {
+        return true;
+    }
+    let Some(wait) = shared.returns.turn(key, Instant::now()) else { return false };
+    if !wait.is_zero() {
+        let _ = shared.stopping.recv_timeout(wait);
+    }
+    true
+}
+
+fn count_refusals<'a>(shared: &Shared, answers: impl IntoIterator<Item = &'a Message>) {
+    for answer in answers {
+        if let Message::Error { refusal, .. } = answer {
+            shared.counters.refused(*refusal);
+        }
+    }
+}
+
+/// A line of the log about a client.
+fn tell(shared: &Shared, session: &Session, from: SocketAddr, what: &str) {
+    let (name, from) = (session.client_name().unwrap_or("?"), from.to_string());
+    shared.log.event(&Entry::new(Level::Info, what).client(name, &from));
+}
+
+fn serve(
+    shared: &Shared,
+    mut session: Session,
+    link: &Link,
+    dismissed: &Receiver<Refused>,
+    from: SocketAddr,
+) {
     let began = Instant::now();
-    let name = session.client_name().unwrap_or("?").to_owned();
-    let why = session_loop(shared, &mut session, link);
-    session.end();
+    let why = session_loop(shared, &mut session, link, dismissed, from);
     let seconds = began.elapsed().as_secs_f64();
-    shared.log.line(&format!("{from}: client '{name}': {why} after {seconds:.1} s"));
+    tell(shared, &session, from, &format!("{why} after {seconds:.1} s"));
+    session.end();
 }
 
-fn session_loop(shared: &Shared, session: &mut Session, link: &Link) -> String {
+fn session_loop(
+    shared: &Shared,
+    session: &mut Session,
+    link: &Link,
+    dismissed: &Receiver<Refused>,
+    from: SocketAddr,
+) -> String {
     let mut answers = Answers::default();
     let mut send = |messages| link.tx.send_all(messages).is_ok();
     loop {
+        if let Ok(refused) = dismissed.try_recv() {
+            return dismiss(shared, link, refused);
+        }
         let received = match link.rx.taken() {
             Some(received) => received,
             None => {
@@ -100,6 +160,10 @@ fn session_loop(shared: &Shared, session: &mut Session, link: &Link) -> String {
                 }
                 let batch = select! {
                     recv(link.rx.batches()) -> batch => batch,
+                    recv(dismissed) -> refused => match refused {
+                        Ok(refused) => return dismiss(shared, link, refused),
+                        Err(_) => return "cut".into(),
+                    },
                     recv(shared.stopping) -> _ => {
                         let text = "the server is stopping".to_owned();
                         let _ = link.tx.send(Message::Error { refusal: Refusal::Stopping, text });
@@ -129,12 +193,26 @@ fn session_loop(shared: &Shared, session: &mut Session, link: &Link) -> String {
         };
         let mut said = None;
         let mut there = true;
+        let what = What::of(session, &message);
+        let (commit, began) = (matches!(message, Message::Commit { .. }), Instant::now());
+        let mut done = false;
         let after = session.handle(now_ns(), message, &mut |m| {
-            if let Message::Error { text, .. } = &m {
-                said = Some(text.clone());
+            match &m {
+                Message::Error { text, refusal } => {
+                    shared.counters.refused(*refusal);
+                    said = Some(text.clone());
+                }
+                Message::Committed { .. } => done = true,
+                _ => {}
             }
             there &= answers.add(m, &mut send);
         });
+        if commit && done {
+            shared.counters.commit(began.elapsed());
+        }
+        if let (Some(what), None) = (what, &said) {
+            what.write(shared, session, from);
+        }
         if !there {
             return ended(link);
         }
@@ -144,6 +222,16 @@ fn session_loop(shared: &Shared, session: &mut Session, link: &Link) -> String {
             return format!("refused: {}", said.as_deref().unwrap_or("no reason given"));
         }
     }
+}
+
+/// Sends a client away.
+fn dismiss(shared: &Shared, link: &Link, refused: Refused) -> String {
+    let Refused { refusal, text } = refused;
+    shared.counters.refused(refusal);
+    let why = format!("sent away: {text}");
+    let _ = link.tx.send(Message::Error { refusal, text });
+    close(link);
+    why
 }
 
 /// Why nothing can be sent on a link.

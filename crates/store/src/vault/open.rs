@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, RwLock};
 
 use dormouse_crypt::record;
 use dormouse_format::delta;
@@ -70,7 +70,8 @@ impl VaultStore {
 
     fn with(vault: VaultId, log: Log, state: State) -> Self {
         let (state, cache) = (RwLock::new(state), Cache::default());
-        Self { vault, log, state, cache, creating: Mutex::default() }
+        let (creating, terms) = Default::default();
+        Self { vault, log, state, cache, creating, terms }
     }
 
     /// Opens a vault and recovers what a crash left: see [`Recovery`].

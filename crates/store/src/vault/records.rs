@@ -9,6 +9,7 @@ use dormouse_format::vault::{Cert, DataKey, Distrust, Signed, VaultKeys};
 use dormouse_format::{ChunkId, PublicKey, RecordId, TimeNs, WriterId};
 
 use super::VaultStore;
+use super::terms::Room;
 use crate::error::{Error, Result};
 use crate::index::Entry;
 use crate::locks::{read, write};
@@ -32,6 +33,7 @@ impl VaultStore {
             return Ok(());
         }
         self.check_small(&header, body)?;
+        self.room(Room::New, record.len())?;
         let (at, _) = self.append(record, now)?;
         write(&self.state).apply(&header, body, at)
     }
@@ -58,6 +60,7 @@ impl VaultStore {
         if there.iter().any(|e| self.is_whole(e)) {
             return Ok(());
         }
+        self.room(Room::New, record.len())?;
         self.append(record, now).map(drop)
     }
 
@@ -121,6 +124,7 @@ impl VaultStore {
         entry.kind == Kind::Chunk
             && entry.count + u8::from(seeded("have-bound")) >= blocks
             && read(&self.state).trusts(writer, &entry.writer)
+            && (self.relies_on(&entry.writer) || entry.writer == *writer)
             && (self.is_trusted(entry) || seeded("have-distrusted"))
     }
 

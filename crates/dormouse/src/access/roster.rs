@@ -1,0 +1,83 @@
+//! What the files of clients and quotas say, kept in memory.
+//!
+//! Invariants: what is kept is used only while the manifest is, byte for byte, the one that it was
+//! read under, so a change counts from the next question on; and only if every file held, so a file
+//! that was mended counts too. Without this each greeting read every client's file, and a fleet that
+//! comes back reads them all for each of its machines.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::Result;
+use dormouse_format::{PublicKey, VaultId, WriterId};
+
+use super::grants::{Quota, quotas};
+use super::{Known, Listed, clients};
+use crate::store_dir::StoreDir;
+
+/// Clients and quotas at one moment.
+#[derive(Debug, Default)]
+pub(crate) struct Roster {
+    clients: Vec<Known>,
+    by_key: HashMap<PublicKey, usize>,
+    quotas: HashMap<VaultId, Quota>,
+    /// What is wrong with files that do not hold.
+    pub(crate) faults: Vec<anyhow::Error>,
+}
+
+impl Roster {
+    /// Reads all of them.
+    pub(crate) fn load(store: &StoreDir) -> Result<Self> {
+        let Listed { good, mut faults } = clients(store)?;
+        let quotas = quotas(store)?;
+        faults.extend(quotas.faults);
+        let mut by_key = HashMap::new();
+        for (at, client) in good.iter().enumerate() {
+            by_key.entry(client.key).or_insert(at);
+        }
+        Ok(Self { clients: good, by_key, quotas: quotas.good.into_iter().collect(), faults })
+    }
+
+    /// The client with this key.
+    pub(crate) fn client(&self, key: &PublicKey) -> Option<&Known> {
+        self.clients.get(*self.by_key.get(key)?)
+    }
+
+    /// All clients.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Known> {
+        self.clients.iter()
+    }
+
+    /// How much a vault may hold, if nothing else is said than by default.
+    pub(crate) fn quota(&self, vault: &VaultId, default: Option<u64>) -> Option<u64> {
+        self.quotas.get(vault).map_or(default, |quota| quota.bytes())
+    }
+
+    /// Writers of a vault whose records nobody is to refer to.
+    pub(crate) fn distrusted(&self, vault: &VaultId) -> HashSet<WriterId> {
+        let of = self.all().filter(|c| c.vault == *vault && c.distrusted);
+        of.map(|c| c.writer).collect()
+    }
+}
+
+/// The roster that was read last.
+#[derive(Debug, Default)]
+pub(super) struct Kept(Mutex<Option<(Vec<u8>, Arc<Roster>)>>);
+
+impl Kept {
+    /// The roster as it is now.
+    pub(super) fn now(&self, store: &StoreDir) -> Result<Arc<Roster>> {
+        let manifest = store.state().manifest_bytes()?;
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, roster)) = &*kept
+            && *of == manifest
+            && roster.faults.is_empty()
+        {
+            return Ok(roster.clone());
+        }
+        // What changes after the manifest was read is found by the next question.
+        let roster = Arc::new(Roster::load(store)?);
+        *kept = Some((manifest, roster.clone()));
+        Ok(roster)
+    }
+}

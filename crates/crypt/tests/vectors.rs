@@ -623,6 +623,7 @@ fn messages() -> Vec<(&'static str, Message)> {
         ("extents", Message::Extents { runs: runs() }),
         ("commit", Message::Commit { point: stored(true).signed }),
         ("distrust", Message::Distrust { body: distrust_body() }),
+        ("ask_scan", Message::AskScan),
         ("welcome", Message::Welcome { vault, name, time: TIME }),
         ("error", Message::Error { refusal: Refusal::Held, text: "held".into() }),
         ("done", Message::Done),
@@ -637,6 +638,8 @@ fn messages() -> Vec<(&'static str, Message)> {
         ("durable", Message::Durable),
         ("committed", Message::Committed { receipt: TIME }),
         ("missing", Message::Missing { ids }),
+        ("queued", Message::Queued { ahead: 7 }),
+        ("admitted", Message::Admitted),
     ]
 }
 

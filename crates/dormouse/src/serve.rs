@@ -14,14 +14,18 @@ mod limits;
 mod members;
 pub mod pages;
 mod returns;
+mod scans;
 pub mod seen;
+mod serving;
 mod strangers;
 mod tally;
+mod turns;
 mod watch;
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::num::NonZero;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -49,12 +53,18 @@ use limits::Limits;
 use members::Members;
 use pages::{Pages, Place as PagesPlace};
 use returns::Returns;
+use scans::Scans;
 use seen::Seen;
 use strangers::{Group, Strangers, Verdict};
 use tally::Tally;
+use turns::Turns;
 
 /// Connections that may wait in the system's queue, as far as the system lets them.
 const BACKLOG: i32 = 4096;
+/// Scans at a time.
+const SCANS_PER_CORE: usize = 2;
+/// Sessions that work at a time. More than one: some wait for the disk.
+const TURNS_PER_CORE: usize = 2;
 /// How long a stop waits for what runs.
 const STOP_WAIT: Duration = Duration::from_secs(4);
 /// How long a connection that is refused is kept before it is closed: who comes back at once
@@ -88,6 +98,8 @@ pub(crate) struct Shared {
     counters: Counters,
     returns: Returns,
     takeovers: Takeovers,
+    scans: Arc<Scans>,
+    turns: Turns,
     limits: Limits,
     /// Never carries anything: it is closed when the server stops.
     stopping: Receiver<()>,
@@ -190,6 +202,7 @@ impl Server {
         });
         let tally = Tally::new(log.clone());
         let (counters, returns, takeovers) = Default::default();
+        let cores = std::thread::available_parallelism().map_or(2, NonZero::get);
         let shared = Arc::new(Shared {
             access,
             tls,
@@ -198,6 +211,8 @@ impl Server {
             counters,
             returns,
             takeovers,
+            scans: Scans::new(cores * SCANS_PER_CORE),
+            turns: Turns::new(cores * TURNS_PER_CORE),
             limits,
             stopping,
             table,

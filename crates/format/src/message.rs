@@ -258,6 +258,8 @@ pub enum Message {
         /// The body of its record.
         body: Vec<u8>,
     },
+    /// May a scan begin? Answered by `Queued`, any number of times, then by `Admitted`.
+    AskScan,
 
     // Server.
     /// The connection is accepted.
@@ -336,6 +338,13 @@ pub enum Message {
         /// They.
         ids: Vec<ChunkId>,
     },
+    /// A scan has to wait; said again now and then.
+    Queued {
+        /// How many are before it.
+        ahead: u32,
+    },
+    /// The scan may begin.
+    Admitted,
 }
 
 /// Numbers of the message types.
@@ -359,6 +368,7 @@ mod t {
     pub const EXTENTS: u8 = 0x26;
     pub const COMMIT: u8 = 0x27;
     pub const DISTRUST: u8 = 0x28;
+    pub const ASK_SCAN: u8 = 0x50;
     pub const WELCOME: u8 = 0x81;
     pub const ERROR: u8 = 0x82;
     pub const DONE: u8 = 0x83;
@@ -373,6 +383,8 @@ mod t {
     pub const DURABLE: u8 = 0xa2;
     pub const COMMITTED: u8 = 0xa3;
     pub const MISSING: u8 = 0xa4;
+    pub const QUEUED: u8 = 0xc8;
+    pub const ADMITTED: u8 = 0xc9;
 }
 
 const WHAT: &str = "message";
@@ -469,6 +481,9 @@ impl Message {
             Self::Distrust { body } => {
                 w.u8(t::DISTRUST).bytes(body);
             }
+            Self::AskScan => {
+                w.u8(t::ASK_SCAN);
+            }
             answer => answer.write_answer(w),
         }
     }
@@ -529,6 +544,12 @@ impl Message {
             Self::Missing { ids } => {
                 w.u8(t::MISSING);
                 write_ids(w, ids);
+            }
+            Self::Queued { ahead } => {
+                w.u8(t::QUEUED).u32(*ahead);
+            }
+            Self::Admitted => {
+                w.u8(t::ADMITTED);
             }
             // `Done`, and nothing else: `write` took the client's messages.
             _ => {
@@ -618,6 +639,7 @@ impl Message {
             t::EXTENTS => Self::Extents { runs: rest(r, EXTENTS_MAX)? },
             t::COMMIT => Self::Commit { point: SignedPoint::read(r)? },
             t::DISTRUST => Self::Distrust { body: rest(r, SIGNED_BODY_MAX)? },
+            t::ASK_SCAN => Self::AskScan,
             _ => return Err(invalid(WHAT, "unknown type")),
         })
     }
@@ -671,6 +693,8 @@ impl Message {
             t::DURABLE => Self::Durable,
             t::COMMITTED => Self::Committed { receipt: r.u64()? },
             t::MISSING => Self::Missing { ids: read_ids(r, MISSING_MAX)? },
+            t::QUEUED => Self::Queued { ahead: r.u32()? },
+            t::ADMITTED => Self::Admitted,
             _ => return Err(invalid(WHAT, "unknown type")),
         })
     }

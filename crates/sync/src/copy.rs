@@ -181,6 +181,8 @@ pub struct Progress {
     pub durable_bytes: u64,
     /// Bytes that say which block lies in which chunk.
     pub extent_bytes: u64,
+    /// While the scan waits until the server lets it begin: how many are before it.
+    pub queued: Option<u32>,
 }
 
 /// A copy under way.
@@ -235,6 +237,7 @@ pub struct Copy {
 enum Question {
     Create,
     Open,
+    Scan,
     Node,
     Leaves,
     Have,
@@ -346,8 +349,12 @@ impl Copy {
         self.budget.used()
     }
 
-    /// Begins: the first actions.
+    /// Begins: the first actions. A scan asks whether it may; what follows is answered behind that.
     pub fn start(&mut self, actions: &mut Vec<Action>) -> Result<()> {
+        if self.plan.mode != Mode::Changes {
+            self.questions.push_back(Question::Scan);
+            actions.push(Action::Send(Message::AskScan));
+        }
         let base = match self.plan.mode {
             Mode::Scan | Mode::Check => Base::Checkpoint,
             Mode::Changes => Base::Delta,
@@ -393,8 +400,14 @@ impl Copy {
     }
 
     fn message(&mut self, message: Message, actions: &mut Vec<Action>) -> Result<()> {
-        let question = self.questions.pop_front();
         self.answered += 1;
+        if let (Some(Question::Scan), Message::Queued { ahead }) =
+            (self.questions.front(), &message)
+        {
+            self.progress.queued = Some(*ahead);
+            return Ok(());
+        }
+        let question = self.questions.pop_front();
         match (question, message) {
             (Some(Question::Create), Message::Done) => Ok(()),
             (Some(Question::Open), Message::Opened { generation, head, .. }) => {
@@ -404,6 +417,10 @@ impl Copy {
                 } else {
                     Err(Error::Moved)
                 }
+            }
+            (Some(Question::Scan), Message::Admitted) => {
+                self.progress.queued = None;
+                Ok(())
             }
             (Some(Question::Node), Message::Node { mask, hashes }) => {
                 let walker = self.walker.as_mut();

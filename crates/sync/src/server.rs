@@ -464,6 +464,11 @@ impl Open {
                 Ok(())
             }
             Message::Put { record } => self.put(&record, now),
+            Message::AskScan => {
+                // Who serves many lets it wait before it comes here.
+                out(Message::Admitted);
+                Ok(())
+            }
             Message::Barrier => {
                 self.store.barrier().map_err(refuse)?;
                 out(Message::Durable);

@@ -255,7 +255,7 @@ fn invited_to(invite: &InviteFile) -> Result<Role, Refused> {
 
 impl Registry for Access {
     fn client(&self, key: &PublicKey) -> Result<Option<Client>, Refused> {
-        let roster = self.roster().map_err(|e| self.internal(&e))?;
+        let roster = self.roster.for_client(&self.store, key).map_err(|e| self.internal(&e))?;
         if let Some(known) = roster.client(key) {
             return Ok(Some(known.client()));
         }

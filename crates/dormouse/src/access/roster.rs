@@ -1,8 +1,8 @@
 //! What the files of clients and quotas say, kept in memory.
 //!
 //! Invariants: what is kept is used only while the manifest is, byte for byte, the one that it was
-//! read under, so a change counts from the next question on; and only if every file held, so a file
-//! that was mended counts too. Without this each greeting read every client's file, and a fleet that
+//! read under, so a change counts from the next question on; only if every file held, so a file
+//! that was mended counts too; and a client is let in only if its own file is still the same. Without this each greeting read every client's file, and a fleet that
 //! comes back reads them all for each of its machines.
 
 use std::collections::{HashMap, HashSet};
@@ -12,7 +12,8 @@ use anyhow::Result;
 use dormouse_format::{PublicKey, VaultId, WriterId};
 
 use super::grants::{Quota, quotas};
-use super::{Known, Listed, clients};
+use super::{Known, Listed, client_file, clients};
+use crate::files;
 use crate::store_dir::StoreDir;
 
 /// Clients and quotas at one moment.
@@ -20,6 +21,8 @@ use crate::store_dir::StoreDir;
 pub(crate) struct Roster {
     clients: Vec<Known>,
     by_key: HashMap<PublicKey, usize>,
+    /// The file of each, byte for byte.
+    raw: Vec<Option<Vec<u8>>>,
     quotas: HashMap<VaultId, Quota>,
     /// What is wrong with files that do not hold.
     pub(crate) faults: Vec<anyhow::Error>,
@@ -35,12 +38,19 @@ impl Roster {
         for (at, client) in good.iter().enumerate() {
             by_key.entry(client.key).or_insert(at);
         }
-        Ok(Self { clients: good, by_key, quotas: quotas.good.into_iter().collect(), faults })
+        let raw = good.iter().map(|c| raw(store, c)).collect();
+        Ok(Self { clients: good, by_key, raw, quotas: quotas.good.into_iter().collect(), faults })
     }
 
     /// The client with this key.
     pub(crate) fn client(&self, key: &PublicKey) -> Option<&Known> {
         self.clients.get(*self.by_key.get(key)?)
+    }
+
+    /// Whether the file of the client with this key is still what it was.
+    fn is_same(&self, store: &StoreDir, key: &PublicKey) -> bool {
+        let Some(at) = self.by_key.get(key) else { return true };
+        self.raw[*at].is_some() && raw(store, &self.clients[*at]) == self.raw[*at]
     }
 
     /// All clients.
@@ -60,11 +70,25 @@ impl Roster {
     }
 }
 
+fn raw(store: &StoreDir, client: &Known) -> Option<Vec<u8>> {
+    files::read_opt(&store.path().join(client_file(&client.name))).ok().flatten()
+}
+
 /// The roster that was read last.
 #[derive(Debug, Default)]
 pub(super) struct Kept(Mutex<Option<(Vec<u8>, Arc<Roster>)>>);
 
 impl Kept {
+    /// The roster as it is now, to let the client with this key in.
+    pub(super) fn for_client(&self, store: &StoreDir, key: &PublicKey) -> Result<Arc<Roster>> {
+        let roster = self.now(store)?;
+        if roster.is_same(store, key) {
+            return Ok(roster);
+        }
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.now(store)
+    }
+
     /// The roster as it is now.
     pub(super) fn now(&self, store: &StoreDir) -> Result<Arc<Roster>> {
         let manifest = store.state().manifest_bytes()?;

@@ -1,11 +1,13 @@
-//! One connection of the server, from its handshake to its end.
+//! One connection of the server: its handshake and its first message.
+//!
+//! Leaves to others: what a client says from then on ([`super::serving`]).
 
 use std::io::{self, BufRead, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, select};
+use crossbeam_channel::Receiver;
 use dormouse_format::PublicKey;
 use dormouse_format::limits::{FRAME_MAX, FRAME_MAX_UNAUTHENTICATED};
 use dormouse_format::message::{Deframer, Message, Refusal};
@@ -14,16 +16,15 @@ use rustls::Connection;
 
 use super::audited::What;
 use super::limits::CLIENT_CONNECTIONS_MAX;
+use super::serving::{LINGER, Serving};
 use super::{Seat, Shared};
-use crate::link::{Answers, Link, LinkError};
+use crate::link::Link;
 use crate::log::{Entry, Level};
 use crate::text::now_ns;
 use crate::tls::Fault;
 
 /// How long a handshake may take, and then the first message.
 const FIRST_WAIT: Duration = Duration::from_secs(10);
-/// How long a connection that was refused may take to read why.
-const LINGER: Duration = Duration::from_secs(2);
 
 pub(super) fn run(shared: &Shared, socket: &Arc<TcpStream>, from: SocketAddr, seat: Seat) {
     match introduced(shared, socket, from, &seat) {
@@ -127,128 +128,19 @@ fn tell(shared: &Shared, session: &Session, from: SocketAddr, what: &str) {
 
 fn serve(
     shared: &Shared,
-    mut session: Session,
+    session: Session,
     link: &Link,
     dismissed: &Receiver<Refused>,
     from: SocketAddr,
 ) {
     let began = Instant::now();
-    let why = session_loop(shared, &mut session, link, dismissed, from);
+    let mut serving = Serving::new(shared, session, link, dismissed, from);
+    let why = serving.run();
+    // Others need not wait for what the end of a session writes.
+    let mut session = serving.into_session();
     let seconds = began.elapsed().as_secs_f64();
     tell(shared, &session, from, &format!("{why} after {seconds:.1} s"));
     session.end();
-}
-
-fn session_loop(
-    shared: &Shared,
-    session: &mut Session,
-    link: &Link,
-    dismissed: &Receiver<Refused>,
-    from: SocketAddr,
-) -> String {
-    let mut answers = Answers::default();
-    let mut send = |messages| link.tx.send_all(messages).is_ok();
-    loop {
-        if let Ok(refused) = dismissed.try_recv() {
-            return dismiss(shared, link, refused);
-        }
-        let received = match link.rx.taken() {
-            Some(received) => received,
-            None => {
-                if !answers.flush(&mut send) {
-                    return ended(link);
-                }
-                let batch = select! {
-                    recv(link.rx.batches()) -> batch => batch,
-                    recv(dismissed) -> refused => match refused {
-                        Ok(refused) => return dismiss(shared, link, refused),
-                        Err(_) => return "cut".into(),
-                    },
-                    recv(shared.stopping) -> _ => {
-                        let text = "the server is stopping".to_owned();
-                        let _ = link.tx.send(Message::Error { refusal: Refusal::Stopping, text });
-                        close(link);
-                        return "stopped".into();
-                    }
-                };
-                match batch.map(|batch| link.rx.add(batch)) {
-                    Ok(Some(received)) => received,
-                    Ok(None) => continue,
-                    Err(_) => return "done".into(),
-                }
-            }
-        };
-        let message = match received {
-            Ok(message) => message,
-            Err(LinkError::Closed) => return "done".into(),
-            Err(error @ LinkError::Protocol(_)) => {
-                let text = error.to_string();
-                let refusal = Refusal::Protocol;
-                answers.add(Message::Error { refusal, text: text.clone() }, &mut send);
-                answers.flush(&mut send);
-                close(link);
-                return text;
-            }
-            Err(error) => return error.to_string(),
-        };
-        let mut said = None;
-        let mut there = true;
-        let what = What::of(session, &message);
-        let (commit, began) = (matches!(message, Message::Commit { .. }), Instant::now());
-        let mut done = false;
-        let after = session.handle(now_ns(), message, &mut |m| {
-            match &m {
-                Message::Error { text, refusal } => {
-                    shared.counters.refused(*refusal);
-                    said = Some(text.clone());
-                }
-                Message::Committed { .. } => done = true,
-                _ => {}
-            }
-            there &= answers.add(m, &mut send);
-        });
-        if commit && done {
-            shared.counters.commit(began.elapsed());
-        }
-        if let (Some(what), None) = (what, &said) {
-            what.write(shared, session, from);
-        }
-        if !there {
-            return ended(link);
-        }
-        if after == After::Close {
-            answers.flush(&mut send);
-            close(link);
-            return format!("refused: {}", said.as_deref().unwrap_or("no reason given"));
-        }
-    }
-}
-
-/// Sends a client away.
-fn dismiss(shared: &Shared, link: &Link, refused: Refused) -> String {
-    let Refused { refusal, text } = refused;
-    shared.counters.refused(refusal);
-    let why = format!("sent away: {text}");
-    let _ = link.tx.send(Message::Error { refusal, text });
-    close(link);
-    why
-}
-
-/// Why nothing can be sent on a link.
-fn ended(link: &Link) -> String {
-    link.tx.ended().map_or_else(|| "cut".into(), |why| why.to_string())
-}
-
-/// Lets the last answer go out, and takes what the client still sends: a socket that
-/// is closed with unread bytes would take the answer back.
-fn close(link: &Link) {
-    link.tx.shutdown();
-    let until = Instant::now() + LINGER;
-    while let Ok(received) = link.rx.recv_deadline(until) {
-        if received.is_err() {
-            break;
-        }
-    }
 }
 
 fn first_message(

@@ -109,6 +109,11 @@ fn people(out: &mut Text, shared: &Shared) {
     out.single("dormouse_server_clients", "gauge", "Clients that are connected.", clients);
     let name = "dormouse_server_strangers";
     out.single(name, "gauge", "Connections that have not said who they are.", strangers);
+    let (scanning, queued) = shared.scans.count();
+    let name = "dormouse_server_scans";
+    out.single(name, "gauge", "Scans that run.", scanning as u64);
+    let name = "dormouse_server_scans_queued";
+    out.single(name, "gauge", "Scans that wait until they may begin.", queued as u64);
     let name = "dormouse_server_accepted_total";
     out.single(name, "counter", "Connections that were accepted.", get(&c.connections));
     let name = "dormouse_server_strangers_ended_total";

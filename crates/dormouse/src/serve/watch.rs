@@ -44,6 +44,7 @@ pub(super) fn run(shared: &Shared) {
                 }
             }
         }
+        shared.scans.age(Instant::now());
         looks += 1;
         let changes = shared.table().members.changes();
         if looks % SEEN_EVERY == 0 && changes != written {

@@ -95,7 +95,8 @@ pub(super) const fn need_of(message: &Message) -> Option<Need> {
         | Message::Begin { .. }
         | Message::Extents { .. }
         | Message::Commit { .. }
-        | Message::Distrust { .. } => Some(Need::Write),
+        | Message::Distrust { .. }
+        | Message::AskScan => Some(Need::Write),
         _ => None,
     }
 }

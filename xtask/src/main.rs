@@ -86,6 +86,10 @@ commands:
             --connections N   strangers, 2000 without it
             --image-mib N     size of the disk, 512 without it
             --rounds N        3 without it
+    herd      clients that come back at once, some that follow a disk meanwhile, many that say
+              nothing, a first copy beside small commits: times, and the server's memory; also
+              as `cargo xtask herd`
+            --clients N       200 without it
     live      file systems in use by real programs, mirrored while the link is cut and both sides
               are killed: their points restored, and judged by fsck and by those programs
             --fs NAME         ext4, xfs or btrfs; all three without it; may be given several times
@@ -117,6 +121,7 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
         "bench" => bench::run(rest),
         "fuzz" => fuzz::run(rest),
         "proof" => proof::run(rest),
+        "herd" => proof::run(&[&[command.clone()][..], rest].concat()),
         "sim" if rest == ["--canary"] => sim::canary(),
         "sim" => sim::run(rest),
         "flips" => flips::run(rest),

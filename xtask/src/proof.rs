@@ -2,6 +2,7 @@
 //! program. Each prints what it measured and fails if a promise does not hold.
 
 mod follow;
+mod herd;
 mod latency;
 mod live;
 mod relay;
@@ -23,6 +24,7 @@ pub fn run(arguments: &[String]) -> Result<ExitCode> {
         Some((name, rest)) if name == "sparse" => sparse::run(&Options::parse(rest)?),
         Some((name, rest)) if name == "latency" => latency::run(&Options::parse(rest)?),
         Some((name, rest)) if name == "strangers" => strangers::run(&Options::parse(rest)?),
+        Some((name, rest)) if name == "herd" => herd::run(&Options::parse(rest)?),
         Some((name, rest)) if name == "follow" => follow::run(&Options::parse(rest)?),
         Some((name, rest)) if name == "live" => live::run(rest),
         _ => bail!("there is no such proof: see cargo xtask help"),
@@ -40,6 +42,7 @@ struct Options {
     rounds: usize,
     large: bool,
     connections: usize,
+    clients: usize,
     image_mib: usize,
     seconds: u64,
     images: PathBuf,
@@ -57,6 +60,7 @@ impl Options {
             rounds: 3,
             large: false,
             connections: 2000,
+            clients: herd::CLIENTS,
             image_mib: 512,
             seconds: 60,
             images: "target/bench".into(),
@@ -77,6 +81,7 @@ impl Options {
                 "--delay-ms" => options.delay_ms = number()?,
                 "--rounds" => options.rounds = number()? as usize,
                 "--connections" => options.connections = number()? as usize,
+                "--clients" => options.clients = number()? as usize,
                 "--image-mib" => options.image_mib = number()? as usize,
                 "--seconds" => options.seconds = number()?,
                 "--dormouse" => options.dormouse = text.into(),

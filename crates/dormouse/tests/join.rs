@@ -200,10 +200,14 @@ fn the_kit_alone_brings_everything_back() {
 
     std::fs::remove_dir_all(home.dir()).unwrap();
     let kit = Kit::load(&file).unwrap();
-    for (name, expected) in [("b", "laptop-2"), ("c", "laptop-3")] {
+    let mut names = std::collections::HashSet::new();
+    for name in ["b", "c"] {
         let back = world.home(name);
         let joined = join::recover(&back, &kit, None, None).unwrap();
-        assert_eq!((joined.client.as_str(), joined.vault), (expected, account.vault));
+        // The name says nothing of who else is there: it ends with the key's own digits.
+        assert!(joined.client.starts_with("laptop-"), "{}", joined.client);
+        assert!(names.insert(joined.client));
+        assert_eq!(joined.vault, account.vault);
         let new = back.account().unwrap();
         assert_eq!(*new.secrets.to_bytes(), *account.secrets.to_bytes());
         connect(&new).unwrap();

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dormouse_crypt::hash;
+use dormouse_format::limits::NAME_MAX;
 use dormouse_format::message::Refusal;
 use dormouse_format::{PublicKey, TimeNs, VaultId};
 use dormouse_store::disk::DiskDir;
@@ -17,8 +18,9 @@ use crate::log::Log;
 use crate::store_dir::StoreDir;
 use crate::text::{hex, time_utc};
 
-/// Tries of `NAME-2`, `NAME-3` … for a machine that came back.
-const NAMES_MAX: usize = 1000;
+/// Digits of its key's fingerprint that end the name of a machine that came back: more if there is
+/// such a client already.
+const NAME_ENDS: [usize; 2] = [4, 16];
 /// Damaged records of a vault that are logged one by one when it is opened.
 const FAULTS_LOGGED: usize = 16;
 
@@ -198,6 +200,8 @@ impl Access {
         if let Some(vault) = open.get(id) {
             // After a failed write a vault takes nothing more until it is opened again.
             if !vault.stats().poisoned || Arc::strong_count(vault) > 1 {
+                // What was granted before this connection began counts from its first message on.
+                self.apply_to(vault, &*self.roster().map_err(|e| self.internal(&e))?);
                 return Ok(Some(vault.clone()));
             }
             open.remove(id);
@@ -336,11 +340,11 @@ impl Registry for Access {
             }
             return Ok(known);
         }
-        for n in 1..=NAMES_MAX {
-            let name = match n {
-                1 => client.name.clone(),
-                n => format!("{}-{n}", &client.name[..client.name.len().min(58)]),
-            };
+        // Never the name alone: that it is free, or taken, would tell of other vaults' clients.
+        let fingerprint = hex(&hash::fingerprint(key));
+        let base = &client.name[..client.name.len().min(NAME_MAX - 1 - NAME_ENDS[1])];
+        for digits in NAME_ENDS {
+            let name = format!("{base}-{}", &fingerprint[..digits]);
             let known = Self::known(&name, key, client, now);
             if self.add(&known).map_err(|e| self.internal(&e))? {
                 return Ok(known.client());

@@ -5,6 +5,7 @@
 //! ([`crate::access`]) and who has to go ([`super::members`]).
 
 use std::net::Shutdown;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::RecvTimeoutError;
@@ -22,12 +23,17 @@ const SEEN_EVERY: u32 = 5;
 /// Runs until the server stops.
 pub(super) fn run(shared: &Shared) {
     let (mut said, mut written, mut looks) = (String::new(), 0, 0);
+    let mut applied = None;
     write_seen(shared);
     while shared.stopping.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
         match shared.access.roster() {
             Ok(roster) => {
                 said.clear();
-                shared.access.apply(&roster);
+                // A vault that is opened later is told then.
+                if !applied.as_ref().is_some_and(|last| Arc::ptr_eq(last, &roster)) {
+                    shared.access.apply(&roster);
+                    applied = Some(roster.clone());
+                }
                 let mut table = shared.table();
                 for id in table.members.check(&roster, Instant::now()) {
                     if let Some(socket) = table.open.get(&id) {

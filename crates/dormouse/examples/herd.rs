@@ -160,18 +160,15 @@ fn start(homes: &[Home]) -> Result<Vec<Live>> {
     homes.iter().map(|home| Live::start(home, SECOND)).collect()
 }
 
-/// The write that fell into the time without a server tells when one was back; from then on they
-/// are commits beside all others.
+/// The first write that ended with the server there again tells when one was back; from then on
+/// they are commits beside all others.
 fn lives_held(lives: Vec<Live>, (began, until): (Instant, Instant)) -> Result<bool> {
     let (mut back, mut took) = (Vec::new(), Vec::new());
     for live in lives {
-        for (at, time) in live.end()? {
-            if at < began && at + time > began {
-                back.push((at + time).saturating_duration_since(began));
-            } else if at >= began && at < until {
-                took.push(time);
-            }
-        }
+        let mut all = live.end()?.into_iter().filter(|(at, took)| *at + *took > began);
+        let first = all.next();
+        back.extend(first.map(|(at, took)| (at + took).saturating_duration_since(at.max(began))));
+        took.extend(all.filter(|(at, _)| *at < until).map(|(_, took)| took));
     }
     println!("{LIVE} that follow a disk were back: {}", spread(&back));
     println!("their {} commits beside the others: {}", took.len(), spread(&took));

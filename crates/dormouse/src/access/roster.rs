@@ -1,12 +1,13 @@
 //! What the files of clients and quotas say, kept in memory.
 //!
-//! Invariants: what is kept is used only while the manifest is, byte for byte, the one that it was
-//! read under, so a change counts from the next question on; only if every file held, so a file
+//! Invariants: what is kept is used only while the manifest is the one that it was read under (the
+//! same file, and several times a second byte for byte), so a change counts from the next question on; only if every file held, so a file
 //! that was mended counts too; and a client is let in only if its own file is still the same. Without this each greeting read every client's file, and a fleet that
 //! comes back reads them all for each of its machines.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::os::unix::fs::MetadataExt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Result;
 use dormouse_format::{PublicKey, VaultId, WriterId};
@@ -14,6 +15,7 @@ use dormouse_format::{PublicKey, VaultId, WriterId};
 use super::grants::{Quota, quotas};
 use super::{Known, Listed, client_file, clients};
 use crate::files;
+use crate::state_files::MANIFEST;
 use crate::store_dir::StoreDir;
 
 /// Clients and quotas at one moment.
@@ -76,32 +78,67 @@ fn raw(store: &StoreDir, client: &Known) -> Option<Vec<u8>> {
 
 /// The roster that was read last.
 #[derive(Debug, Default)]
-pub(super) struct Kept(Mutex<Option<(Vec<u8>, Arc<Roster>)>>);
+pub(super) struct Kept(Mutex<Option<Last>>);
+
+#[derive(Debug)]
+struct Last {
+    manifest: Vec<u8>,
+    stamp: Option<Stamp>,
+    roster: Arc<Roster>,
+}
+
+/// By what a manifest is told from the one before without reading it: it is replaced, never
+/// written again.
+type Stamp = (u64, u64, i64, i64);
+
+fn stamp(store: &StoreDir) -> Option<Stamp> {
+    let file = std::fs::metadata(store.path().join(MANIFEST)).ok()?;
+    Some((file.ino(), file.len(), file.mtime(), file.mtime_nsec()))
+}
 
 impl Kept {
-    /// The roster as it is now, to let the client with this key in.
+    fn lock(&self) -> MutexGuard<'_, Option<Last>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The roster, to let the client with this key in.
     pub(super) fn for_client(&self, store: &StoreDir, key: &PublicKey) -> Result<Arc<Roster>> {
         let roster = self.now(store)?;
         if roster.is_same(store, key) {
             return Ok(roster);
         }
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.lock() = None;
         self.now(store)
     }
 
-    /// The roster as it is now.
+    /// The roster as it is now. The manifest is looked at, and read only if it is another: who asks
+    /// is one of thousands.
     pub(super) fn now(&self, store: &StoreDir) -> Result<Arc<Roster>> {
-        let manifest = store.state().manifest_bytes()?;
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((of, roster)) = &*kept
-            && *of == manifest
-            && roster.faults.is_empty()
+        let now = stamp(store);
+        if let Some(last) = &*self.lock()
+            && now.is_some()
+            && last.stamp == now
+            && last.roster.faults.is_empty()
         {
-            return Ok(roster.clone());
+            return Ok(last.roster.clone());
+        }
+        self.look(store)
+    }
+
+    /// The same, by every byte of the manifest.
+    pub(super) fn look(&self, store: &StoreDir) -> Result<Arc<Roster>> {
+        let (stamp, manifest) = (stamp(store), store.state().manifest_bytes()?);
+        let mut kept = self.lock();
+        if let Some(last) = &mut *kept
+            && last.manifest == manifest
+            && last.roster.faults.is_empty()
+        {
+            last.stamp = stamp;
+            return Ok(last.roster.clone());
         }
         // What changes after the manifest was read is found by the next question.
         let roster = Arc::new(Roster::load(store)?);
-        *kept = Some((manifest, roster.clone()));
+        *kept = Some(Last { manifest, stamp, roster: roster.clone() });
         Ok(roster)
     }
 }

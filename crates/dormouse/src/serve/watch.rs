@@ -26,7 +26,7 @@ pub(super) fn run(shared: &Shared) {
     let mut applied = None;
     write_seen(shared);
     while shared.stopping.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
-        match shared.access.roster() {
+        match shared.access.look() {
             Ok(roster) => {
                 said.clear();
                 // A vault that is opened later is told then.

@@ -18,6 +18,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use dormouse::connect;
 use dormouse::home::Home;
 use herd::{Herd, Live, quantile};
 use rustix::process::{Pid, Signal, kill_process};
@@ -185,7 +186,8 @@ fn lives_held(lives: Vec<Live>, (began, until): (Instant, Instant)) -> Result<bo
 fn idle_cost(server: &Server, herd: &Herd, idle: usize) -> Result<bool> {
     std::thread::sleep(2 * SECOND);
     let before = server.kib("VmRSS")?;
-    let links = herd.idle(idle)?;
+    let homes = herd.homes().iter().cycle().take(idle);
+    let links = homes.map(|home| connect::connect(&home.account()?)).collect::<Result<Vec<_>>>()?;
     std::thread::sleep(2 * SECOND);
     let with = server.kib("VmRSS")?;
     drop(links);

@@ -14,12 +14,11 @@ use dormouse::disk::DiskOptions;
 use dormouse::exit::{Class, class_of};
 use dormouse::home::Home;
 use dormouse::invite::Address;
-use dormouse::link::Link;
 use dormouse::netdisk::{self, Durability};
 use dormouse::report::Report;
 use dormouse::store_dir::StoreDir;
 use dormouse::text::now_ns;
-use dormouse::{access, connect, create, join, mirror};
+use dormouse::{access, create, join, mirror};
 use dormouse_device::{BlockDevice, Write};
 
 const HOUR: u64 = 3_600_000_000_000;
@@ -140,15 +139,6 @@ impl Herd {
             std::thread::sleep(Duration::from_millis(wait / 2 + jitter));
             wait = (wait * 2).min(BACKOFF.1);
         }
-    }
-
-    /// So many connections that say nothing, of all clients in turn.
-    pub fn idle(&self, number: usize) -> Result<Vec<Link>> {
-        let one = |n: usize| {
-            let account = self.homes[n % self.homes.len()].account()?;
-            connect::connect(&account)
-        };
-        (0..number).map(one).collect()
     }
 
     /// Where the clients keep their keys.

@@ -10,7 +10,7 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 
 #[test]
 fn a_revoked_mirror_is_sent_away_at_once_and_says_why() {
-    let Some(mut stand) = Stand::live(&[]) else { return };
+    let Some(stand) = Stand::live(&[]) else { return };
     let store = stand.place.name("store");
     let log = dormouse_log(&stand);
     stand.place.run(&["revoke", &store, "me"]).ok();

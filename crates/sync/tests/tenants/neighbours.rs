@@ -117,7 +117,7 @@ fn what_is_anothers_and_what_is_nowhere_look_alike() {
         other.place.taken();
         let names = |volume: VolumeId, chunk: ChunkId| vec![volume.to_string(), chunk.to_string()];
         let names_of = names(other.volume, other.chunks[0]);
-        let a = said(&mut world, &me.machine, &[theirs.clone()], &names_of);
+        let a = said(&mut world, &me.machine, std::slice::from_ref(&theirs), &names_of);
         let reads = me.place.taken();
         let b = said(&mut world, &me.machine, &[nowhere], &names(volume, chunk));
         assert_eq!(a, b, "{theirs:?}");

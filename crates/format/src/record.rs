@@ -53,11 +53,17 @@ pub enum Kind {
     Mark = 13,
     /// A volume's generation, raised by a takeover.
     Generation = 14,
+    /// A writer's word that one checkpoint follows from another.
+    Bridge = 15,
+    /// How long points are kept.
+    Retention = 16,
+    /// A step of the deletion of a volume, or of points.
+    Deletion = 19,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 17] = [
         Self::Chunk,
         Self::Page,
         Self::Node,
@@ -72,6 +78,9 @@ impl Kind {
         Self::Seal,
         Self::Mark,
         Self::Generation,
+        Self::Bridge,
+        Self::Retention,
+        Self::Deletion,
     ];
 
     /// The kind with this number.
@@ -86,7 +95,15 @@ impl Kind {
 
     /// Whether a client may put a record of this kind as it is.
     pub const fn from_client(self) -> bool {
-        matches!(self, Self::Chunk | Self::DataKey | Self::Cert | Self::VaultKeys | Self::Distrust)
+        matches!(
+            self,
+            Self::Chunk
+                | Self::DataKey
+                | Self::Cert
+                | Self::VaultKeys
+                | Self::Distrust
+                | Self::Bridge
+        )
     }
 
     /// Whether the store finds records of this kind by id.
@@ -141,6 +158,9 @@ impl Kind {
             Self::Seal => "seal",
             Self::Mark => "mark",
             Self::Generation => "generation",
+            Self::Bridge => "bridge",
+            Self::Retention => "retention",
+            Self::Deletion => "deletion",
         }
     }
 }

@@ -18,6 +18,7 @@ mod locks;
 mod log;
 mod map;
 pub mod memory;
+pub mod retention;
 pub mod scrub;
 mod state;
 mod vault;

@@ -3,6 +3,8 @@
 //! Owns: the meaning of the log's small records, in order. Invariant: the same
 //! function takes in a record when it is written and when it is found at opening.
 
+pub(crate) mod keeping;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, RwLock};
 
@@ -19,6 +21,7 @@ use dormouse_format::{
 use crate::error::{Error, Result};
 use crate::locks::{read, write};
 use crate::log::{RecordRef, Segments};
+use keeping::Keeping;
 
 /// Stands for deltas that are damaged: no record lies in segment 0.
 pub(crate) const LOST: RecordRef = RecordRef { segment: 0, offset: 0, body_len: 0 };
@@ -101,6 +104,7 @@ pub(crate) struct State {
     pub(crate) distrust: HashMap<(ChunkId, WriterId), Vec<KeyId>>,
     pub(crate) volumes: BTreeMap<VolumeId, Arc<Volume>>,
     pub(crate) names: HashMap<String, VolumeId>,
+    pub(crate) keeping: Keeping,
 }
 
 impl State {
@@ -163,6 +167,13 @@ impl State {
             Kind::Volume => self.add_volume(body)?,
             Kind::Generation => return self.raise(&Generation::decode(body)?),
             Kind::VaultKeys => {}
+            Kind::Bridge => self.keeping.bridge(body, at)?,
+            Kind::Retention => self.keeping.set(body)?,
+            Kind::Deletion => {
+                if let Some(gone) = self.keeping.step(header.id, body)? {
+                    self.free_name(&gone);
+                }
+            }
             _ => return Ok(()),
         }
         if self.known.insert((header.kind, header.id)) {
@@ -176,9 +187,24 @@ impl State {
         let (id, name) = (value.id, value.name.clone());
         let (writing, history) = (Mutex::default(), RwLock::default());
         let volume = Volume { value, body: body.to_vec(), writing, history };
-        self.names.entry(name).or_insert(id);
+        // The record of a volume that is gone may come behind that of the next of its name.
+        if !self.keeping.is_deleted(&id) {
+            self.names.entry(name).or_insert(id);
+        }
         self.volumes.entry(id).or_insert_with(|| Arc::new(volume));
         Ok(())
+    }
+
+    /// The volume is gone: its name is free, or that of another one.
+    fn free_name(&mut self, gone: &VolumeId) {
+        let Some(name) = self.volumes.get(gone).map(|v| v.value.name.clone()) else { return };
+        if self.names.get(&name) == Some(gone) {
+            self.names.remove(&name);
+        }
+        let same = |v: &&Arc<Volume>| v.value.name == name && !self.keeping.is_deleted(&v.value.id);
+        if let Some(next) = self.volumes.values().find(same).map(|v| v.value.id) {
+            self.names.entry(name).or_insert(next);
+        }
     }
 
     fn raise(&self, value: &Generation) -> Result<()> {
@@ -282,6 +308,7 @@ impl Replay {
 
 /// A volume by id.
 pub(crate) fn volume(state: &RwLock<State>, id: &VolumeId) -> Result<Arc<Volume>> {
-    let found = read(state).volumes.get(id).cloned();
+    let state = read(state);
+    let found = state.volumes.get(id).filter(|v| !state.keeping.is_deleted(&v.value.id)).cloned();
     found.ok_or_else(|| Error::NotFound { what: format!("volume {id}") })
 }

@@ -2,6 +2,7 @@
 
 pub mod attach;
 pub mod export;
+pub mod tenants;
 pub mod write;
 
 use std::path::PathBuf;
@@ -57,6 +58,12 @@ pub enum Command {
         store: PathBuf,
         /// The client's name
         client: String,
+        /// What it may: append and read, only read, or read and say what is kept
+        ///
+        /// A reader or an admin joins a vault that is on the server, with a file of
+        /// `dormouse vault export-writer`.
+        #[arg(long, value_enum, default_value = "writer")]
+        role: tenants::RoleArg,
         /// How the client reaches the server [default: what server.toml says]
         #[arg(long, value_name = "HOST:PORT")]
         url: Option<String>,

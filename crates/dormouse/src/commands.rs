@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::CommandFactory;
+use dormouse_sync::server::Role;
 
 use crate::cli::{Cli, Command, JoinArgs, MirrorArgs, RestoreArgs, VaultCommand};
 use crate::connect::Target;
@@ -30,8 +31,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Serve { store, listen, url } => {
             serve::run(&store, listen.as_deref(), url.as_deref())
         }
-        Command::Invite { store, client, url, expires } => {
-            invite(&store, &client, url.as_deref(), &expires)
+        Command::Invite { store, client, role, url, expires } => {
+            invite(&store, &client, role.into(), url.as_deref(), &expires)
         }
         Command::Clients { store, json } => list::clients(&StoreDir::open(&store)?, json),
         Command::Revoke { store, client } => revoke(&store, &client),
@@ -102,7 +103,7 @@ pub fn run(cli: Cli) -> Result<()> {
     }
 }
 
-fn invite(store: &Path, client: &str, url: Option<&str>, expires: &str) -> Result<()> {
+fn invite(store: &Path, client: &str, role: Role, url: Option<&str>, expires: &str) -> Result<()> {
     let lasts = when::duration_ns(expires)?;
     let store = StoreDir::open(store)?;
     let Some(url) = url.map(str::to_owned).or(store.config()?.url) else {
@@ -122,7 +123,7 @@ fn invite(store: &Path, client: &str, url: Option<&str>, expires: &str) -> Resul
             "a duration is such as 30m, 24h or 7d",
         );
     };
-    let invite = access::invite(&store, client, address, now, lasts)?;
+    let invite = access::invite_as(&store, client, role, address, now, lasts)?;
     say!("{invite}")?;
     note!("valid once, until {}; on the client: dormouse join 'INVITE'", time_local(until));
     Ok(())

@@ -7,7 +7,7 @@ use dormouse_format::message::Refusal;
 use dormouse_format::{PublicKey, TimeNs, VaultId};
 use dormouse_store::memory::MemDir;
 use dormouse_store::{Dir, Options, Recovery, VaultStore};
-use dormouse_sync::server::{Client, Refused, Registry};
+use dormouse_sync::server::{Client, Refused, Registry, Role};
 
 /// Where the one vault of a simulated server lies.
 pub trait Place: Send + Sync {
@@ -99,11 +99,11 @@ impl Registry for Registered {
         _: &str,
         key: &PublicKey,
         _: TimeNs,
-    ) -> std::result::Result<(), Refused> {
+    ) -> std::result::Result<Role, Refused> {
         match self.invites.lock().unwrap().get(verifier) {
             None => Err(Refused::new(Refusal::InviteUnknown, "unknown")),
             Some(Some(used)) if used != key => Err(Refused::new(Refusal::InviteUsed, "used")),
-            _ => Ok(()),
+            _ => Ok(Role::Writer),
         }
     }
     fn use_invite(
@@ -112,20 +112,20 @@ impl Registry for Registered {
         key: &PublicKey,
         client: &Client,
         now: TimeNs,
-    ) -> std::result::Result<(), Refused> {
+    ) -> std::result::Result<Client, Refused> {
         self.check_invite(verifier, &client.name, key, now)?;
         self.invites.lock().unwrap().insert(*verifier, Some(*key));
         self.clients.lock().unwrap().insert(*key, client.clone());
-        Ok(())
+        Ok(client.clone())
     }
     fn add_recovered(
         &self,
         key: &PublicKey,
         client: &Client,
         _: TimeNs,
-    ) -> std::result::Result<String, Refused> {
+    ) -> std::result::Result<Client, Refused> {
         self.clients.lock().unwrap().insert(*key, client.clone());
-        Ok(client.name.clone())
+        Ok(client.clone())
     }
     fn vault(&self, id: &VaultId) -> std::result::Result<Option<Arc<VaultStore>>, Refused> {
         Ok(self.vaults.lock().unwrap().get(id).cloned())

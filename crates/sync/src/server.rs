@@ -5,7 +5,9 @@
 //! it, everything stays within the client's own vault; a volume is written only
 //! by the writer that the client was enrolled with.
 //! Leaves to others: sockets, TLS, threads, and where clients and invites are kept
-//! ([`Registry`]).
+//! ([`Registry`]), and what a role may ([`roles`]).
+
+pub mod roles;
 
 use std::sync::Arc;
 
@@ -20,6 +22,8 @@ use dormouse_format::{
     ChunkId, InstanceId, PublicKey, RecordId, Seq, Signature, TimeNs, VaultId, VolumeId, WriterId,
 };
 use dormouse_store::{Commit, Error as StoreError, Pending, VaultStore};
+use roles::need_of;
+pub use roles::{Need, Role};
 
 /// A client as the server knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +34,8 @@ pub struct Client {
     pub vault: VaultId,
     /// The writer that it was enrolled with.
     pub writer: WriterId,
+    /// What it may.
+    pub role: Role,
     /// Whether its key was revoked.
     pub revoked: bool,
 }
@@ -56,33 +62,35 @@ pub trait Registry: Send + Sync {
     fn client(&self, key: &PublicKey) -> Result<Option<Client>, Refused>;
 
     /// Looks whether an invite may be used by this key, without using it: it is known,
-    /// not expired, for this name, and unused or used by the same key.
+    /// not expired, for this name, and unused or used by the same key. Gives the role that it
+    /// invites to.
     fn check_invite(
         &self,
         verifier: &[u8; 32],
         name: &str,
         key: &PublicKey,
         now: TimeNs,
-    ) -> Result<(), Refused>;
+    ) -> Result<Role, Refused>;
 
     /// Checks an invite again and uses it, durably before it returns, and adds the client.
-    /// Idempotent for the same key; 'already used' names the fingerprint that used it.
+    /// Idempotent for the same key; 'already used' names the fingerprint that used it. Gives
+    /// the client as it is known now.
     fn use_invite(
         &self,
         verifier: &[u8; 32],
         key: &PublicKey,
         client: &Client,
         now: TimeNs,
-    ) -> Result<(), Refused>;
+    ) -> Result<Client, Refused>;
 
     /// Adds a client that has proved the vault's authority, under a free name like
-    /// the one given. Returns the name.
+    /// the one given. Gives the client as it is known now.
     fn add_recovered(
         &self,
         key: &PublicKey,
         client: &Client,
         now: TimeNs,
-    ) -> Result<String, Refused>;
+    ) -> Result<Client, Refused>;
 
     /// The store of a vault, if it is here.
     fn vault(&self, id: &VaultId) -> Result<Option<Arc<VaultStore>>, Refused>;
@@ -224,7 +232,7 @@ impl Session {
         let unknown = |_| Refused::new(Refusal::InviteUnknown, "the invite's proof is wrong");
         self.binding.check_invite(&proofs.key, &proofs.proof).map_err(unknown)?;
         let verifier = verifier(&proofs.key);
-        self.registry.check_invite(&verifier, &name, &self.binding.client, now)?;
+        let role = self.registry.check_invite(&verifier, &name, &self.binding.client, now)?;
         let parts = Bundle::read(bundle).map_err(wrong)?;
         let cert_key = parts.cert.0.key;
         self.binding.check_writer(&cert_key, &proofs.writer).map_err(wrong)?;
@@ -232,6 +240,14 @@ impl Session {
         let there = self.registry.vault(&vault)?;
         if there.is_none() && parts.vault.is_none() {
             let text = "the certificate is of a vault that is not on this server";
+            return Err(Refused::new(Refusal::NotFound, text));
+        }
+        if there.is_none() && role != Role::Writer {
+            let text = format!(
+                "the invite is for a {}, and the vault is not on this server: join a vault that \
+                 is, with a file of `dormouse vault export-writer`",
+                role.name()
+            );
             return Err(Refused::new(Refusal::NotFound, text));
         }
         parts.check(there.as_deref(), &vault).map_err(wrong)?;
@@ -248,9 +264,8 @@ impl Session {
         }
         store.barrier().map_err(refuse)?;
         let writer = hash::writer_id(&cert_key);
-        let client = Client { name, vault, writer, revoked: false };
-        self.registry.use_invite(&verifier, &self.binding.client, &client, now)?;
-        Ok(client)
+        let client = Client { name, vault, writer, role, revoked: false };
+        self.registry.use_invite(&verifier, &self.binding.client, &client, now)
     }
 
     fn recover(
@@ -280,9 +295,8 @@ impl Session {
         store.put(cert, now).map_err(refuse)?;
         store.barrier().map_err(refuse)?;
         let writer = hash::writer_id(&value.key);
-        let mut client = Client { name, vault, writer, revoked: false };
-        client.name = self.registry.add_recovered(&self.binding.client, &client, now)?;
-        Ok(client)
+        let client = Client { name, vault, writer, role: Role::Writer, revoked: false };
+        self.registry.add_recovered(&self.binding.client, &client, now)
     }
 }
 
@@ -398,6 +412,8 @@ const fn is_read(message: &Message) -> bool {
 
 impl Open {
     fn handle(&mut self, now: TimeNs, message: Message, out: Out<'_>) -> Step {
+        let misplaced = || Refused::new(Refusal::Protocol, "this message has no place here");
+        self.may(need_of(&message).ok_or_else(misplaced)?)?;
         match message {
             Message::ListVolumes => self.list_volumes(out),
             Message::ListPoints { volume, from, limit } => {
@@ -470,7 +486,7 @@ impl Open {
                 out(Message::Done);
                 Ok(())
             }
-            _ => Err(Refused::new(Refusal::Protocol, "this message has no place here")),
+            _ => Err(misplaced()),
         }
     }
 

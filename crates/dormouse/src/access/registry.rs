@@ -8,7 +8,7 @@ use dormouse_format::message::Refusal;
 use dormouse_format::{PublicKey, TimeNs, VaultId};
 use dormouse_store::disk::DiskDir;
 use dormouse_store::{Error as StoreError, Options, VaultStore};
-use dormouse_sync::server::{Client, Refused, Registry};
+use dormouse_sync::server::{Client, Refused, Registry, Role};
 
 use super::{InviteFile, Known, client_file, clients, invite_file};
 use crate::exit::{Class, class_of, text_of};
@@ -151,6 +151,7 @@ impl Access {
             vault: client.vault,
             writer: client.writer,
             created: now,
+            role: client.role,
             revoked: None,
         }
     }
@@ -208,12 +209,18 @@ impl Access {
     }
 }
 
+/// The role of an invite; one that is not known here is none.
+fn invited_to(invite: &InviteFile) -> Result<Role, Refused> {
+    invite.role().ok_or_else(|| {
+        Refused::new(Refusal::InviteUnknown, "this invite is for a role that the server does not know")
+    })
+}
+
 impl Registry for Access {
     fn client(&self, key: &PublicKey) -> Result<Option<Client>, Refused> {
         let all = clients(&self.store).map_err(|e| self.internal(&e))?;
         if let Some(c) = all.good.into_iter().find(|c| c.key == *key) {
-            let revoked = c.revoked.is_some();
-            return Ok(Some(Client { name: c.name, vault: c.vault, writer: c.writer, revoked }));
+            return Ok(Some(c.client()));
         }
         // It may be the one whose file does not hold.
         for fault in all.faults.iter().skip(1) {
@@ -228,8 +235,8 @@ impl Registry for Access {
         name: &str,
         key: &PublicKey,
         now: TimeNs,
-    ) -> Result<(), Refused> {
-        self.usable(verifier, name, key, now).map(|_| ())
+    ) -> Result<Role, Refused> {
+        invited_to(&self.usable(verifier, name, key, now)?)
     }
 
     fn use_invite(
@@ -238,7 +245,7 @@ impl Registry for Access {
         key: &PublicKey,
         client: &Client,
         now: TimeNs,
-    ) -> Result<(), Refused> {
+    ) -> Result<Client, Refused> {
         let _one = lock(&self.change);
         let mut invite = self.usable(verifier, &client.name, key, now)?;
         if let Some(known) = self.client(key)? {
@@ -247,7 +254,7 @@ impl Registry for Access {
                 return Err(Refused::new(Refusal::Revoked, text));
             }
             if known.vault == client.vault && invite.used_by.is_some() {
-                return Ok(());
+                return Ok(known);
             }
         }
         let there = super::client(&self.store, &client.name).map_err(|e| self.internal(&e))?;
@@ -269,8 +276,9 @@ impl Registry for Access {
             };
             write().map_err(|e| self.internal(&e))?;
         }
-        let known = Self::known(&client.name, key, client, now);
-        if self.add(&known).map_err(|e| self.internal(&e))? { Ok(()) } else { Err(exists()) }
+        let client = Client { role: invited_to(&invite)?, ..client.clone() };
+        let known = Self::known(&client.name, key, &client, now);
+        if self.add(&known).map_err(|e| self.internal(&e))? { Ok(client) } else { Err(exists()) }
     }
 
     fn add_recovered(
@@ -278,14 +286,18 @@ impl Registry for Access {
         key: &PublicKey,
         client: &Client,
         now: TimeNs,
-    ) -> Result<String, Refused> {
+    ) -> Result<Client, Refused> {
         let _one = lock(&self.change);
         if let Some(known) = self.client(key)? {
             if known.revoked {
                 let text = format!("the key of client '{}' was revoked", known.name);
                 return Err(Refused::new(Refusal::Revoked, text));
             }
-            return Ok(known.name);
+            if known.vault != client.vault {
+                let text = "this machine's key is a client of another vault on this server";
+                return Err(Refused::new(Refusal::Exists, text));
+            }
+            return Ok(known);
         }
         for n in 1..=NAMES_MAX {
             let name = match n {
@@ -294,7 +306,7 @@ impl Registry for Access {
             };
             let known = Self::known(&name, key, client, now);
             if self.add(&known).map_err(|e| self.internal(&e))? {
-                return Ok(name);
+                return Ok(known.client());
             }
         }
         Err(Refused::new(Refusal::Exists, "no free name was found for this client"))

@@ -21,6 +21,7 @@ use dormouse_crypt::invite::{self, Binding};
 use dormouse_crypt::seal::{DataKey, Opener, SealFor, Sealer};
 use dormouse_crypt::{Identity, SigningKey, VaultSecrets, hash, keys, record};
 use dormouse_format::codec::{Reader, Writer};
+use dormouse_format::collect::{Expired, Retired, RetiredSegment};
 use dormouse_format::delta::{self, Prefix};
 use dormouse_format::extents::{Content, ExtentsWriter, Runs};
 use dormouse_format::geometry::Place;
@@ -424,9 +425,30 @@ fn generation_body() -> Bytes {
 
 fn segment_header() -> segment::Header {
     let (vault, before, check) = (world().vault, [0xab; 16], [0; 16]);
-    let mut header = segment::Header { vault, number: 7, created: TIME, before, check };
+    let mut header = segment::Header { version: 1, vault, number: 7, created: TIME, before, check };
     header.check = hash::header_check(&header.encode()[..segment::CHECKED_LEN]);
     header
+}
+
+/// The same of version 2.
+fn segment_header_2() -> segment::Header {
+    let mut header = segment::Header { version: 2, ..segment_header() };
+    header.check = hash::header_check(&header.encode()[..segment::CHECKED_LEN]);
+    header
+}
+
+fn expired_body() -> Bytes {
+    Expired { volume: VOLUME, at: TIME, ranges: vec![(1, 9), (11, 11)] }.encode()
+}
+
+fn retired_body() -> Bytes {
+    let of = |number: u8| RetiredSegment {
+        number: number.into(),
+        before: [number; 16],
+        check: [0x10 + number; 16],
+        chain: [number + 1; 16],
+    };
+    Retired { segments: vec![of(3), of(4), of(8)] }.encode()
 }
 
 /// The records of the segment vector, in order.
@@ -575,8 +597,16 @@ fn good() -> Vec<Good> {
     add("generation", "a generation's body", generation_body(), |b| {
         vault::Generation::decode(b).unwrap().encode()
     });
-    add("segment_header", "a segment's header", segment_header().encode().into(), |b| {
-        segment::Header::decode(b.try_into().unwrap()).unwrap().encode().to_vec()
+    let header_again: fn(&[u8]) -> Bytes =
+        |b| segment::Header::decode(b.try_into().unwrap()).unwrap().encode().to_vec();
+    add("segment_header", "a segment's header", segment_header().encode().into(), header_again);
+    let what = "the same of version 2";
+    add("segment_header_2", what, segment_header_2().encode().into(), header_again);
+    add("expired", "the body of a note of expired points", expired_body(), |b| {
+        Expired::decode(b).unwrap().encode()
+    });
+    add("retired", "the body of a note of retired segments", retired_body(), |b| {
+        Retired::decode(b).unwrap().encode()
     });
     for (name, message) in messages() {
         let what = format!("the frame of '{name}'");

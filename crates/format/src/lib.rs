@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod codec;
+pub mod collect;
 pub mod delta;
 pub mod extents;
 pub mod geometry;

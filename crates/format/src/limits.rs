@@ -65,3 +65,7 @@ pub const SEGMENT_SIZE: u64 = 64 << 20;
 pub const DELTAS_BYTES_MAX: u64 = 96 << 20;
 /// Most records that one data key may seal (the birthday bound of a 96-bit nonce hash).
 pub const RECORDS_PER_KEY_MAX: u64 = 1 << 32;
+/// Most ranges of points in one note of what expired.
+pub const EXPIRED_RANGES_MAX: usize = 500;
+/// Most segments in one note of what was retired.
+pub const RETIRED_MAX: usize = 128;

@@ -57,13 +57,17 @@ pub enum Kind {
     Bridge = 15,
     /// How long points are kept.
     Retention = 16,
+    /// Points that are not listed any more.
+    Expired = 17,
+    /// Segments that are not needed any more.
+    Retired = 18,
     /// A step of the deletion of a volume, or of points.
     Deletion = 19,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::Chunk,
         Self::Page,
         Self::Node,
@@ -80,12 +84,19 @@ impl Kind {
         Self::Generation,
         Self::Bridge,
         Self::Retention,
+        Self::Expired,
+        Self::Retired,
         Self::Deletion,
     ];
 
     /// The kind with this number.
     pub fn from_u8(v: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|k| *k as u8 == v)
+    }
+
+    /// The version of segments from which on they may hold records of this kind.
+    pub const fn version(self) -> u32 {
+        if self as u8 <= Self::Generation as u8 { 1 } else { 2 }
     }
 
     /// Whether the body is sealed.
@@ -160,6 +171,8 @@ impl Kind {
             Self::Generation => "generation",
             Self::Bridge => "bridge",
             Self::Retention => "retention",
+            Self::Expired => "expired",
+            Self::Retired => "retired",
             Self::Deletion => "deletion",
         }
     }

@@ -51,7 +51,7 @@ fn bad_records() -> Vec<Bad> {
         |b| text(record::check(b)),
         vec![
             ("record_bad_magic", at(0, b"DMR2"), magic),
-            ("record_unknown_kind", at(4, &[15]), "record header: unknown kind"),
+            ("record_unknown_kind", at(4, &[99]), "record header: unknown kind"),
             ("record_reserved", at(6, &[1]), reserved),
             ("record_reserved_nonce", at(79, &[1]), reserved),
             ("record_count_plain", at(5, &[1]), count),
@@ -123,16 +123,39 @@ fn bad_segments() -> Vec<Bad> {
     let at = |i: usize, with: &[u8]| patched(&good, i, with);
     let magic = "segment header: the first bytes are not those of a segment";
     let reserved = "segment header: reserved bytes are not zero";
-    let newer = "segment: version 2, and this program knows up to 1";
+    let newer = "segment: version 3, and this program knows up to 2";
     let mut all = group(
         |b| text(segment::Header::decode(b.try_into().unwrap())),
         vec![
             ("segment_bad_magic", at(7, b"2"), magic),
-            ("segment_newer", at(8, &[2]), newer),
+            ("segment_newer", at(8, &[3]), newer),
             ("segment_reserved", at(12, &[1]), reserved),
             ("segment_reserved_end", at(111, &[1]), reserved),
         ],
     );
+    let (expired, retired) = (expired_body(), retired_body());
+    let expired_count = "expired: the count does not fit the length";
+    let retired_count = "retired: the count does not fit the length";
+    let meet = "expired: the ranges do not ascend, or meet";
+    all.extend(group(
+        |b| text(Expired::decode(b)),
+        vec![
+            ("expired_count", patched(&expired, 24, &[1]), expired_count),
+            ("expired_reserved", patched(&expired, 28, &[1]), "expired: reserved bytes are not zero"),
+            ("expired_meet", patched(&expired, 48, &[10]), meet),
+            ("expired_zero", patched(&expired, 32, &[0]), meet),
+        ],
+    ));
+    let ascend = "retired: the numbers of segments do not ascend";
+    all.extend(group(
+        |b| text(Retired::decode(b)),
+        vec![
+            ("retired_count", patched(&retired, 0, &[2]), retired_count),
+            ("retired_short", retired[..retired.len() - 1].to_vec(), retired_count),
+            ("retired_twice", patched(&retired, 64, &[3]), ascend),
+            ("retired_zero", patched(&retired, 8, &[0]), ascend),
+        ],
+    ));
     let tail = Tail { seal: 300, check: [1; 16] }.encode();
     all.extend(group(
         |b| text(Tail::decode(b.try_into().unwrap()).ok_or("no tail")),
@@ -153,7 +176,7 @@ fn bad_segments() -> Vec<Bad> {
             ("seal_order", seal(item(300, 0), item(128, 0)), order),
             ("seal_twice", seal(item(128, 0), item(128, 0)), order),
             ("seal_counts", good[..good.len() - 1].to_vec(), counts),
-            ("seal_unknown_kind", patched(&good, 48, &[15]), "seal: unknown kind"),
+            ("seal_unknown_kind", patched(&good, 48, &[99]), "seal: unknown kind"),
             ("seal_writers", patched(&good, 0, &65_537u32.to_le_bytes()), many),
         ],
     ));

@@ -4,6 +4,8 @@
 //! Answers come in the order of the questions, so questions can be pipelined.
 //! Layout and order: docs/protocol.md.
 
+pub mod keeping;
+
 use crate::codec::{Error, Reader, Result, Writer, invalid};
 use crate::geometry::Place;
 use crate::ids::{
@@ -17,6 +19,7 @@ use crate::limits::{
 use crate::point::{STORED_LEN, SignedPoint, StoredPoint};
 use crate::record::Kind;
 use crate::seeded::seeded;
+pub use keeping::{Keep, Kept};
 
 /// The protocol's name and version, negotiated by ALPN.
 pub const ALPN: &[u8] = b"dormouse/1";
@@ -259,6 +262,9 @@ pub enum Message {
         body: Vec<u8>,
     },
 
+    /// About what is kept.
+    Keep(Keep),
+
     // Server.
     /// The connection is accepted.
     Welcome {
@@ -336,6 +342,8 @@ pub enum Message {
         /// They.
         ids: Vec<ChunkId>,
     },
+    /// About what is kept.
+    Kept(Kept),
 }
 
 /// Numbers of the message types.
@@ -469,6 +477,7 @@ impl Message {
             Self::Distrust { body } => {
                 w.u8(t::DISTRUST).bytes(body);
             }
+            Self::Keep(keep) => keep.write(w),
             answer => answer.write_answer(w),
         }
     }
@@ -530,6 +539,7 @@ impl Message {
                 w.u8(t::MISSING);
                 write_ids(w, ids);
             }
+            Self::Kept(kept) => kept.write(w),
             // `Done`, and nothing else: `write` took the client's messages.
             _ => {
                 w.u8(t::DONE);
@@ -617,6 +627,7 @@ impl Message {
             }
             t::EXTENTS => Self::Extents { runs: rest(r, EXTENTS_MAX)? },
             t::COMMIT => Self::Commit { point: SignedPoint::read(r)? },
+            kind if keeping::ASKED.contains(&kind) => Self::Keep(Keep::read(kind, r)?),
             t::DISTRUST => Self::Distrust { body: rest(r, SIGNED_BODY_MAX)? },
             _ => return Err(invalid(WHAT, "unknown type")),
         })
@@ -671,6 +682,7 @@ impl Message {
             t::DURABLE => Self::Durable,
             t::COMMITTED => Self::Committed { receipt: r.u64()? },
             t::MISSING => Self::Missing { ids: read_ids(r, MISSING_MAX)? },
+            kind if keeping::TOLD.contains(&kind) => Self::Kept(Kept::read(kind, r)?),
             _ => return Err(invalid(WHAT, "unknown type")),
         })
     }

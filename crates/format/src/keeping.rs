@@ -2,7 +2,7 @@
 //!
 //! Owns: their layouts (docs/format.md, 'Records of retention'). Invariant: none of them says
 //! by its place in the log what it means: collection may write a record again behind a newer
-//! one, so the greatest time counts, and a deletion is named by its id.
+//! one, so times count, and a deletion is named by its id.
 //! Leaves to others: who may make them, and what they do (`dormouse-store`).
 
 use crate::codec::{Reader, Result, Writer, invalid};
@@ -71,8 +71,10 @@ fn read_by(r: &mut Reader<'_>, what: &'static str) -> Result<String> {
 pub struct Retention {
     /// The volume; zero: the vault's default.
     pub volume: VolumeId,
-    /// When it was set, by the server's clock; of several the greatest counts.
+    /// When it was set, by the server's clock.
     pub at: TimeNs,
+    /// From when on what was set before holds no more; until then both keep what they keep.
+    pub effective: TimeNs,
     /// Who set it.
     pub by: String,
     /// The policy; empty: none of its own.
@@ -85,16 +87,19 @@ impl Retention {
     /// The body's bytes.
     pub fn encode(&self) -> Vec<u8> {
         let mut w = Writer::default();
-        w.bytes(&self.volume.0).u64(self.at);
+        w.bytes(&self.volume.0).u64(self.at).u64(self.effective);
         w.blob(self.by.as_bytes()).blob(self.policy.as_bytes());
         w.done()
     }
 
     /// Reads one off the front of `r`.
     pub fn read(r: &mut Reader<'_>) -> Result<Self> {
-        let (volume, at) = (VolumeId(r.array()?), r.u64()?);
+        let (volume, at, effective) = (VolumeId(r.array()?), r.u64()?, r.u64()?);
+        if effective < at {
+            return Err(invalid(Self::WHAT, "it is effective before it was set"));
+        }
         let by = read_by(r, Self::WHAT)?;
-        Ok(Self { volume, at, by, policy: r.text(POLICY_MAX)? })
+        Ok(Self { volume, at, effective, by, policy: r.text(POLICY_MAX)? })
     }
 
     /// Reads a body.
@@ -227,12 +232,15 @@ mod tests {
     #[test]
     fn retention_round_trips_and_names_who() {
         let policy = "all:24h,hourly:7d".to_owned();
-        let value = Retention { volume: VolumeId::ZERO, at: 5, by: "a".into(), policy };
+        let volume = VolumeId::ZERO;
+        let value = Retention { volume, at: 5, effective: 6, by: "a".into(), policy };
         let body = value.encode();
         assert_eq!(Retention::decode(&body), Ok(value.clone()));
         for cut in 0..body.len() {
             assert!(Retention::decode(&body[..cut]).is_err(), "cut at {cut}");
         }
+        let early = Retention { effective: 4, ..value.clone() };
+        assert!(Retention::decode(&early.encode()).is_err());
         for by in ["", "a\u{1b}[2J"] {
             let nobody = Retention { by: by.into(), ..value.clone() };
             assert!(Retention::decode(&nobody.encode()).is_err(), "{by:?}");

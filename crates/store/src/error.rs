@@ -65,6 +65,12 @@ pub enum Error {
         /// Which rule it breaks.
         why: String,
     },
+    /// What was to be let go stays, or a policy is none.
+    #[error("{why}")]
+    Kept {
+        /// Why.
+        why: String,
+    },
     /// A write or a sync failed before; nothing is written any more.
     #[error("an earlier write failed, so nothing more is written; open the store again")]
     Poisoned,
@@ -102,6 +108,10 @@ impl Error {
 
     pub(crate) fn conflict(why: impl Into<String>) -> Self {
         Self::Conflict { why: why.into() }
+    }
+
+    pub(crate) fn kept(why: impl Into<String>) -> Self {
+        Self::Kept { why: why.into() }
     }
 
     pub(crate) fn bad(why: impl Into<String>) -> Self {

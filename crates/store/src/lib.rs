@@ -29,4 +29,4 @@ pub use dormouse_format::point::{SignedPoint, StoredPoint};
 pub use error::{Error, Result};
 pub use log::RecordRef;
 pub use log::recover::TornTail;
-pub use vault::{Commit, Fault, Options, Pending, Recovery, Stats, VaultStore};
+pub use vault::{By, Commit, Due, Fault, GRACE, Options, Pending, Recovery, Stats, VaultStore};

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use dormouse_crypt::hash;
 use dormouse_format::delta::{self, Prefix};
+use dormouse_format::keeping::Bridge;
 use dormouse_format::point::StoredPoint;
 use dormouse_format::record::{HEADER_LEN, Header, Kind};
 use dormouse_format::seeded::seeded;
@@ -167,7 +168,7 @@ impl State {
             Kind::Volume => self.add_volume(body)?,
             Kind::Generation => return self.raise(&Generation::decode(body)?),
             Kind::VaultKeys => {}
-            Kind::Bridge => self.keeping.bridge(body, at)?,
+            Kind::Bridge => self.keeping.bridge(header.id, body)?,
             Kind::Retention => self.keeping.set(body)?,
             Kind::Deletion => {
                 if let Some(gone) = self.keeping.step(header.id, body)? {
@@ -205,6 +206,22 @@ impl State {
         if let Some(next) = self.volumes.values().find(same).map(|v| v.value.id) {
             self.names.entry(name).or_insert(next);
         }
+    }
+
+    /// That a bridge leads from the newest checkpoint to a point that may come next.
+    pub(crate) fn check_bridge(&self, bridge: &Bridge) -> Result<()> {
+        let volume = self.volumes.get(&bridge.volume);
+        let volume = volume.ok_or(Error::conflict("the bridge is of a volume that is not here"))?;
+        let history = read(&volume.history);
+        let fits = |c: &StoredPoint| {
+            let p = c.point();
+            let hash = hash::point(&p.encode());
+            (p.seq, hash, p.root) == (bridge.from, bridge.from_hash, bridge.from_root)
+        };
+        if history.checkpoint.as_ref().is_some_and(fits) && bridge.to > history.seq() {
+            return Ok(());
+        }
+        Err(Error::conflict("the bridge does not lead on from the newest checkpoint"))
     }
 
     fn raise(&self, value: &Generation) -> Result<()> {

@@ -3,16 +3,19 @@
 //! Owns: the rules of what may be written and what is seen. Invariant: a point,
 //! a volume and a generation are seen only after the sync that makes them
 //! durable. Opening is in [`open`], records and chunks in [`records`], points and
-//! volumes in [`points`], pending points in [`pending`], maps in [`maps`].
+//! volumes in [`points`], pending points in [`pending`], maps in [`maps`], retention and
+//! deletion in [`retaining`].
 //!
-//! Locks, in this order: a volume's `writing`; the log's (see `log::append`);
-//! `state`; a volume's `history`. None but `writing` is held through a sync.
+//! Locks, in this order: `creating`; a volume's `writing`; the log's (see `log::append`);
+//! `state`; a volume's `history`. None but these two is held through a sync.
 
 mod maps;
 mod open;
 mod pending;
 mod points;
 mod records;
+mod retaining;
+mod expire_tmp;
 
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, RwLock};
@@ -33,6 +36,7 @@ use crate::map::Cache;
 use crate::state::State;
 pub use open::{Fault, Recovery};
 pub use pending::Pending;
+pub use retaining::{By, Due, GRACE};
 
 /// How a store is run.
 #[derive(Debug, Clone, Copy)]
@@ -88,7 +92,8 @@ pub struct VaultStore {
     log: Log,
     state: RwLock<State>,
     cache: Cache,
-    /// Held while a volume is created, so that a name is given once.
+    /// Held while a volume is created, so that a name is given once; and while points are let
+    /// go, so that no fork begins with one that goes.
     creating: Mutex<()>,
 }
 

@@ -7,6 +7,7 @@
 //! Leaves to others: sockets, TLS, threads, and where clients and invites are kept
 //! ([`Registry`]), and what a role may ([`roles`]).
 
+mod keeping;
 pub mod roles;
 
 use std::sync::Arc;
@@ -97,6 +98,13 @@ pub trait Registry: Send + Sync {
 
     /// The store of a vault, made if it is not here yet.
     fn create_vault(&self, id: &VaultId, now: TimeNs) -> Result<Arc<VaultStore>, Refused>;
+
+    /// Whether the clock may be believed when points are to expire; `confirmed`: an administrator
+    /// says that it is right, which holds from now on.
+    fn clock_holds(&self, confirmed: bool) -> Result<(), Refused> {
+        let _ = confirmed;
+        Ok(())
+    }
 }
 
 /// What the caller does after a message.
@@ -119,6 +127,7 @@ pub struct Session {
 }
 
 struct Open {
+    registry: Arc<dyn Registry>,
     store: Arc<VaultStore>,
     client: Client,
     writer_key: PublicKey,
@@ -200,8 +209,9 @@ impl Session {
         let authority = authority(&store, &client.vault)?;
         let writer_key = writer_key(&store, &authority, &client.vault, &client.writer)?;
         let (vault, name) = (client.vault, client.name.clone());
+        let (registry, volume, pending) = (Arc::clone(&self.registry), None, None);
         let open =
-            Open { store, client, writer_key, authority, instance, volume: None, pending: None };
+            Open { registry, store, client, writer_key, authority, instance, volume, pending };
         self.open = Some(open);
         out(Message::Welcome { vault, name, time: now });
         Ok(())
@@ -396,7 +406,8 @@ fn writer_key(
     })
 }
 
-/// Questions that change nothing; 'not found' does not end the connection.
+/// Questions that wait for an answer, and change nothing if that is 'not found': it does not
+/// end the connection.
 const fn is_read(message: &Message) -> bool {
     matches!(
         message,
@@ -407,6 +418,7 @@ const fn is_read(message: &Message) -> bool {
             | Message::GetNode { .. }
             | Message::GetLeaves { .. }
             | Message::GetDeltas { .. }
+            | Message::Keep(_)
     )
 }
 
@@ -486,6 +498,7 @@ impl Open {
                 out(Message::Done);
                 Ok(())
             }
+            Message::Keep(ask) => self.keep(ask, now, out),
             _ => Err(misplaced()),
         }
     }
@@ -605,6 +618,7 @@ impl Open {
                     return Err(bad("the certificate is of another vault"));
                 }
             }
+            Kind::Bridge => return self.put_bridge(bytes, body, now),
             _ => return Err(bad("a client may not put such a record")),
         }
         self.store.put(bytes, now).map_err(refuse)
@@ -622,7 +636,7 @@ fn refuse(error: StoreError) -> Refused {
         StoreError::Exists { .. } => Refusal::Exists,
         StoreError::Held { .. } => Refusal::Held,
         StoreError::Fenced => Refusal::Fenced,
-        StoreError::Conflict { .. } => Refusal::Conflict,
+        StoreError::Conflict { .. } | StoreError::Kept { .. } => Refusal::Conflict,
         StoreError::BadRecord { .. } | StoreError::Crypt(_) | StoreError::Format(_) => {
             Refusal::BadRecord
         }

@@ -6,7 +6,7 @@
 use crate::codec::{Reader, Result, Writer, invalid};
 use crate::ids::{Seq, VolumeId};
 use crate::keeping::{Deletion, Retention};
-use crate::limits::{KEEPING_MAX, POLICY_MAX, TEXT_MAX, VOLUMES_MAX};
+use crate::limits::{DELETIONS_MAX, KEEPING_MAX, POLICY_MAX, TEXT_MAX, VOLUMES_MAX};
 
 const WHAT: &str = "message";
 
@@ -74,7 +74,7 @@ pub enum Keep {
 pub enum Kept {
     /// What is set, and what is to be deleted.
     Retention {
-        /// Of volumes, and the default.
+        /// Of volumes, and the default: what holds, and what will.
         settings: Vec<Retention>,
         /// Those that have not happened.
         deletions: Vec<Deletion>,
@@ -206,10 +206,10 @@ impl Kept {
     pub(super) fn read(kind: u8, r: &mut Reader<'_>) -> Result<Self> {
         Ok(match kind {
             t::RETENTION => {
-                let settings = (0..r.count(VOLUMES_MAX + 1, RETENTION_MIN)?)
+                let settings = (0..r.count(2 * (VOLUMES_MAX + 1), RETENTION_MIN)?)
                     .map(|_| Retention::read(r))
                     .collect::<Result<_>>()?;
-                let deletions = (0..r.count(KEEPING_MAX, DELETION_MIN)?)
+                let deletions = (0..r.count(DELETIONS_MAX, DELETION_MIN)?)
                     .map(|_| Deletion::read(r))
                     .collect::<Result<_>>()?;
                 Self::Retention { settings, deletions, doubt: r.text(TEXT_MAX)? }
@@ -225,7 +225,7 @@ impl Kept {
 }
 
 /// Bytes of the shortest ones.
-const RETENTION_MIN: usize = 16 + 8 + 4 + 4;
+const RETENTION_MIN: usize = 16 + 16 + 4 + 4;
 const DELETION_MIN: usize = 8 + 16 + 16 + 32 + 4;
 
 fn write_ranges(w: &mut Writer, ranges: &[Range]) {

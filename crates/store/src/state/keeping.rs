@@ -1,8 +1,8 @@
 //! What the log says about keeping: retention, deletions, bridges.
 //!
 //! Invariant: it comes to the same in whatever order the records are read, since collection
-//! writes old ones again behind newer ones: of retention the greatest time counts, a deletion is
-//! named by its id, bridges are a set.
+//! writes old ones again behind newer ones: retention goes by its times, a deletion is named by
+//! its id, bridges are a set.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -11,21 +11,20 @@ use dormouse_format::vault::Signed;
 use dormouse_format::{RecordId, Seq, TimeNs, VolumeId};
 
 use crate::error::Result;
-use crate::log::RecordRef;
 
-/// A bridge, and where it lies. Ordered by where it leads.
+/// A bridge. Ordered by where it leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Leads {
-    pub(crate) to: Seq,
-    pub(crate) from: Seq,
-    pub(crate) at: RecordRef,
+struct Leads {
+    to: Seq,
+    from: Seq,
+    id: RecordId,
 }
 
 /// Everything about keeping.
 #[derive(Debug, Default)]
 pub(crate) struct Keeping {
     /// By volume; zero stands for the vault's default.
-    retention: HashMap<VolumeId, Retention>,
+    retention: HashMap<VolumeId, BTreeMap<(TimeNs, String), Retention>>,
     /// Deletions that were asked for.
     asked: BTreeMap<RecordId, Deletion>,
     /// Those that were undone, or have happened.
@@ -39,11 +38,8 @@ impl Keeping {
     /// Takes in what was set.
     pub(crate) fn set(&mut self, body: &[u8]) -> Result<()> {
         let value = Retention::decode(body)?;
-        let known = self.retention.get(&value.volume);
-        // Two of one time are never made; if they were, it must not depend on the order.
-        if known.is_none_or(|old| (old.at, &old.policy) < (value.at, &value.policy)) {
-            self.retention.insert(value.volume, value);
-        }
+        let key = (value.at, value.policy.clone());
+        self.retention.entry(value.volume).or_default().insert(key, value);
         Ok(())
     }
 
@@ -60,26 +56,44 @@ impl Keeping {
     }
 
     /// Takes in a bridge.
-    pub(crate) fn bridge(&mut self, body: &[u8], at: RecordRef) -> Result<()> {
+    pub(crate) fn bridge(&mut self, id: RecordId, body: &[u8]) -> Result<()> {
         let Bridge { volume, from, to, .. } = Bridge::decode(body)?.0;
-        self.bridges.entry(volume).or_default().insert(Leads { to, from, at });
+        self.bridges.entry(volume).or_default().insert(Leads { to, from, id });
         Ok(())
     }
 
-    /// What was set for this volume alone; for the zero volume: the default.
-    pub(crate) fn own(&self, volume: &VolumeId) -> Option<&Retention> {
-        self.retention.get(volume)
+    /// What counts of what was set for this volume alone, or for the zero volume as the default:
+    /// the newest that is effective, and all that will be. And whether there is such a one, so
+    /// that what held before counts no more.
+    pub(crate) fn own(&self, volume: &VolumeId, now: TimeNs) -> (Vec<&Retention>, bool) {
+        let mut own = Vec::new();
+        for setting in self.retention.get(volume).into_iter().flat_map(|all| all.values()).rev() {
+            own.push(setting);
+            if setting.effective <= now {
+                return (own, true);
+            }
+        }
+        (own, false)
     }
 
-    /// What holds for a volume: its own, or the default; with a text, or not at all.
-    pub(crate) fn of(&self, volume: &VolumeId) -> Option<&Retention> {
-        let said = |id: &VolumeId| self.retention.get(id).filter(|r| !r.policy.is_empty());
-        said(volume).or_else(|| said(&VolumeId::ZERO))
+    /// All policies that keep what they keep of a volume now; none: everything is kept.
+    pub(crate) fn policies(&self, volume: &VolumeId, now: TimeNs) -> Vec<&Retention> {
+        let mut all = Vec::new();
+        for of in [volume, &VolumeId::ZERO] {
+            let (own, settled) = self.own(of, now);
+            let falls_through = !settled || own.iter().any(|r| r.policy.is_empty());
+            all.extend(own.into_iter().filter(|r| !r.policy.is_empty()));
+            if !falls_through {
+                return all;
+            }
+        }
+        Vec::new()
     }
 
     /// A time for the next setting of it, after all before.
     pub(crate) fn time(&self, volume: &VolumeId, now: TimeNs) -> TimeNs {
-        self.retention.get(volume).map_or(now, |r| now.max(r.at.saturating_add(1)))
+        let last = self.retention.get(volume).and_then(|all| all.keys().next_back());
+        last.map_or(now, |(at, _)| now.max(at.saturating_add(1)))
     }
 
     /// Deletions that are asked for and have not ended.
@@ -97,10 +111,10 @@ impl Keeping {
 
     /// Bridges of a volume that begin at `from` or later and end at `to` or before, in the order
     /// of where they lead.
-    pub(crate) fn bridges(&self, volume: &VolumeId, from: Seq, to: Seq) -> Vec<RecordRef> {
+    pub(crate) fn bridges(&self, volume: &VolumeId, from: Seq, to: Seq) -> Vec<RecordId> {
         let all = self.bridges.get(volume).into_iter().flatten();
         let fits = all.skip_while(|b| b.to <= from).take_while(|b| b.to <= to);
-        fits.filter(|b| b.from >= from).map(|b| b.at).collect()
+        fits.filter(|b| b.from >= from).map(|b| b.id).collect()
     }
 }
 
@@ -108,14 +122,20 @@ impl Keeping {
 mod tests {
     use super::*;
 
-    fn said(at: TimeNs, policy: &str) -> Vec<u8> {
+    const VOLUME: VolumeId = VolumeId([1; 16]);
+
+    fn said(volume: VolumeId, at: TimeNs, effective: TimeNs, policy: &str) -> Vec<u8> {
         let (by, policy) = ("a".to_owned(), policy.to_owned());
-        Retention { volume: VolumeId([1; 16]), at, by, policy }.encode()
+        Retention { volume, at, effective, by, policy }.encode()
     }
 
     fn deletion(step: Step, of: RecordId) -> Vec<u8> {
-        let (volume, by) = (VolumeId([1; 16]), "a".to_owned());
-        Deletion { step, of, volume, points: None, at: 1, effective: 2, by }.encode()
+        let by = "a".to_owned();
+        Deletion { step, of, volume: VOLUME, points: None, at: 1, effective: 2, by }.encode()
+    }
+
+    fn policies(keeping: &Keeping, now: TimeNs) -> Vec<&str> {
+        keeping.policies(&VOLUME, now).iter().map(|r| r.policy.as_str()).collect()
     }
 
     #[test]
@@ -126,9 +146,9 @@ mod tests {
             let mut gone = None;
             for n in order {
                 match n {
-                    0 => keeping.set(&said(5, "all:1d")).unwrap(),
-                    1 => keeping.set(&said(6, "all:2d")).unwrap(),
-                    2 => keeping.set(&said(6, "all:3d")).unwrap(),
+                    0 => keeping.set(&said(VOLUME, 5, 5, "all:1d")).unwrap(),
+                    1 => keeping.set(&said(VOLUME, 6, 9, "all:2d")).unwrap(),
+                    2 => keeping.set(&said(VOLUME, 7, 7, "all:3d")).unwrap(),
                     3 => {
                         let told = keeping.step(one, &deletion(Step::Asked, RecordId::ZERO));
                         assert_eq!(told.unwrap(), None);
@@ -136,32 +156,34 @@ mod tests {
                     _ => gone = gone.or(keeping.step(two, &deletion(Step::Done, one)).unwrap()),
                 }
             }
-            assert_eq!(gone, Some(VolumeId([1; 16])), "told once that the volume is gone");
-            let policy = keeping.of(&VolumeId([1; 16])).unwrap().policy.clone();
-            (policy, keeping.pending().count(), keeping.is_deleted(&VolumeId([1; 16])))
+            assert_eq!(gone, Some(VOLUME), "told once that the volume is gone");
+            assert_eq!((keeping.pending().count(), keeping.is_deleted(&VOLUME)), (0, true));
+            assert_eq!(policies(&keeping, 8), ["all:3d"], "{order:?}");
+            assert_eq!((keeping.time(&VOLUME, 3), keeping.time(&VOLUME, 30)), (8, 30));
         };
-        let want = ("all:3d".to_owned(), 0, true);
         for order in [[0, 1, 2, 3, 4, 4], [4, 4, 3, 2, 1, 0], [4, 2, 0, 3, 1, 4], [2, 1, 3, 4, 0, 4]]
         {
-            assert_eq!(apply(&order), want, "{order:?}");
+            apply(&order);
         }
     }
 
+    /// Until a setting is effective, what held before keeps what it keeps.
     #[test]
-    fn an_empty_policy_is_none() {
+    fn what_was_set_before_holds_on_for_a_while() {
         let mut keeping = Keeping::default();
-        let volume = VolumeId([1; 16]);
-        let default = Retention {
-            volume: VolumeId::ZERO,
-            at: 1,
-            by: "a".into(),
-            policy: "all:9d".into(),
-        };
-        keeping.set(&default.encode()).unwrap();
-        keeping.set(&said(5, "all:1d")).unwrap();
-        assert_eq!(keeping.of(&volume).unwrap().policy, "all:1d");
-        assert_eq!((keeping.time(&volume, 3), keeping.time(&volume, 30)), (6, 30));
-        keeping.set(&said(6, "")).unwrap();
-        assert_eq!(keeping.of(&volume).unwrap().policy, "all:9d");
+        assert_eq!(policies(&keeping, 1), [""; 0]);
+        keeping.set(&said(VolumeId::ZERO, 10, 20, "all:9d")).unwrap();
+        assert_eq!(policies(&keeping, 19), [""; 0], "nothing was set before: all is kept");
+        assert_eq!(policies(&keeping, 20), ["all:9d"]);
+        keeping.set(&said(VOLUME, 30, 40, "all:1d")).unwrap();
+        assert_eq!(policies(&keeping, 39), ["all:1d", "all:9d"]);
+        assert_eq!(policies(&keeping, 40), ["all:1d"]);
+        keeping.set(&said(VOLUME, 41, 50, "all:2d")).unwrap();
+        keeping.set(&said(VOLUME, 42, 51, "")).unwrap();
+        assert_eq!(policies(&keeping, 49), ["all:2d", "all:1d", "all:9d"]);
+        assert_eq!(policies(&keeping, 50), ["all:2d", "all:9d"]);
+        assert_eq!(policies(&keeping, 51), ["all:9d"]);
+        keeping.set(&said(VolumeId::ZERO, 60, 70, "")).unwrap();
+        assert_eq!(policies(&keeping, 60), [""; 0]);
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use dormouse_crypt::{hash, keys, record};
+use dormouse_format::keeping::Bridge;
 use dormouse_format::record::{Header, Kind};
 use dormouse_format::seeded::seeded;
 use dormouse_format::vault::{Cert, DataKey, Distrust, Signed, VaultKeys};
@@ -19,7 +20,7 @@ const WRITERS_MAX: usize = 60_000;
 
 impl VaultStore {
     /// Takes a record in, checked wholly. Of the small kinds vault, certificate,
-    /// vault keys, data key and distrust the signature is checked too, so the vault
+    /// vault keys, data key, distrust and bridge the signature is checked too, so the vault
     /// comes first, then certificates; a chunk needs its writer's certificate and
     /// that writer's data key. What is there already is not written again.
     pub fn put(&self, record: &[u8], now: TimeNs) -> Result<()> {
@@ -94,6 +95,12 @@ impl VaultStore {
             Kind::Distrust => {
                 let by = Distrust::decode(body)?.0.by;
                 let value: Distrust = keys::verify_body(&writer(&by)?, body).map_err(bad)?;
+                value.vault
+            }
+            Kind::Bridge => {
+                let by = Bridge::decode(body)?.0.writer;
+                let value: Bridge = keys::verify_body(&writer(&by)?, body).map_err(bad)?;
+                state.check_bridge(&value)?;
                 value.vault
             }
             kind => return Err(Error::bad(format!("a {} is not put as a record", kind.name()))),

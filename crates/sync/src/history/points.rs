@@ -73,8 +73,8 @@ pub struct Points<'a> {
 impl<'a> Points<'a> {
     /// Points from `from` on.
     pub const fn from(trust: &'a Trust, volume: VolumeId, from: Seq) -> Self {
-        let (all, gaps) = (Vec::new(), Vec::new());
-        Self { trust, volume, from, next: from, seen: None, all, gaps, proved: false }
+        let (seen, proved) = (None, false);
+        Self { trust, volume, from, next: from, seen, all: Vec::new(), gaps: Vec::new(), proved }
     }
 
     /// They must lead on from this one, too, if it has expired. Said before any page comes.

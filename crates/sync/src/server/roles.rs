@@ -87,6 +87,7 @@ pub(super) const fn need_of(message: &Message) -> Option<Need> {
         | Message::GetNode { .. }
         | Message::GetLeaves { .. }
         | Message::GetDeltas { .. } => Some(Need::Read),
+        Message::Keep(ask) => Some(if ask.is_read() { Need::Read } else { Need::Admin }),
         Message::CreateVolume { .. }
         | Message::OpenWrite { .. }
         | Message::Have { .. }

@@ -8,6 +8,7 @@
 //! who may ([`crate::access`]).
 
 mod connection;
+pub mod expiring;
 mod limits;
 mod strangers;
 mod tally;
@@ -57,6 +58,7 @@ pub struct Server {
     fingerprint: [u8; 32],
     wake: UnixStream,
     thread: Option<JoinHandle<()>>,
+    expiring: Option<JoinHandle<()>>,
     stop: Option<Sender<()>>,
     _lock: Lock,
 }
@@ -176,6 +178,7 @@ impl Server {
             clients: HashMap::new(),
         });
         let tally = Tally::new(log.clone());
+        let expiring = expiring::start(access.clone(), log.clone(), stopping.clone())?;
         let shared = Arc::new(Shared { access, tls, log, tally, limits, stopping, table });
         let (wake, woken) = UnixStream::pair()?;
         let thread = {
@@ -190,6 +193,7 @@ impl Server {
             fingerprint,
             wake,
             thread: Some(thread),
+            expiring: Some(expiring),
             stop: Some(stop),
             _lock: lock,
         })
@@ -218,6 +222,9 @@ impl Server {
             let _ = thread.join();
         }
         drop(stop);
+        if let Some(thread) = self.expiring.take() {
+            let _ = thread.join();
+        }
         while !self.shared.table().open.is_empty() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(5));
         }

@@ -247,7 +247,7 @@ fn read_all(dir: &dyn Dir, number: u64) -> Result<Vec<u8>> {
 fn raw_header(bytes: &[u8]) -> Option<segment::Header> {
     let check = bytes.get(segment::CHECKED_LEN..segment::HEADER_LEN)?.try_into().ok()?;
     let (vault, before) = (VaultId::ZERO, [0; 16]);
-    Some(segment::Header { version: segment::VERSION, vault, number: 0, created: 0, before, check })
+    Some(segment::Header { vault, number: 0, created: 0, before, check })
 }
 
 /// The table of a sealed segment, as far as it can be read.

@@ -170,11 +170,7 @@ impl State {
             Kind::VaultKeys => {}
             Kind::Bridge => self.keeping.bridge(header.id, body)?,
             Kind::Retention => self.keeping.set(body)?,
-            Kind::Deletion => {
-                if let Some(gone) = self.keeping.step(header.id, body)? {
-                    self.free_name(&gone);
-                }
-            }
+            Kind::Deletion => self.keeping.step(header.id, body)?,
             _ => return Ok(()),
         }
         if self.known.insert((header.kind, header.id)) {
@@ -188,24 +184,9 @@ impl State {
         let (id, name) = (value.id, value.name.clone());
         let (writing, history) = (Mutex::default(), RwLock::default());
         let volume = Volume { value, body: body.to_vec(), writing, history };
-        // The record of a volume that is gone may come behind that of the next of its name.
-        if !self.keeping.is_deleted(&id) {
-            self.names.entry(name).or_insert(id);
-        }
+        self.names.entry(name).or_insert(id);
         self.volumes.entry(id).or_insert_with(|| Arc::new(volume));
         Ok(())
-    }
-
-    /// The volume is gone: its name is free, or that of another one.
-    fn free_name(&mut self, gone: &VolumeId) {
-        let Some(name) = self.volumes.get(gone).map(|v| v.value.name.clone()) else { return };
-        if self.names.get(&name) == Some(gone) {
-            self.names.remove(&name);
-        }
-        let same = |v: &&Arc<Volume>| v.value.name == name && !self.keeping.is_deleted(&v.value.id);
-        if let Some(next) = self.volumes.values().find(same).map(|v| v.value.id) {
-            self.names.entry(name).or_insert(next);
-        }
     }
 
     /// That a bridge leads from the newest checkpoint to a point that may come next.
@@ -325,7 +306,6 @@ impl Replay {
 
 /// A volume by id.
 pub(crate) fn volume(state: &RwLock<State>, id: &VolumeId) -> Result<Arc<Volume>> {
-    let state = read(state);
-    let found = state.volumes.get(id).filter(|v| !state.keeping.is_deleted(&v.value.id)).cloned();
+    let found = read(state).volumes.get(id).cloned();
     found.ok_or_else(|| Error::NotFound { what: format!("volume {id}") })
 }

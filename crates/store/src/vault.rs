@@ -15,7 +15,6 @@ mod pending;
 mod points;
 mod records;
 mod retaining;
-mod expire_tmp;
 
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, RwLock};

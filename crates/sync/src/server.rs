@@ -7,7 +7,7 @@
 //! Leaves to others: sockets, TLS, threads, and where clients and invites are kept
 //! ([`Registry`]), and what a role may ([`roles`]).
 
-mod keeping;
+pub mod keeping;
 pub mod roles;
 
 use std::sync::Arc;

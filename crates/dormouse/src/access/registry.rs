@@ -12,6 +12,7 @@ use dormouse_sync::server::{Client, Refused, Registry, Role};
 
 use super::{InviteFile, Known, client_file, clients, invite_file};
 use crate::exit::{Class, class_of, text_of};
+use crate::keep::clock::ClockFile;
 use crate::log::Log;
 use crate::store_dir::StoreDir;
 use crate::text::{hex, time_utc};
@@ -28,6 +29,7 @@ pub struct Access {
     /// One at a time changes the files of clients and invites.
     change: Mutex<()>,
     vaults: Mutex<HashMap<VaultId, Arc<VaultStore>>>,
+    clock: ClockFile,
 }
 
 impl std::fmt::Debug for Access {
@@ -43,7 +45,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Access {
     /// The registry; the caller holds the store's lock.
     pub fn new(store: StoreDir, log: Log) -> Self {
-        Self { store, log, change: Mutex::new(()), vaults: Mutex::new(HashMap::new()) }
+        let clock = ClockFile::of(store.path());
+        Self { store, log, change: Mutex::new(()), vaults: Mutex::new(HashMap::new()), clock }
+    }
+
+    /// The store's directory.
+    pub const fn store(&self) -> &StoreDir {
+        &self.store
     }
 
     /// Closes every open vault: what they cache is written, and they take no more.
@@ -319,5 +327,9 @@ impl Registry for Access {
     fn create_vault(&self, id: &VaultId, now: TimeNs) -> Result<Arc<VaultStore>, Refused> {
         self.open_vault(id, Some(now))?
             .ok_or_else(|| Refused::new(Refusal::Internal, "the vault was not made"))
+    }
+
+    fn clock_holds(&self, confirmed: bool) -> Result<(), Refused> {
+        self.clock.holds(confirmed)
     }
 }

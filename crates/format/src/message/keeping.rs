@@ -24,6 +24,8 @@ pub enum Keep {
         volume: VolumeId,
         /// The policy; empty: none.
         policy: String,
+        /// Nanoseconds during which what was set before keeps what it keeps, too.
+        grace: u64,
     },
     /// Lets expire what may, in one volume. Answered by [`Kept::Pruned`].
     Prune {
@@ -130,8 +132,8 @@ impl Keep {
             Self::GetRetention => {
                 w.u8(t::GET_RETENTION);
             }
-            Self::SetRetention { volume, policy } => {
-                w.u8(t::SET_RETENTION).bytes(&volume.0).blob(policy.as_bytes());
+            Self::SetRetention { volume, policy, grace } => {
+                w.u8(t::SET_RETENTION).bytes(&volume.0).blob(policy.as_bytes()).u64(*grace);
             }
             Self::Prune { volume, apply, clock_is_right } => {
                 w.u8(t::PRUNE).bytes(&volume.0);
@@ -159,7 +161,9 @@ impl Keep {
         }
         let volume = VolumeId(r.array()?);
         Ok(match kind {
-            t::SET_RETENTION => Self::SetRetention { volume, policy: r.text(POLICY_MAX)? },
+            t::SET_RETENTION => {
+                Self::SetRetention { volume, policy: r.text(POLICY_MAX)?, grace: r.u64()? }
+            }
             t::PRUNE => Self::Prune { volume, apply: r.bool()?, clock_is_right: r.bool()? },
             t::DELETE => {
                 let points = match (r.u64()?, r.u64()?) {

@@ -54,7 +54,7 @@ fn all() -> Vec<Message> {
         Message::Committed { receipt: 1 },
         Message::Missing { ids },
         Message::Keep(Keep::GetRetention),
-        Message::Keep(Keep::SetRetention { volume, policy: "all:7d".into() }),
+        Message::Keep(Keep::SetRetention { volume, policy: "all:7d".into(), grace: 4 }),
         Message::Keep(Keep::Prune { volume, apply: true, clock_is_right: false }),
         Message::Keep(Keep::Delete { volume, points: Some((3, 9)), grace: 4 }),
         Message::Keep(Keep::Undelete { volume }),

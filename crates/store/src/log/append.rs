@@ -106,7 +106,7 @@ pub(crate) fn begin_segment(
 ) -> Result<Active> {
     let name = name(number);
     let failed = |e| Error::io(format!("beginning {name}"), e);
-    let mut header = segment::Header { version: segment::VERSION, vault, number, created, before, check: [0; 16] };
+    let mut header = segment::Header { vault, number, created, before, check: [0; 16] };
     header.check = hash::header_check(&header.encode()[..segment::CHECKED_LEN]);
     let file = segments.dir.create(&name).map_err(failed)?;
     file.write_at(&header.encode(), 0).map_err(failed)?;

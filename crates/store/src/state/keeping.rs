@@ -28,10 +28,8 @@ pub(crate) struct Keeping {
     /// Deletions that were asked for.
     asked: BTreeMap<RecordId, Deletion>,
     /// Those that were undone, or have happened.
-    ended: HashMap<RecordId, Step>,
+    ended: BTreeSet<RecordId>,
     bridges: HashMap<VolumeId, BTreeSet<Leads>>,
-    /// Volumes that are gone.
-    deleted: BTreeSet<VolumeId>,
 }
 
 impl Keeping {
@@ -43,16 +41,15 @@ impl Keeping {
         Ok(())
     }
 
-    /// Takes in a step of a deletion; the volume that it takes away, if it does.
-    pub(crate) fn step(&mut self, id: RecordId, body: &[u8]) -> Result<Option<VolumeId>> {
+    /// Takes in a step of a deletion.
+    pub(crate) fn step(&mut self, id: RecordId, body: &[u8]) -> Result<()> {
         let value = Deletion::decode(body)?;
         if value.step == Step::Asked {
             self.asked.insert(id, value);
-            return Ok(None);
+        } else {
+            self.ended.insert(value.of);
         }
-        self.ended.insert(value.of, value.step);
-        let gone = value.step == Step::Done && value.points.is_none();
-        Ok((gone && self.deleted.insert(value.volume)).then_some(value.volume))
+        Ok(())
     }
 
     /// Takes in a bridge.
@@ -98,15 +95,12 @@ impl Keeping {
 
     /// Deletions that are asked for and have not ended.
     pub(crate) fn pending(&self) -> impl Iterator<Item = (&RecordId, &Deletion)> {
-        self.asked.iter().filter(|(id, _)| !self.ended.contains_key(id))
+        self.asked.iter().filter(|(id, _)| !self.ended.contains(id))
     }
 
-    pub(crate) fn is_deleted(&self, volume: &VolumeId) -> bool {
-        self.deleted.contains(volume)
-    }
-
-    pub(crate) fn deleted(&self) -> usize {
-        self.deleted.len()
+    /// Whether any policy was ever set.
+    pub(crate) fn is_set(&self) -> bool {
+        !self.retention.is_empty()
     }
 
     /// Bridges of a volume that begin at `from` or later and end at `to` or before, in the order
@@ -143,21 +137,16 @@ mod tests {
         let (one, two) = (RecordId([1; 16]), RecordId([2; 16]));
         let apply = |order: &[usize]| {
             let mut keeping = Keeping::default();
-            let mut gone = None;
             for n in order {
                 match n {
                     0 => keeping.set(&said(VOLUME, 5, 5, "all:1d")).unwrap(),
                     1 => keeping.set(&said(VOLUME, 6, 9, "all:2d")).unwrap(),
                     2 => keeping.set(&said(VOLUME, 7, 7, "all:3d")).unwrap(),
-                    3 => {
-                        let told = keeping.step(one, &deletion(Step::Asked, RecordId::ZERO));
-                        assert_eq!(told.unwrap(), None);
-                    }
-                    _ => gone = gone.or(keeping.step(two, &deletion(Step::Done, one)).unwrap()),
+                    3 => keeping.step(one, &deletion(Step::Asked, RecordId::ZERO)).unwrap(),
+                    _ => keeping.step(two, &deletion(Step::Undone, one)).unwrap(),
                 }
             }
-            assert_eq!(gone, Some(VOLUME), "told once that the volume is gone");
-            assert_eq!((keeping.pending().count(), keeping.is_deleted(&VOLUME)), (0, true));
+            assert_eq!(keeping.pending().count(), 0, "{order:?}");
             assert_eq!(policies(&keeping, 8), ["all:3d"], "{order:?}");
             assert_eq!((keeping.time(&VOLUME, 3), keeping.time(&VOLUME, 30)), (8, 30));
         };

@@ -29,9 +29,7 @@ impl VaultStore {
     /// All volumes, with the bodies of their records and their newest points.
     pub fn volumes(&self) -> Vec<(vault::Volume, Vec<u8>, Option<StoredPoint>)> {
         let volumes = self.volume_list();
-        let state = read(&self.state);
-        let live = volumes.iter().filter(|v| !state.keeping.is_deleted(&v.value.id));
-        live.map(|v| (v.value.clone(), v.body.clone(), read(&v.history).head)).collect()
+        volumes.iter().map(|v| (v.value.clone(), v.body.clone(), read(&v.history).head)).collect()
     }
 
     /// Creates a volume; durable on return. The same body again is no error.
@@ -46,18 +44,17 @@ impl VaultStore {
         if value.vault != self.vault {
             return Err(Error::bad("the volume is of another vault"));
         }
-        // Before the origin is looked at: it must not expire meanwhile.
-        let _creating = lock(&self.creating);
         if let Some(origin) = &value.origin {
             self.check_origin(origin)?;
         }
+        let _creating = lock(&self.creating);
         {
             let state = read(&self.state);
             if let Some(there) = state.volumes.get(&value.id) {
-                let same = there.body == body && !state.keeping.is_deleted(&value.id);
+                let same = there.body == body;
                 return if same { Ok(()) } else { Err(Error::Exists { name: value.name }) };
             }
-            if state.volumes.len() - state.keeping.deleted() >= VOLUMES_MAX {
+            if state.volumes.len() >= VOLUMES_MAX {
                 return Err(Error::bad("the vault has as many volumes as it can"));
             }
             if state.names.contains_key(&value.name) {
@@ -127,8 +124,6 @@ impl VaultStore {
         self.writer_key(&writer)?;
         let volume = self.volume(volume)?;
         let _writing = lock(&volume.writing);
-        // It may have been deleted while the lock was waited for.
-        let volume = self.volume(&volume.value.id)?;
         let (held, holder) = {
             let history = read(&volume.history);
             (history.generation, history.holder)

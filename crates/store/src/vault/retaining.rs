@@ -66,9 +66,9 @@ impl VaultStore {
     /// What is set: of each volume and of the vault what holds, and the newest that will.
     pub fn retention(&self, now: TimeNs) -> Vec<Retention> {
         let state = read(&self.state);
-        let live = state.volumes.keys().filter(|id| !state.keeping.is_deleted(id));
+        let live = state.volumes.values().filter(|v| !read(&v.history).dropped);
         let mut all = Vec::new();
-        for volume in [VolumeId::ZERO].iter().chain(live) {
+        for volume in [&VolumeId::ZERO].into_iter().chain(live.map(|v| &v.value.id)) {
             let (own, settled) = state.keeping.own(volume, now);
             let holds = own.last().filter(|_| settled && own.len() > 1);
             all.extend(holds.into_iter().chain(own.first()).map(|r| (*r).clone()));
@@ -106,7 +106,13 @@ impl VaultStore {
 
     /// Deletions that were asked for, and have not happened.
     pub fn deletions(&self) -> Vec<Deletion> {
-        read(&self.state).keeping.pending().map(|(_, deletion)| deletion.clone()).collect()
+        let state = read(&self.state);
+        let pending = state.keeping.pending().map(|(_, deletion)| deletion);
+        // One that was dropped just before a crash has ended.
+        let live = |d: &&Deletion| {
+            state.volumes.get(&d.volume).is_some_and(|v| !read(&v.history).dropped)
+        };
+        pending.filter(live).cloned().collect()
     }
 
     /// Asks for a deletion: of points, or of the volume. It happens after the grace; durable on
@@ -153,10 +159,40 @@ impl VaultStore {
         Ok(pending.len())
     }
 
+    /// Whether anything was set, or is to be deleted: else nothing can be due.
+    pub fn keeps_less(&self) -> bool {
+        let state = read(&self.state);
+        state.keeping.is_set() || state.keeping.pending().next().is_some()
+    }
+
     /// Records of bridges that begin at `from` or later and end at `to` or before.
     pub fn bridges(&self, volume: &VolumeId, from: Seq, to: Seq) -> Result<Vec<RecordId>> {
         let volume = self.volume(volume)?;
         Ok(read(&self.state).keeping.bridges(&volume.value.id, from, to))
+    }
+
+    /// Points of a volume that expired, in this range: at most so many ranges, that ascend and do
+    /// not meet.
+    pub fn expired(
+        &self,
+        volume: &VolumeId,
+        within: RangeInclusive<Seq>,
+        limit: usize,
+    ) -> Result<Vec<(Seq, Seq)>> {
+        let volume = self.volume(volume)?;
+        let history = read(&volume.history);
+        let mut ranges: Vec<(Seq, Seq)> = Vec::new();
+        for gone in &history.gone {
+            if gone.last < *within.start() || gone.first > *within.end() {
+                continue;
+            }
+            match ranges.last_mut() {
+                Some((_, last)) if last.saturating_add(1) >= gone.first => *last = gone.last,
+                _ if ranges.len() == limit => break,
+                _ => ranges.push((gone.first, gone.last)),
+            }
+        }
+        Ok(ranges)
     }
 
     /// What is due in a volume.
@@ -169,34 +205,17 @@ impl VaultStore {
     pub fn prune(&self, volume: &VolumeId, by: By<'_>) -> Result<Due> {
         self.log.usable()?;
         let volume = self.volume(volume)?;
-        // No fork begins with a point that is just going.
-        let _changing = lock(&self.creating);
         let due = self.due_in(&volume, by.now)?;
+        // What must not go, since a fork was made meanwhile, is refused by these two.
         if due.volume {
-            self.drop_volume(&volume, &due, by)?;
-            return Ok(due);
-        }
-        if !due.ranges.is_empty() {
+            self.drop_volume(&volume.value.id, by.now)?;
+        } else if !due.ranges.is_empty() {
             self.expire(&volume.value.id, &due.ranges, by.now)?;
         }
         for (of, deletion) in &due.ended {
             self.note_step(Step::Done, *of, deletion, by)?;
         }
         Ok(due)
-    }
-
-    /// Takes a volume away: first its record says so, then its points go.
-    fn drop_volume(&self, volume: &Volume, due: &Due, by: By<'_>) -> Result<()> {
-        let _writing = lock(&volume.writing);
-        if !due.ranges.is_empty() {
-            self.expire(&volume.value.id, &due.ranges, by.now)?;
-        }
-        for (of, deletion) in &due.ended {
-            self.note_step(Step::Done, *of, deletion, by)?;
-        }
-        // What is still under way is fenced.
-        write(&volume.history).holder = None;
-        Ok(())
     }
 
     fn due_in(&self, volume: &Volume, now: TimeNs) -> Result<Due> {
@@ -216,7 +235,7 @@ impl VaultStore {
             }
         };
         if keeps_all && ripe.is_empty() {
-            due.points = read(&volume.history).points.len() as u64;
+            due.points = read(&volume.history).kept(0).count() as u64;
             return Ok(due);
         }
         let points = self.seen(&volume.value.id)?;
@@ -256,7 +275,7 @@ impl VaultStore {
     /// Points that live forks begin with, and the forks' names.
     fn forks_of(&self, volume: &VolumeId) -> Vec<(Seq, String)> {
         let state = read(&self.state);
-        let live = state.volumes.values().filter(|v| !state.keeping.is_deleted(&v.value.id));
+        let live = state.volumes.values().filter(|v| !read(&v.history).dropped);
         let mut forks: Vec<_> = live
             .filter_map(|v| v.value.origin.as_ref().map(|o| (o, &v.value.name)))
             .filter(|(origin, _)| origin.volume == *volume)

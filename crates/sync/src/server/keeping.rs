@@ -12,54 +12,67 @@ use dormouse_format::seeded::seeded;
 use dormouse_format::{Seq, TimeNs, VolumeId};
 use dormouse_store::retention::Policy;
 use dormouse_store::retention::policy::{DAY, show_age};
-use dormouse_store::{By, Due, Error as StoreError, GRACE};
+use dormouse_store::{By, Due, Error as StoreError, GRACE, VaultStore};
 
 use super::{Open, Out, Refused, Step, refuse};
 
-/// The least grace of a deletion that is asked for over the link.
+/// The least grace of what is asked for over the link.
 pub const GRACE_MIN: u64 = DAY;
+
+/// Who asks, and of which store.
+pub struct Asked<'a> {
+    /// The vault's store.
+    pub store: &'a VaultStore,
+    /// Whether the clock may be believed: [`super::Registry::clock_holds`].
+    pub clock: &'a dyn Fn(bool) -> Result<(), Refused>,
+    /// The client's name, or who runs the store.
+    pub name: &'a str,
+    /// Whether it is who runs the store.
+    pub operator: bool,
+}
 
 impl Open {
     pub(super) fn keep(&self, ask: Keep, now: TimeNs, out: Out<'_>) -> Step {
-        let by = By { name: &self.client.name, grace: GRACE, now };
+        let clock = |confirmed| self.registry.clock_holds(confirmed);
+        let (store, name) = (&*self.store, self.client.name.as_str());
+        Asked { store, clock: &clock, name, operator: false }.answer(ask, now, out)
+    }
+}
+
+impl Asked<'_> {
+    /// Does what is asked, and answers.
+    pub fn answer(&self, ask: Keep, now: TimeNs, out: Out<'_>) -> Result<(), Refused> {
+        let by = |grace| By { name: self.name, grace, now };
+        let store = self.store;
         let answer = match ask {
             Keep::GetRetention => self.told(now),
-            Keep::SetRetention { volume, policy } => {
+            Keep::SetRetention { volume, policy, grace } => {
+                self.check_grace(grace)?;
                 let policy = read_policy(&policy)?;
                 let volume = (!volume.is_zero()).then_some(&volume);
-                self.store.set_retention(volume, policy.as_ref(), by).map_err(refuse)?;
+                store.set_retention(volume, policy.as_ref(), by(grace)).map_err(refuse)?;
                 Message::Done
             }
-            Keep::Prune { volume, apply, clock_is_right } => {
-                let doubt = self.registry.clock_holds(apply && clock_is_right);
-                let due = match (apply, doubt) {
-                    (true, doubt) => doubt.and_then(|()| self.store.prune(&volume, by).map_err(refuse))?,
-                    (false, doubt) => {
-                        let mut due = self.store.due(&volume, now).map_err(refuse)?;
-                        due.notes.extend(doubt.err().map(|e| e.text));
-                        due
-                    }
-                };
+            Keep::Prune { volume, apply: false, .. } => {
+                let mut due = store.due(&volume, now).map_err(refuse)?;
+                due.notes.extend((self.clock)(false).err().map(|e| e.text));
                 pruned(&due)
             }
+            Keep::Prune { volume, apply: true, clock_is_right } => {
+                (self.clock)(clock_is_right)?;
+                pruned(&store.prune(&volume, by(GRACE)).map_err(refuse)?)
+            }
             Keep::Delete { volume, points, grace } => {
-                if grace < GRACE_MIN {
-                    let text = format!(
-                        "a grace of less than {} is for who runs the store: dormouse delete --store \
-                         DIR, there",
-                        show_age(GRACE_MIN)
-                    );
-                    return Err(Refused::new(Refusal::NotAuthorised, text));
-                }
-                self.store.delete(&volume, points, By { grace, ..by }).map_err(refuse)?;
+                self.check_grace(grace)?;
+                store.delete(&volume, points, by(grace)).map_err(refuse)?;
                 Message::Done
             }
             Keep::Undelete { volume } => {
-                self.store.undelete(&volume, by).map_err(refuse)?;
+                store.undelete(&volume, by(GRACE)).map_err(refuse)?;
                 Message::Done
             }
             Keep::GetGaps { volume, from, to } => {
-                let ranges = self.store.expired(&volume, from..=to, KEEPING_MAX).map_err(refuse)?;
+                let ranges = store.expired(&volume, from..=to, KEEPING_MAX).map_err(refuse)?;
                 Message::Kept(Kept::Gaps { ranges })
             }
             Keep::GetBridges { volume, from, to } => {
@@ -71,8 +84,20 @@ impl Open {
         Ok(())
     }
 
+    fn check_grace(&self, grace: u64) -> Step {
+        if self.operator || grace >= GRACE_MIN {
+            return Ok(());
+        }
+        let text = format!(
+            "a grace of less than {} is for who runs the store: the same command with --store DIR, \
+             there",
+            show_age(GRACE_MIN)
+        );
+        Err(Refused::new(Refusal::NotAuthorised, text))
+    }
+
     fn told(&self, now: TimeNs) -> Message {
-        let doubt = self.registry.clock_holds(false).err().map(|e| e.text).unwrap_or_default();
+        let doubt = (self.clock)(false).err().map(|e| e.text).unwrap_or_default();
         let (settings, deletions) = (self.store.retention(now), self.store.deletions());
         Message::Kept(Kept::Retention { settings, deletions, doubt })
     }
@@ -91,7 +116,9 @@ impl Open {
         }
         Ok(())
     }
+}
 
+impl Open {
     /// A bridge that does not lead on is passed over: the commit behind it, which does not fit
     /// either, is refused for its own reason.
     pub(super) fn put_bridge(&self, bytes: &[u8], body: &[u8], now: TimeNs) -> Step {

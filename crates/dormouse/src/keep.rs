@@ -30,6 +30,7 @@ use crate::remote::{Session, Span};
 use crate::text::{now_ns, time_local};
 use crate::when::{self, Moment};
 use local::Local;
+pub use tell::what;
 
 /// Where the store is.
 #[derive(Debug, Clone, Default)]

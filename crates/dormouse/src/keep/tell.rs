@@ -74,7 +74,8 @@ fn row(name: &str, s: &Retention) -> Vec<String> {
     vec![name.to_owned(), policy, effective, s.by.clone(), time_local(s.at)]
 }
 
-fn what(d: &Deletion) -> String {
+/// What a deletion is about.
+pub fn what(d: &Deletion) -> String {
     d.points.map_or_else(|| "all".into(), |(first, last)| format!("points {first} to {last}"))
 }
 

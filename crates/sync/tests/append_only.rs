@@ -12,6 +12,7 @@ use dormouse_format::vault::{Distrust, Volume};
 use dormouse_format::{InstanceId, KeyId, PublicKey, RecordId, Signature, VaultId, VolumeId, WriterId};
 use dormouse_sim::machine::Machine;
 use dormouse_sim::{Disk, Lcg, World, noise};
+use dormouse_sync::history::hash_of;
 use dormouse_sync::server::{Registry, Role};
 
 const DAY: u64 = 24 * 3_600_000_000_000;
@@ -174,7 +175,8 @@ fn whatever_a_writer_says_history_is_as_before() {
         by: m.writer(),
     };
     let mut shrunk = *old.point();
-    (shrunk.seq, shrunk.size, shrunk.grade) = (5, 0, Grade::Settled);
+    (shrunk.seq, shrunk.checkpoint, shrunk.size, shrunk.grade) = (5, 5, 0, Grade::Settled);
+    shrunk.prev = hash_of(&stage.points[3].signed);
     let mut all = vec![
         Message::Hello { instance: InstanceId([1; 16]) },
         Message::Enrol {

@@ -186,9 +186,10 @@ impl VaultStore {
             if gone.last < *within.start() || gone.first > *within.end() {
                 continue;
             }
+            let full = ranges.len() == limit;
             match ranges.last_mut() {
                 Some((_, last)) if last.saturating_add(1) >= gone.first => *last = gone.last,
-                _ if ranges.len() == limit => break,
+                _ if full => break,
                 _ => ranges.push((gone.first, gone.last)),
             }
         }

@@ -88,6 +88,12 @@ pub enum Error {
         /// What is wrong.
         why: String,
     },
+    /// What was looked at was moved to another segment meanwhile.
+    #[error("the record was moved by a collection while it was looked for; ask again")]
+    Moved,
+    /// Whoever ran it had it stop.
+    #[error("stopped before the end")]
+    Stopped,
     /// No room.
     #[error("there is no room left for the store; free some, then open the store again")]
     Full,

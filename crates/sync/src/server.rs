@@ -22,7 +22,7 @@ use dormouse_format::vault::{Cert, DataKey, Distrust, Signed, VaultKeys, name_is
 use dormouse_format::{
     ChunkId, InstanceId, PublicKey, RecordId, Seq, Signature, TimeNs, VaultId, VolumeId, WriterId,
 };
-use dormouse_store::{Commit, Error as StoreError, Pending, VaultStore};
+use dormouse_store::{Commit, Error as StoreError, Pending, Pins, VaultStore};
 use roles::need_of;
 pub use roles::{Need, Role};
 
@@ -135,6 +135,8 @@ struct Open {
     instance: InstanceId,
     volume: Option<(VolumeId, u64)>,
     pending: Option<Pending>,
+    /// Chunks that it was told are there, and what it put, until its commit or end.
+    pins: Pins,
 }
 
 impl core::fmt::Debug for Session {
@@ -209,9 +211,19 @@ impl Session {
         let authority = authority(&store, &client.vault)?;
         let writer_key = writer_key(&store, &authority, &client.vault, &client.writer)?;
         let (vault, name) = (client.vault, client.name.clone());
-        let (registry, volume, pending) = (Arc::clone(&self.registry), None, None);
-        let open =
-            Open { registry, store, client, writer_key, authority, instance, volume, pending };
+        let (registry, pins) = (Arc::clone(&self.registry), store.pins());
+        let (volume, pending) = (None, None);
+        let open = Open {
+            registry,
+            store,
+            client,
+            writer_key,
+            authority,
+            instance,
+            volume,
+            pending,
+            pins,
+        };
         self.open = Some(open);
         out(Message::Welcome { vault, name, time: now });
         Ok(())
@@ -461,7 +473,9 @@ impl Open {
             Message::OpenWrite { volume, takeover } => self.open_write(volume, takeover, now, out),
             Message::Have { check, ids } => {
                 debug_assert!(ids.len() <= HAVE_MAX);
-                let have = self.store.have(&self.client.writer, &ids, check).map_err(refuse)?;
+                let (store, pins) = (&self.store, Some(&self.pins));
+                let have = store.have_pinned(&self.client.writer, &ids, check, pins);
+                let have = have.map_err(refuse)?;
                 out(Message::HaveAnswer { have });
                 Ok(())
             }
@@ -479,7 +493,10 @@ impl Open {
             Message::Commit { point } => {
                 let pending = self.pending.take().ok_or_else(no_pending)?;
                 out(match self.store.commit(pending, &point, now).map_err(refuse)? {
-                    Commit::Done(stored) => Message::Committed { receipt: stored.receipt },
+                    Commit::Done(stored) => {
+                        self.pins.release();
+                        Message::Committed { receipt: stored.receipt }
+                    }
                     Commit::Missing(ids) => Message::Missing { ids },
                 });
                 Ok(())
@@ -530,10 +547,8 @@ impl Open {
                 "records of this kind are not given out so",
             ));
         }
-        for place in self.store.places(kind, ids) {
-            let record = self.store.read(&place).map_err(refuse)?;
-            out(Message::Record { record });
-        }
+        let mut tell = |record| out(Message::Record { record });
+        self.store.each_small(kind, ids, &mut tell).map_err(refuse)?;
         out(Message::Done);
         Ok(())
     }
@@ -554,10 +569,8 @@ impl Open {
     }
 
     fn get_deltas(&self, volume: &VolumeId, seq: Seq, out: Out<'_>) -> Step {
-        for place in self.store.deltas(volume, seq).map_err(refuse)? {
-            let record = self.store.read(&place).map_err(refuse)?;
-            out(Message::Record { record });
-        }
+        let mut tell = |record| out(Message::Record { record });
+        self.store.each_delta(volume, seq, &mut tell).map_err(refuse)?;
         out(Message::Done);
         Ok(())
     }
@@ -621,7 +634,7 @@ impl Open {
             Kind::Bridge => return self.put_bridge(bytes, body, now),
             _ => return Err(bad("a client may not put such a record")),
         }
-        self.store.put(bytes, now).map_err(refuse)
+        self.store.put_pinned(bytes, now, Some(&self.pins)).map_err(refuse)
     }
 }
 

@@ -141,7 +141,11 @@ fn bad_segments() -> Vec<Bad> {
         |b| text(Expired::decode(b)),
         vec![
             ("expired_count", patched(&expired, 24, &[1]), expired_count),
-            ("expired_reserved", patched(&expired, 28, &[1]), "expired: reserved bytes are not zero"),
+            (
+                "expired_reserved",
+                patched(&expired, 28, &[1]),
+                "expired: reserved bytes are not zero",
+            ),
             ("expired_meet", patched(&expired, 48, &[10]), meet),
             ("expired_zero", patched(&expired, 32, &[0]), meet),
         ],

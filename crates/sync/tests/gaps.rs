@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use dormouse_crypt::{SigningKey, record};
 use dormouse_format::keeping::Bridge;
-use dormouse_format::limits::BLOCK_SIZE;
 use dormouse_format::message::{Keep, Kept, Message};
 use dormouse_format::point::{Point, SignedPoint, StoredPoint};
 use dormouse_format::record::Kind;
@@ -188,11 +187,6 @@ fn each_checkpoint_has_its_bridge_and_what_expired_is_led_over() {
         past.world.restore_to(machine, past.volume, pair, mode, &mut disk).unwrap();
         assert!(disk == past.models[seq as usize - 1], "point {seq}");
     }
-    assert_eq!(disk_blocks(&past.models[15]), past.models[15].blocks.len() as u64);
-}
-
-fn disk_blocks(disk: &Disk) -> u64 {
-    disk.blocks.values().filter(|b| b.len() == BLOCK_SIZE).count() as u64
 }
 
 #[test]
@@ -216,10 +210,10 @@ fn a_server_cannot_hide_points_by_calling_them_expired() {
     points.prove(&tail.ranges, &bridges).unwrap();
     assert_eq!(points.done(head.as_ref()), Err(Error::Fork { seq: 13 }));
     // Nor what a point that is shown is built on.
-    for hidden in [&[7][..], &[8], &[7, 8]] {
+    for (hidden, first) in [(&[7][..], 5), (&[8], 8), (&[7, 8], 5)] {
         let mut lie = told.without(hidden);
         lie.ranges = vec![(1, 13)];
-        assert_eq!(past.read(&lie, 1, None), refused(hidden[0], LEFT_OUT), "{hidden:?}");
+        assert_eq!(past.read(&lie, 1, None), refused(first, LEFT_OUT), "{hidden:?}");
     }
     // Whole groups it can: who did not see them cannot tell. The head is as fresh as before.
     let mut lie = told.without(&[7, 8, 9]);

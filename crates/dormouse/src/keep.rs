@@ -61,13 +61,20 @@ impl<'a> Keeper<'a> {
     }
 
     fn ask(&self, question: Keep) -> Result<Message> {
-        match self {
+        let answer = match self {
             Self::Link(session) => ask(&session.link, Message::Keep(question)),
-            Self::Local(local) => {
-                let answers = local.ask(Message::Keep(question))?;
+            Self::Local(local) => local.ask(Message::Keep(question)).and_then(|answers| {
                 answers.into_iter().next().context("there was no answer")
+            }),
+        };
+        // A conflict with what stays is none with another writer.
+        answer.map_err(|error| match error.downcast::<Failure>() {
+            Ok(failure) if failure.class == Class::InUse && failure.hint.is_some() => {
+                failure.hint("nothing was changed").into()
             }
-        }
+            Ok(failure) => failure.into(),
+            Err(error) => error,
+        })
     }
 
     fn volumes(&self) -> Result<Vec<Named>> {

@@ -269,6 +269,8 @@ fn an_administrator_cannot_let_go_at_once() {
     let delete = Keep::Delete { volume, points: None, grace: DAY };
     let undelete = Keep::Undelete { volume };
     assert_eq!(ask(&mut stage, delete.clone()).unwrap(), Message::Done);
+    stage.world.now += DAY - 60_000_000_000;
+    assert_eq!(pruned(&mut stage).1, 0, "still in its grace");
     assert_eq!(ask(&mut stage, undelete.clone()).unwrap(), Message::Done);
     stage.world.now += 2 * DAY;
     assert_eq!(pruned(&mut stage).1, 0);

@@ -63,9 +63,9 @@ impl<'a> Keeper<'a> {
     fn ask(&self, question: Keep) -> Result<Message> {
         let answer = match self {
             Self::Link(session) => ask(&session.link, Message::Keep(question)),
-            Self::Local(local) => local.ask(Message::Keep(question)).and_then(|answers| {
-                answers.into_iter().next().context("there was no answer")
-            }),
+            Self::Local(local) => local
+                .ask(Message::Keep(question))
+                .and_then(|answers| answers.into_iter().next().context("there was no answer")),
         };
         // A conflict with what stays is none with another writer.
         answer.map_err(|error| match error.downcast::<Failure>() {
@@ -91,7 +91,9 @@ impl<'a> Keeper<'a> {
                 // Whoever runs the store reads the names without keys.
                 let name = |body: &[u8]| {
                     let (volume, ..) =
-                        <dormouse_format::vault::Volume as dormouse_format::vault::Signed>::decode(body)?;
+                        <dormouse_format::vault::Volume as dormouse_format::vault::Signed>::decode(
+                            body,
+                        )?;
                     Ok((volume.id, volume.name))
                 };
                 items.iter().map(|item| name(&item.volume)).collect::<Result<_>>()?
@@ -174,7 +176,9 @@ pub fn told_by(link: &Link) -> Result<Told> {
 fn find<'a>(keepers: Vec<Keeper<'a>>, name: &str) -> Result<(Keeper<'a>, VolumeId)> {
     let mut found = None;
     for keeper in keepers {
-        let Some((id, _)) = keeper.volumes()?.into_iter().find(|(_, n)| n == name) else { continue };
+        let Some((id, _)) = keeper.volumes()?.into_iter().find(|(_, n)| n == name) else {
+            continue;
+        };
         if found.replace((keeper, id)).is_some() {
             return fail(
                 Class::Usage,
@@ -275,7 +279,9 @@ pub fn prune(home: &Home, place: &Place, how: Pruning<'_>, json: bool) -> Result
             rows.push(tell::Pruned { name, points, gone, ranges, note });
         }
     }
-    if rows.is_empty() && let Some(name) = how.volume {
+    if rows.is_empty()
+        && let Some(name) = how.volume
+    {
         find(keepers, name)?;
     }
     tell::pruned(&rows, how.dry_run, json)
@@ -306,7 +312,8 @@ pub fn delete(home: &Home, place: &Place, what: &str, grace: &str) -> Result<()>
 fn pick(points: &[StoredPoint], from: &str, to: &str) -> Result<(Seq, Seq)> {
     let (now, zone) = (now_ns(), TimeZone::system());
     // A day begins at its beginning here, and ends at its end.
-    let from = if from.len() == 10 && from.contains('-') { format!("{from}T00:00") } else { from.into() };
+    let from =
+        if from.len() == 10 && from.contains('-') { format!("{from}T00:00") } else { from.into() };
     let bound = |text: &str| when::parse(Some(text), now, &zone);
     let after = |p: &StoredPoint, bound: Moment| match bound {
         Moment::Seq(seq) => p.point().seq >= seq,
@@ -319,7 +326,8 @@ fn pick(points: &[StoredPoint], from: &str, to: &str) -> Result<(Seq, Seq)> {
         Moment::Latest => true,
     };
     let (low, high) = (bound(&from)?, bound(to)?);
-    let mut named = points.iter().filter(|p| after(p, low) && before(p, high)).map(|p| p.point().seq);
+    let mut named =
+        points.iter().filter(|p| after(p, low) && before(p, high)).map(|p| p.point().seq);
     let first = named.next();
     let Some(first) = first else {
         return fail(

@@ -76,7 +76,9 @@ pub fn volumes(home: &Home, as_json: bool) -> Result<()> {
     for (d, l) in kept.deletions.iter().filter_map(|d| Some((d, of(&d.volume)?))) {
         let (what, at) = (keep::what(d), time_local(d.effective));
         let name = &l.volume.name;
-        say!("{what} of '{name}' will be deleted at {at}; `dormouse undelete {name}` takes it back")?;
+        say!(
+            "{what} of '{name}' will be deleted at {at}; `dormouse undelete {name}` takes it back"
+        )?;
     }
     Ok(())
 }

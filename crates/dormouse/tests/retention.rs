@@ -78,7 +78,10 @@ fn points_expire_while_the_server_runs() {
     stage.point(4);
     let dry = stage.operator(&["prune", "--dry-run", "--json"]).ok().json();
     let dry = only(&dry);
-    assert_eq!((&dry["volume"], &dry["points"], &dry["expired"]), (&"v".into(), &4.into(), &3.into()));
+    assert_eq!(
+        (&dry["volume"], &dry["points"], &dry["expired"]),
+        (&"v".into(), &4.into(), &3.into())
+    );
     assert_eq!(dry["ranges"], serde_json::json!([[1, 3]]));
     assert_eq!(stage.seqs("home"), [1, 2, 3, 4], "a dry run lets nothing go");
     let said = stage.operator(&["prune", "v"]).ok();

@@ -126,7 +126,7 @@ pub const BUGS: &[Bug] = &[
     bug("store", "pins-expire", "points that forks begin with may expire"),
     bug("store", "deltas-expire-alone", "what a kept point is built on may expire"),
     bug("store", "clock-believed", "a clock that has jumped is believed"),
-    bug("store", "grace-ignored", "a deletion happens before its time"),
+    bug("store", "deletion-early", "a deletion happens before its time"),
     bug("sync", "bridge-lost", "the server takes a bridge and does not keep it"),
     bug("sync", "bridge-unsigned", "the signature of a bridge is not checked"),
     bug("sync", "gap-unsaid", "points may be left out that are not said to have expired"),

@@ -71,13 +71,7 @@ pub fn keep(points: &[Seen], policy: &Policy, pinned: &[Seq], now: TimeNs) -> Ve
 }
 
 /// Of each span of the class that it still covers, the newest consistent checkpoint.
-fn newest_of_spans(
-    points: &[Seen],
-    policy: &Policy,
-    class: Class,
-    now: TimeNs,
-    kept: &mut [bool],
-) {
+fn newest_of_spans(points: &[Seen], policy: &Policy, class: Class, now: TimeNs, kept: &mut [bool]) {
     let mut last = None;
     for (point, kept) in points.iter().zip(kept).rev() {
         if !point.consistent || !point.is_checkpoint() {

@@ -61,7 +61,11 @@ impl Start {
     /// The checkpoint of a point.
     pub fn of(signed: &SignedPoint) -> Self {
         let p = &signed.point;
-        if p.is_checkpoint() { Self::At(p.seq, hash_of(signed)) } else { Self::On(p.checkpoint, p.root) }
+        if p.is_checkpoint() {
+            Self::At(p.seq, hash_of(signed))
+        } else {
+            Self::On(p.checkpoint, p.root)
+        }
     }
 
     /// The checkpoint's number.

@@ -123,8 +123,7 @@ impl Trust {
         }
         for pair in points.windows(2) {
             let (a, b) = (pair[0].point(), pair[1].point());
-            let follows = b.prev == hash_of(&pair[0].signed) || seeded("prev-unchecked");
-            if b.seq != a.seq + 1 || !follows {
+            if b.seq != a.seq + 1 || !follows(&pair[0], &pair[1]) {
                 return Err(Error::Point { seq: b.seq, why: "it does not follow the one before" });
             }
         }
@@ -183,6 +182,11 @@ impl NewestKeys {
     pub fn done(self) -> core::result::Result<VaultKeys, Option<Error>> {
         self.newest.ok_or(self.left_out)
     }
+}
+
+/// Whether a point names another as the one before it.
+fn follows(before: &StoredPoint, point: &StoredPoint) -> bool {
+    point.point().prev == hash_of(&before.signed) || seeded("prev-unchecked")
 }
 
 /// A point's hash.

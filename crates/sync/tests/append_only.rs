@@ -9,7 +9,9 @@ use dormouse_format::message::{Base, Keep, Kept, Message, Refusal};
 use dormouse_format::point::{Grade, StoredPoint};
 use dormouse_format::record::Kind;
 use dormouse_format::vault::{Distrust, Volume};
-use dormouse_format::{InstanceId, KeyId, PublicKey, RecordId, Signature, VaultId, VolumeId, WriterId};
+use dormouse_format::{
+    InstanceId, KeyId, PublicKey, RecordId, Signature, VaultId, VolumeId, WriterId,
+};
 use dormouse_sim::machine::Machine;
 use dormouse_sim::{Disk, Lcg, World, noise};
 use dormouse_sync::history::hash_of;

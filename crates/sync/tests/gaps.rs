@@ -315,11 +315,8 @@ fn a_head_that_was_seen_and_has_expired() {
     back.ranges = vec![(4, 13)];
     let (listed, proof) = past.read(&back, 1, seen(&past, 11)).unwrap();
     assert_eq!((listed.last(), proof), (Some(&3), Proof::default()));
-    let checked = dormouse_sync::history::check_anchor(
-        seen(&past, 11).as_ref(),
-        Some(past.point(3)),
-        None,
-    );
+    let checked =
+        dormouse_sync::history::check_anchor(seen(&past, 11).as_ref(), Some(past.point(3)), None);
     assert_eq!(checked, Err(Error::Rollback { seen: 11, shown: 3 }));
 }
 

@@ -403,7 +403,11 @@ fn bad_keeping() -> Vec<Bad> {
         vec![
             ("deletion_step", patched(&deletion, 0, &[4]), "deletion: unknown step"),
             ("deletion_done", patched(&deletion, 0, &[3]), names),
-            ("deletion_reserved", patched(&deletion, 1, &[1]), "deletion: reserved bytes are not zero"),
+            (
+                "deletion_reserved",
+                patched(&deletion, 1, &[1]),
+                "deletion: reserved bytes are not zero",
+            ),
             ("deletion_range", patched(&deletion, 48, &[1]), range),
             ("deletion_range_zero", patched(&deletion, 40, &[0]), range),
         ],

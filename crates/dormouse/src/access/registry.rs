@@ -220,7 +220,10 @@ impl Access {
 /// The role of an invite; one that is not known here is none.
 fn invited_to(invite: &InviteFile) -> Result<Role, Refused> {
     invite.role().ok_or_else(|| {
-        Refused::new(Refusal::InviteUnknown, "this invite is for a role that the server does not know")
+        Refused::new(
+            Refusal::InviteUnknown,
+            "this invite is for a role that the server does not know",
+        )
     })
 }
 

@@ -73,7 +73,10 @@ fn messages(bytes: &[u8]) -> Result<Vec<Message>> {
 }
 
 /// Does the orders that are there: each is taken off, then done, then answered.
-pub fn take(store: &StoreDir, act: &mut dyn FnMut(&VaultId, Message) -> Vec<Message>) -> Result<()> {
+pub fn take(
+    store: &StoreDir,
+    act: &mut dyn FnMut(&VaultId, Message) -> Vec<Message>,
+) -> Result<()> {
     let dir = dir(store);
     let Ok(entries) = std::fs::read_dir(&dir) else { return Ok(()) };
     for entry in entries.take(ROUND) {

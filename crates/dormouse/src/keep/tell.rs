@@ -62,14 +62,18 @@ fn show(settings: &[(String, Retention)], deletions: &[(String, Deletion)]) -> R
     }
     for (name, d) in deletions {
         let (what, by) = (what(d), &d.by);
-        say!("{what} of '{name}' will be deleted at {} (asked for by {by})", time_local(d.effective))?;
+        say!(
+            "{what} of '{name}' will be deleted at {} (asked for by {by})",
+            time_local(d.effective)
+        )?;
     }
     Ok(())
 }
 
 fn row(name: &str, s: &Retention) -> Vec<String> {
     let holds = s.effective <= now_ns();
-    let effective = if holds { "yes".into() } else { format!("from {} on", time_local(s.effective)) };
+    let effective =
+        if holds { "yes".into() } else { format!("from {} on", time_local(s.effective)) };
     let policy = if s.policy.is_empty() { "none of its own".into() } else { s.policy.clone() };
     vec![name.to_owned(), policy, effective, s.by.clone(), time_local(s.at)]
 }

@@ -23,7 +23,8 @@ fn point(seq: Seq) -> StoredPoint {
         deltas: Hash::ZERO,
     };
     let signed = SignedPoint { point, signature: Signature([0; 64]) };
-    let receipt = crate::text::parse_time("2026-11-20T00:00:00Z").unwrap() + seq * 3_600_000_000_000;
+    let receipt =
+        crate::text::parse_time("2026-11-20T00:00:00Z").unwrap() + seq * 3_600_000_000_000;
     StoredPoint { signed, receipt, top: Hash::ZERO, top_record: RecordId::ZERO }
 }
 

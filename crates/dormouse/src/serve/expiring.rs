@@ -42,7 +42,9 @@ pub(super) fn start(
                 log.line(&format!("orders: {}", text_of(&error)));
             }
             if Instant::now() >= next {
-                expire_all(&access, &log, &|| stopping.try_recv().is_err_and(|e| e.is_disconnected()));
+                expire_all(&access, &log, &|| {
+                    stopping.try_recv().is_err_and(|e| e.is_disconnected())
+                });
                 next = Instant::now() + EVERY;
             }
         }

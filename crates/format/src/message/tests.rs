@@ -76,7 +76,13 @@ fn all() -> Vec<Message> {
 }
 
 fn retention(volume: VolumeId) -> crate::keeping::Retention {
-    crate::keeping::Retention { volume, at: 1, effective: 2, by: "a".into(), policy: "all:7d".into() }
+    crate::keeping::Retention {
+        volume,
+        at: 1,
+        effective: 2,
+        by: "a".into(),
+        policy: "all:7d".into(),
+    }
 }
 
 fn deletion(volume: VolumeId) -> crate::keeping::Deletion {

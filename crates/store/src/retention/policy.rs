@@ -234,7 +234,9 @@ pub fn age(text: &str) -> Result<u64, String> {
     }
     let known = UNITS.iter().find(|(name, _)| *name == unit).map(|(_, ns)| *ns);
     let (Ok(number), Some(unit)) = (number.parse::<u64>(), known) else {
-        return Err("an age is a whole number and s, min, h, d, w or y (365 days), or 'forever'".into());
+        return Err(
+            "an age is a whole number and s, min, h, d, w or y (365 days), or 'forever'".into()
+        );
     };
     match number.checked_mul(unit) {
         Some(0) => Err("an age of nothing keeps nothing: leave the class out".into()),
@@ -277,7 +279,8 @@ mod tests {
     use super::*;
 
     fn day(year: u64, month: u64, day: u64) -> u64 {
-        let lengths = [31, 28 + u64::from(year.is_multiple_of(4)), 31, 30, 31, 30, 31, 31, 30, 31, 30];
+        let lengths =
+            [31, 28 + u64::from(year.is_multiple_of(4)), 31, 30, 31, 30, 31, 31, 30, 31, 30];
         let before: u64 = lengths.iter().take(month as usize - 1).sum();
         first_day_of(year) + before + day - 1
     }

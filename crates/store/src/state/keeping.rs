@@ -150,7 +150,8 @@ mod tests {
             assert_eq!(policies(&keeping, 8), ["all:3d"], "{order:?}");
             assert_eq!((keeping.time(&VOLUME, 3), keeping.time(&VOLUME, 30)), (8, 30));
         };
-        for order in [[0, 1, 2, 3, 4, 4], [4, 4, 3, 2, 1, 0], [4, 2, 0, 3, 1, 4], [2, 1, 3, 4, 0, 4]]
+        for order in
+            [[0, 1, 2, 3, 4, 4], [4, 4, 3, 2, 1, 0], [4, 2, 0, 3, 1, 4], [2, 1, 3, 4, 0, 4]]
         {
             apply(&order);
         }

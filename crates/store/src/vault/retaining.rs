@@ -109,9 +109,8 @@ impl VaultStore {
         let state = read(&self.state);
         let pending = state.keeping.pending().map(|(_, deletion)| deletion);
         // One that was dropped just before a crash has ended.
-        let live = |d: &&Deletion| {
-            state.volumes.get(&d.volume).is_some_and(|v| !read(&v.history).dropped)
-        };
+        let live =
+            |d: &&Deletion| state.volumes.get(&d.volume).is_some_and(|v| !read(&v.history).dropped);
         pending.filter(live).cloned().collect()
     }
 
@@ -222,14 +221,16 @@ impl VaultStore {
     fn due_in(&self, volume: &Volume, now: TimeNs) -> Result<Due> {
         let policies = self.policies(&volume.value.id, now);
         let pending = self.pending_of(&volume.value.id);
-        let ripe = |d: &Deletion| d.effective <= now || seeded("grace-ignored");
+        let ripe = |d: &Deletion| d.effective <= now || seeded("deletion-early");
         let (ripe, waiting): (Vec<_>, Vec<_>) = pending.into_iter().partition(|(_, d)| ripe(d));
         let mut due = Due::default();
         if !waiting.is_empty() {
             due.notes.push(format!("{} deletions can still be undone", waiting.len()));
         }
         let keeps_all = match policies {
-            Ok(ref policies) => policies.is_empty() || policies.iter().any(Policy::keeps_everything),
+            Ok(ref policies) => {
+                policies.is_empty() || policies.iter().any(Policy::keeps_everything)
+            }
             Err(ref why) => {
                 due.notes.push(why.clone());
                 true
@@ -257,11 +258,16 @@ impl VaultStore {
     }
 
     /// All policies that keep what they keep; or why nothing expires.
-    fn policies(&self, volume: &VolumeId, now: TimeNs) -> core::result::Result<Vec<Policy>, String> {
+    fn policies(
+        &self,
+        volume: &VolumeId,
+        now: TimeNs,
+    ) -> core::result::Result<Vec<Policy>, String> {
         let state = read(&self.state);
         let texts = state.keeping.policies(volume, now);
         let parsed = texts.iter().map(|r| {
-            let told = |e| format!("the policy '{}' is not understood here, {e}; set it anew", r.policy);
+            let told =
+                |e| format!("the policy '{}' is not understood here, {e}; set it anew", r.policy);
             r.policy.parse::<Policy>().map_err(told)
         });
         parsed.collect()
@@ -387,7 +393,8 @@ impl Due {
                     return;
                 }
                 Ok(()) => {
-                    let named = points.iter().zip(kept).filter(|(p, _)| (first..=last).contains(&p.seq));
+                    let named =
+                        points.iter().zip(kept).filter(|(p, _)| (first..=last).contains(&p.seq));
                     named.for_each(|(_, kept)| *kept = false);
                 }
             },

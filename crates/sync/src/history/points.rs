@@ -11,7 +11,7 @@ use dormouse_format::point::{SignedPoint, StoredPoint};
 use dormouse_format::seeded::seeded;
 use dormouse_format::{Seq, VolumeId};
 
-use super::{Trust, hash_of};
+use super::{Trust, follows};
 use crate::bridge::{Bridges, Start};
 use crate::error::{Error, Result};
 
@@ -123,10 +123,7 @@ impl<'a> Points<'a> {
             let start = self.all.last().map(|before| self.start(before));
             let (first, last) = (self.next, p.seq - 1);
             self.gaps.push(Gap { first, last, start, behind: stored.signed });
-        } else if let Some(before) = self.all.last()
-            && p.prev != hash_of(&before.signed)
-            && !seeded("prev-unchecked")
-        {
+        } else if self.all.last().is_some_and(|before| !follows(before, stored)) {
             return Err(Error::Point { seq: p.seq, why: NO_FOLLOWER });
         }
         self.next = p.seq.saturating_add(1);

@@ -50,9 +50,6 @@ impl ClockFile {
             Some(_) if confirmed => Ok(Mark::new(*now)),
             Some(known) => known.and_then(|mark| mark.judge(*now)),
         };
-        if !confirmed && known.is_some_and(|known| known.ok() == judged.ok()) {
-            return Ok(());
-        }
         let mark = judged.map_err(|doubt| {
             let text = format!(
                 "nothing expires: {doubt}. If the clock is right, an administrator says so: \
@@ -60,6 +57,9 @@ impl ClockFile {
             );
             Refused::new(Refusal::Conflict, text)
         })?;
+        if !confirmed && known == Some(Ok(mark)) {
+            return Ok(());
+        }
         files::replace(&self.path, mark.to_text().as_bytes(), 0o600).map_err(failed)
     }
 }

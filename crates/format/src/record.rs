@@ -63,11 +63,13 @@ pub enum Kind {
     Retired = 18,
     /// A step of the deletion of a volume, or of points.
     Deletion = 19,
+    /// Blocks that the disk did not give, said by the writer.
+    Stale = 20,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Chunk,
         Self::Page,
         Self::Node,
@@ -87,6 +89,7 @@ impl Kind {
         Self::Expired,
         Self::Retired,
         Self::Deletion,
+        Self::Stale,
     ];
 
     /// The kind with this number.
@@ -114,6 +117,7 @@ impl Kind {
                 | Self::VaultKeys
                 | Self::Distrust
                 | Self::Bridge
+                | Self::Stale
         )
     }
 
@@ -166,6 +170,7 @@ impl Kind {
             Self::VaultKeys => "vault keys",
             Self::DataKey => "data key",
             Self::Distrust => "distrust",
+            Self::Stale => "stale blocks",
             Self::Seal => "seal",
             Self::Mark => "mark",
             Self::Generation => "generation",

@@ -127,7 +127,7 @@ impl State {
             Kind::Bridge => self.keeping.bridge(header.id, body)?,
             Kind::Retention => self.keeping.set(body)?,
             Kind::Deletion => self.keeping.step(header.id, body)?,
-            Kind::VaultKeys | Kind::Expired | Kind::Retired => {}
+            Kind::VaultKeys | Kind::Expired | Kind::Retired | Kind::Stale => {}
             _ => return Ok(()),
         }
         self.place(header.kind, header.id, at);

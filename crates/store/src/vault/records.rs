@@ -6,6 +6,7 @@ use dormouse_crypt::{hash, keys, record};
 use dormouse_format::keeping::Bridge;
 use dormouse_format::record::{Header, Kind};
 use dormouse_format::seeded::seeded;
+use dormouse_format::stale::Stale;
 use dormouse_format::vault::{Cert, DataKey, Distrust, Signed, VaultKeys};
 use dormouse_format::{ChunkId, PublicKey, RecordId, TimeNs, WriterId};
 
@@ -111,6 +112,11 @@ impl VaultStore {
                 let by = Bridge::decode(body)?.0.writer;
                 let value: Bridge = keys::verify_body(&writer(&by)?, body).map_err(bad)?;
                 state.check_bridge(&value)?;
+                value.vault
+            }
+            Kind::Stale => {
+                let by = Stale::decode(body)?.0.writer;
+                let value: Stale = keys::verify_body(&writer(&by)?, body).map_err(bad)?;
                 value.vault
             }
             kind => return Err(Error::bad(format!("a {} is not put as a record", kind.name()))),

@@ -2,6 +2,7 @@
 
 pub mod attach;
 pub mod export;
+pub mod keep;
 pub mod tenants;
 pub mod write;
 
@@ -249,6 +250,19 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show or set how long points are kept; setting needs an administrator
+    ///
+    /// Classes: `all` keeps every point, `hourly`, `daily`, `weekly`, `monthly`, `yearly` the newest
+    /// consistent checkpoint of each span, all by the time at which the server received them. What
+    /// is younger than the floor (24h) always stays, and so do the newest points, and points that
+    /// forks begin with.
+    Retention(keep::RetentionArgs),
+    /// Let points expire that retention does not keep; the server does so each hour
+    Prune(keep::PruneArgs),
+    /// Delete a volume, or points of it, after a grace in which it can be undone
+    Delete(keep::DeleteArgs),
+    /// Take back what is to be deleted of a volume
+    Undelete(keep::UndeleteArgs),
     /// Say where the server, or the directory, is now; its key stays the same
     Retarget {
         /// HOST:PORT, dormouse://HOST:PORT, or a directory

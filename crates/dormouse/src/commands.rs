@@ -21,8 +21,8 @@ use crate::serve::ServeOptions;
 use crate::store_dir::StoreDir;
 use crate::text::{hex, now_ns, time_local};
 use crate::{
-    access, attach, audit, create, daemon, demo, export, fork, list, mirror, patience, restore,
-    scrub, serve, when, writer_file,
+    access, attach, audit, create, daemon, demo, export, fork, keep, list, mirror, patience,
+    restore, scrub, serve, when, writer_file,
 };
 
 /// Runs one command.
@@ -85,6 +85,10 @@ pub fn run(cli: Cli) -> Result<()> {
             verify(&home()?, &what, fuzzy, expect_head, json)
         }
         Command::Scrub { store, accept_state, json } => scrub::run(&store, accept_state, json),
+        Command::Retention(a) => keep::retention(&home()?, &a.place.place(), &a.setting(), a.json),
+        Command::Prune(a) => keep::prune(&home()?, &a.place.place(), a.how(), a.json),
+        Command::Delete(a) => keep::delete(&home()?, &a.place.place(), &a.what, &a.grace),
+        Command::Undelete(a) => keep::undelete(&home()?, &a.place.place(), &a.volume),
         Command::Daemon { config } => {
             daemon::run(home()?, Mirrors::File(daemon::file_or_default(config.as_deref())))
         }

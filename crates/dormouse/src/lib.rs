@@ -33,6 +33,7 @@ pub mod home;
 pub mod invite;
 pub mod join;
 pub mod journal;
+pub mod keep;
 pub mod kit;
 pub mod leaves;
 pub mod link;

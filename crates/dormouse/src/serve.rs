@@ -10,6 +10,7 @@
 mod audited;
 mod connection;
 mod counters;
+pub mod expiring;
 mod limits;
 mod members;
 pub mod pages;
@@ -201,6 +202,7 @@ impl Server {
             members: Members::new(Seen::read(access.store()).times()),
         });
         let tally = Tally::new(log.clone());
+        let expiring = expiring::start(access.clone(), log.clone(), stopping.clone())?;
         let (counters, returns, takeovers) = Default::default();
         let cores = std::thread::available_parallelism().map_or(2, NonZero::get);
         let shared = Arc::new(Shared {
@@ -233,7 +235,7 @@ impl Server {
             address,
             fingerprint,
             wake,
-            threads: vec![accept, watch],
+            threads: vec![accept, watch, expiring],
             pages: None,
             stop: Some(stop),
             _lock: lock,

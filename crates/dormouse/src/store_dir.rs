@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use dormouse_crypt::{OsRandom, Random, SigningKey, hash};
+use dormouse_format::VaultId;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -213,8 +214,20 @@ impl StoreDir {
         sizes.sum()
     }
 
+    /// The vaults that are there.
+    pub fn vaults(&self) -> Result<Vec<VaultId>> {
+        let path = self.path.join("vaults");
+        let entries = std::fs::read_dir(&path);
+        let mut all = Vec::new();
+        for entry in entries.with_context(|| format!("cannot read {}", path.display()))? {
+            all.extend(entry?.file_name().to_str().and_then(VaultId::from_hex));
+        }
+        all.sort();
+        Ok(all)
+    }
+
     /// The directory of a vault.
-    pub fn vault_path(&self, vault: &dormouse_format::VaultId) -> PathBuf {
+    pub fn vault_path(&self, vault: &VaultId) -> PathBuf {
         self.path.join("vaults").join(vault.to_string())
     }
 }

@@ -11,10 +11,12 @@
 #![forbid(unsafe_code)]
 
 pub mod codec;
+pub mod collect;
 pub mod delta;
 pub mod extents;
 pub mod geometry;
 pub mod ids;
+pub mod keeping;
 pub mod limits;
 pub mod message;
 pub mod point;

@@ -53,6 +53,12 @@ pub const VOLUMES_MAX: usize = 1024;
 pub const CHUNK_TRIES_MAX: u8 = 8;
 /// Longest name of a volume or a client, in bytes.
 pub const NAME_MAX: usize = 64;
+/// Longest text of a retention policy, in bytes.
+pub const POLICY_MAX: usize = 256;
+/// Most ranges of points in one answer about retention.
+pub const KEEPING_MAX: usize = 4096;
+/// Most deletions of a vault that have not happened yet.
+pub const DELETIONS_MAX: usize = 1024;
 /// Longest text in an error message, in bytes.
 pub const TEXT_MAX: usize = 1024;
 /// A segment is sealed when the next record would take it beyond this many bytes.
@@ -61,3 +67,7 @@ pub const SEGMENT_SIZE: u64 = 64 << 20;
 pub const DELTAS_BYTES_MAX: u64 = 96 << 20;
 /// Most records that one data key may seal (the birthday bound of a 96-bit nonce hash).
 pub const RECORDS_PER_KEY_MAX: u64 = 1 << 32;
+/// Most ranges of points in one note of what expired.
+pub const EXPIRED_RANGES_MAX: usize = 500;
+/// Most segments in one note of what was retired.
+pub const RETIRED_MAX: usize = 128;

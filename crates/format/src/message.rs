@@ -4,6 +4,8 @@
 //! Answers come in the order of the questions, so questions can be pipelined.
 //! Layout and order: docs/protocol.md.
 
+pub mod keeping;
+
 use crate::codec::{Error, Reader, Result, Writer, invalid};
 use crate::geometry::Place;
 use crate::ids::{
@@ -17,6 +19,7 @@ use crate::limits::{
 use crate::point::{STORED_LEN, SignedPoint, StoredPoint};
 use crate::record::Kind;
 use crate::seeded::seeded;
+pub use keeping::{Keep, Kept};
 
 /// The protocol's name and version, negotiated by ALPN.
 pub const ALPN: &[u8] = b"dormouse/1";
@@ -261,6 +264,9 @@ pub enum Message {
     /// May a scan begin? Answered by `Queued`, any number of times, then by `Admitted`.
     AskScan,
 
+    /// About what is kept.
+    Keep(Keep),
+
     // Server.
     /// The connection is accepted.
     Welcome {
@@ -345,6 +351,8 @@ pub enum Message {
     },
     /// The scan may begin.
     Admitted,
+    /// About what is kept.
+    Kept(Kept),
 }
 
 /// Numbers of the message types.
@@ -484,6 +492,7 @@ impl Message {
             Self::AskScan => {
                 w.u8(t::ASK_SCAN);
             }
+            Self::Keep(keep) => keep.write(w),
             answer => answer.write_answer(w),
         }
     }
@@ -551,6 +560,7 @@ impl Message {
             Self::Admitted => {
                 w.u8(t::ADMITTED);
             }
+            Self::Kept(kept) => kept.write(w),
             // `Done`, and nothing else: `write` took the client's messages.
             _ => {
                 w.u8(t::DONE);
@@ -638,6 +648,7 @@ impl Message {
             }
             t::EXTENTS => Self::Extents { runs: rest(r, EXTENTS_MAX)? },
             t::COMMIT => Self::Commit { point: SignedPoint::read(r)? },
+            kind if keeping::ASKED.contains(&kind) => Self::Keep(Keep::read(kind, r)?),
             t::DISTRUST => Self::Distrust { body: rest(r, SIGNED_BODY_MAX)? },
             t::ASK_SCAN => Self::AskScan,
             _ => return Err(invalid(WHAT, "unknown type")),
@@ -695,6 +706,7 @@ impl Message {
             t::MISSING => Self::Missing { ids: read_ids(r, MISSING_MAX)? },
             t::QUEUED => Self::Queued { ahead: r.u32()? },
             t::ADMITTED => Self::Admitted,
+            kind if keeping::TOLD.contains(&kind) => Self::Kept(Kept::read(kind, r)?),
             _ => return Err(invalid(WHAT, "unknown type")),
         })
     }

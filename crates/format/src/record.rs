@@ -53,13 +53,23 @@ pub enum Kind {
     Mark = 13,
     /// A volume's generation, raised by a takeover.
     Generation = 14,
+    /// A writer's word that one checkpoint follows from another.
+    Bridge = 15,
+    /// How long points are kept.
+    Retention = 16,
+    /// Points that are not listed any more.
+    Expired = 17,
+    /// Segments that are not needed any more.
+    Retired = 18,
+    /// A step of the deletion of a volume, or of points.
+    Deletion = 19,
     /// Blocks that the disk did not give, said by the writer.
     Stale = 20,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 20] = [
         Self::Chunk,
         Self::Page,
         Self::Node,
@@ -74,12 +84,22 @@ impl Kind {
         Self::Seal,
         Self::Mark,
         Self::Generation,
+        Self::Bridge,
+        Self::Retention,
+        Self::Expired,
+        Self::Retired,
+        Self::Deletion,
         Self::Stale,
     ];
 
     /// The kind with this number.
     pub fn from_u8(v: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|k| *k as u8 == v)
+    }
+
+    /// The version of segments from which on they may hold records of this kind.
+    pub const fn version(self) -> u32 {
+        if self as u8 <= Self::Generation as u8 { 1 } else { 2 }
     }
 
     /// Whether the body is sealed.
@@ -96,6 +116,7 @@ impl Kind {
                 | Self::Cert
                 | Self::VaultKeys
                 | Self::Distrust
+                | Self::Bridge
                 | Self::Stale
         )
     }
@@ -153,6 +174,11 @@ impl Kind {
             Self::Seal => "seal",
             Self::Mark => "mark",
             Self::Generation => "generation",
+            Self::Bridge => "bridge",
+            Self::Retention => "retention",
+            Self::Expired => "expired",
+            Self::Retired => "retired",
+            Self::Deletion => "deletion",
         }
     }
 }

@@ -14,8 +14,9 @@ use crate::record::Kind;
 pub const MAGIC: [u8; 8] = *b"DORMSEG1";
 /// First bytes of the tail of a sealed segment.
 pub const TAIL_MAGIC: [u8; 8] = *b"DORMEND1";
-/// Version of the segment's layout.
-pub const VERSION: u32 = 1;
+/// Version of the segments that are written. Those of version 1 hold no record of a kind
+/// that came later; else both are alike.
+pub const VERSION: u32 = 2;
 /// Bytes of a segment's header.
 pub const HEADER_LEN: usize = 128;
 /// Bytes of the header that its check covers.
@@ -34,6 +35,8 @@ pub const SEAL_BODY_MAX: usize = 8 + RECORDS_MAX * (ITEM_LEN + WriterId::LEN);
 /// A segment's header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
+    /// Version of the segment, from 1.
+    pub version: u32,
     /// The vault whose log this is.
     pub vault: VaultId,
     /// The segment's number; the first is 1.
@@ -50,7 +53,7 @@ impl Header {
     /// The header's bytes.
     pub fn encode(&self) -> [u8; HEADER_LEN] {
         let mut w = Writer::with_capacity(HEADER_LEN);
-        w.bytes(&MAGIC).u32(VERSION).reserved(4).bytes(&self.vault.0);
+        w.bytes(&MAGIC).u32(self.version).reserved(4).bytes(&self.vault.0);
         w.u64(self.number).u64(self.created).bytes(&self.before).reserved(32);
         w.bytes(&self.check);
         let mut out = [0; HEADER_LEN];
@@ -68,7 +71,7 @@ impl Header {
         if version == 0 {
             return Err(invalid("segment header", "no program writes version 0"));
         }
-        if version != VERSION {
+        if version > VERSION {
             return Err(Error::Version { what: "segment", found: version, known: VERSION });
         }
         r.reserved(4)?;
@@ -82,7 +85,7 @@ impl Header {
         if !(1..=u64::from(u32::MAX)).contains(&number) {
             return Err(invalid("segment header", "no segment has this number"));
         }
-        Ok(Self { vault, number, created, before, check })
+        Ok(Self { version, vault, number, created, before, check })
     }
 }
 
@@ -233,6 +236,7 @@ mod tests {
     #[test]
     fn round_trips() {
         let h = Header {
+            version: 1,
             vault: VaultId([1; 32]),
             number: 7,
             created: 8,
@@ -240,9 +244,11 @@ mod tests {
             check: [3; 16],
         };
         assert_eq!(Header::decode(&h.encode()), Ok(h));
+        let second = Header { version: 2, ..h };
+        assert_eq!(Header::decode(&second.encode()), Ok(second));
         let mut newer = h.encode();
-        newer[8] = 2;
-        assert!(matches!(Header::decode(&newer), Err(Error::Version { found: 2, .. })));
+        newer[8] = 3;
+        assert!(matches!(Header::decode(&newer), Err(Error::Version { found: 3, .. })));
         let mut zero = h.encode();
         zero[8] = 0;
         assert!(matches!(Header::decode(&zero), Err(Error::Invalid { .. })), "not a newer one");

@@ -65,6 +65,12 @@ pub enum Error {
         /// Which rule it breaks.
         why: String,
     },
+    /// What was to be let go stays, or a policy is none.
+    #[error("{why}")]
+    Kept {
+        /// Why.
+        why: String,
+    },
     /// A write or a sync failed before; nothing is written any more.
     #[error("an earlier write failed, so nothing more is written; open the store again")]
     Poisoned,
@@ -94,6 +100,12 @@ pub enum Error {
         /// Bytes that it may hold.
         quota: u64,
     },
+    /// What was looked at was moved to another segment meanwhile.
+    #[error("the record was moved by a collection while it was looked for; ask again")]
+    Moved,
+    /// Whoever ran it had it stop.
+    #[error("stopped before the end")]
+    Stopped,
     /// No room.
     #[error("there is no room left for the store; free some, then open the store again")]
     Full,
@@ -124,6 +136,10 @@ impl Error {
 
     pub(crate) fn conflict(why: impl Into<String>) -> Self {
         Self::Conflict { why: why.into() }
+    }
+
+    pub(crate) fn kept(why: impl Into<String>) -> Self {
+        Self::Kept { why: why.into() }
     }
 
     pub(crate) fn bad(why: impl Into<String>) -> Self {

@@ -3,9 +3,9 @@
 //! Owns: entries of the newest segments in memory, those of older ones in sorted
 //! run files, each of a range of sealed segments; ranges follow one another from
 //! segment 1 on. Invariant: an entry is added before the lock of the log's end is
-//! released, so a run made from memory lacks none of its range. Whoever uses an
-//! entry checks the record that it names. Leaves to others: which of several
-//! records of one id may be used.
+//! released, so a run made from memory lacks none of its range; entries of segments that
+//! are hidden are not found. Whoever uses an entry checks the record that it names. Leaves
+//! to others: which of several records of one id may be used.
 
 pub(crate) mod run;
 
@@ -85,6 +85,8 @@ pub(crate) struct Index {
     limit: usize,
     inner: RwLock<Inner>,
     writers: RwLock<Writers>,
+    /// Segments that are about to be retired, and whether they are.
+    hidden: RwLock<HashMap<u32, bool>>,
     upkeep: Mutex<()>,
 }
 
@@ -122,7 +124,65 @@ impl Index {
     pub(crate) fn new(dir: Box<dyn Dir>, vault: VaultId, limit: usize) -> Self {
         let limit = limit.max(1);
         let (inner, writers) = (RwLock::default(), RwLock::default());
-        Self { dir, vault, limit, inner, writers, upkeep: Mutex::default() }
+        let (hidden, upkeep) = (RwLock::default(), Mutex::default());
+        Self { dir, vault, limit, inner, writers, hidden, upkeep }
+    }
+
+    /// The directory, for what else is only a cache.
+    pub(crate) fn dir(&self) -> &dyn Dir {
+        &*self.dir
+    }
+
+    /// Entries of this segment are not found from now on.
+    pub(crate) fn hide(&self, segment: u64) {
+        write(&self.hidden).entry(segment as u32).or_insert(false);
+    }
+
+    /// Entries of this segment are found again.
+    pub(crate) fn show(&self, segment: u64) {
+        write(&self.hidden).remove(&(segment as u32));
+    }
+
+    /// Entries of these segments are never found again, and go when there is a chance.
+    pub(crate) fn retire(&self, segments: impl Iterator<Item = u64>) {
+        write(&self.hidden).extend(segments.map(|segment| (segment as u32, true)));
+    }
+
+    fn is_hidden(&self, segment: u32) -> bool {
+        read(&self.hidden).contains_key(&segment)
+    }
+
+    fn is_retired(&self, segment: u32) -> bool {
+        read(&self.hidden).get(&segment) == Some(&true)
+    }
+
+    /// How many segments of a range are retired.
+    fn retired_in(&self, range: &Range) -> u64 {
+        let of = |(n, gone): &(&u32, &bool)| {
+            **gone && (range.first..=range.last).contains(&u64::from(**n))
+        };
+        read(&self.hidden).iter().filter(of).count() as u64
+    }
+
+    /// Lets go of the entries of retired segments: those in memory, and those in runs of
+    /// which half the segments went. What fails stays: it is not found all the same.
+    pub(crate) fn prune(&self) {
+        let _upkeep = lock(&self.upkeep);
+        let gone = read(&self.hidden).clone();
+        write(&self.inner).recent.retain(|key, _| gone.get(&key.1) != Some(&true));
+        let runs = read(&self.inner).runs.clone();
+        for run in runs {
+            let all = run.range.last + 1 - run.range.first;
+            let more = self.retired_in(&run.range).saturating_sub(run.thinned);
+            if more == 0 || more * 2 < all - run.thinned {
+                continue;
+            }
+            let Ok(thin) = self.merge_group(std::slice::from_ref(&run)) else { continue };
+            let mut inner = write(&self.inner);
+            if let Some(at) = inner.runs.iter().position(|r| Arc::ptr_eq(r, &run)) {
+                inner.runs[at] = Arc::new(thin);
+            }
+        }
     }
 
     /// Takes in the run files that fit the log; `chain(n)` is the chain value at the
@@ -198,6 +258,9 @@ impl Index {
         let inner = read(&self.inner);
         let all = (*id, 0, 0)..=(*id, u32::MAX, u32::MAX);
         for ((id, segment, offset), v) in inner.recent.range(all).rev() {
+            if self.is_hidden(*segment) {
+                continue;
+            }
             let writer = read(&self.writers).list.get(usize::from(v.writer)).copied();
             let at = RecordRef { segment: *segment, offset: *offset, body_len: v.body_len };
             let (Some(writer), Some(kind)) = (writer, Kind::from_u8(v.kind)) else { continue };
@@ -212,7 +275,8 @@ impl Index {
             let bad = |_| BadRun(run.range.first, run.range.last);
             run.find(id, &mut |raw| found.push(*raw)).map_err(bad)?;
             for raw in found.iter().rev() {
-                if decode(raw, &run.writers).is_some_and(|e| stop(&e)) {
+                let entry = decode(raw, &run.writers).filter(|e| !self.is_hidden(e.at.segment));
+                if entry.is_some_and(|e| stop(&e)) {
                     return Ok(());
                 }
             }
@@ -308,6 +372,7 @@ impl Index {
             return Err(io::ErrorKind::InvalidInput.into());
         };
         let range = Range { last: last.range.last, chain: last.range.chain, ..first.range };
+        let thinned = self.retired_in(&range);
         let mut out = RunWriter::new(&*self.dir, range.first, range.last)?;
         let mut writers = Writers::default();
         let mut cursors = Vec::new();
@@ -322,13 +387,18 @@ impl Index {
                 .min_by(|a, b| order(a.1).cmp(&order(b.1)));
             let Some((i, raw)) = next else { break };
             let mut raw = *raw;
+            cursors[i].advance()?;
+            if self.is_retired(word(&raw, 16)) {
+                continue;
+            }
             let old = usize::from(u16::from_le_bytes([raw[30], raw[31]]));
             let new = *maps[i].get(old).ok_or(io::ErrorKind::InvalidData)?;
             raw[30..].copy_from_slice(&new.to_le_bytes());
             out.push(&raw)?;
-            cursors[i].advance()?;
         }
-        out.finish(range, &self.vault, &writers.list)
+        let mut run = out.finish(range, &self.vault, &writers.list)?;
+        run.thinned = thinned;
+        Ok(run)
     }
 
     /// Makes a run that cannot be read again from the seals of its segments.
@@ -362,11 +432,14 @@ impl Index {
         let mut sorted = BTreeMap::new();
         let mut last = first;
         for number in first..=limit {
+            last = number;
+            if segments.is_retired(number) {
+                continue;
+            }
             let file = segments.file(number)?;
             let sealed = walk::sealed(&*file, number, &self.vault)?;
             let seal = walk::table(&*file, number, &sealed)?;
             sorted.extend(entries(number, &seal).map(|e| self.pack(&e)));
-            last = number;
             if sorted.len() > self.limit {
                 break;
             }
@@ -398,7 +471,6 @@ fn entries(segment: u64, seal: &Seal) -> impl Iterator<Item = Entry> {
 }
 
 fn range(segments: &Segments, vault: &VaultId, first: u64, last: u64) -> Result<Range> {
-    let begin = walk::sealed(&*segments.file(first)?, first, vault)?;
-    let end = walk::sealed(&*segments.file(last)?, last, vault)?;
-    Ok(Range { first, last, before: begin.header.before, chain: end.chain })
+    let before = segments.chain_after(first - 1, vault)?;
+    Ok(Range { first, last, before, chain: segments.chain_after(last, vault)? })
 }

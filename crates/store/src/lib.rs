@@ -1,4 +1,4 @@
-//! The trust core of a backup store: log, map, index, history, scrub.
+//! The trust core of a backup store: log, map, index, history, collection, scrub.
 //!
 //! Owns: what lies in a vault's segments and in which order it becomes durable.
 //! Invariant: what was acknowledged is durable (P1); a point is visible wholly or
@@ -8,6 +8,7 @@
 //! the protocol (`dormouse-sync`). Time and storage come in as arguments.
 #![forbid(unsafe_code)]
 
+pub mod collect;
 mod dir;
 pub mod disk;
 mod error;
@@ -18,6 +19,7 @@ mod locks;
 mod log;
 mod map;
 pub mod memory;
+pub mod retention;
 pub mod scrub;
 mod state;
 mod vault;
@@ -28,4 +30,6 @@ pub use dormouse_format::point::{SignedPoint, StoredPoint};
 pub use error::{Error, Result};
 pub use log::RecordRef;
 pub use log::recover::TornTail;
-pub use vault::{Commit, Fault, Options, Pending, Recovery, Stats, VaultStore};
+pub use vault::{
+    By, Commit, Due, Fault, GRACE, Options, Pending, Pins, Recovery, Stats, VaultStore,
+};

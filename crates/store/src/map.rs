@@ -77,6 +77,8 @@ pub(crate) struct Loaded {
     pub(crate) full_len: usize,
     /// Bytes of runs of all patches above it.
     pub(crate) patch_len: usize,
+    /// The records that it stands on, itself not counted.
+    pub(crate) bases: Vec<RecordId>,
 }
 
 /// Where records come from: the store, or a scrub's own table.
@@ -153,6 +155,13 @@ pub(crate) struct Cache {
     nodes: Mutex<Lru<Arc<Children>>>,
 }
 
+impl Cache {
+    /// For a walk that comes to each page once.
+    pub(crate) fn small() -> Self {
+        Self { pages: Mutex::new(Lru::new(1)), nodes: Mutex::new(Lru::new(LEVEL_MAX.into())) }
+    }
+}
+
 impl Default for Cache {
     fn default() -> Self {
         let (pages, nodes) = (Lru::new(PAGES_KEPT), Lru::new(NODES_KEPT));
@@ -210,6 +219,7 @@ impl Reading<'_> {
 
     fn load(&self, index: u64, record: &RecordId) -> Result<Loaded> {
         let mut chain = Vec::new();
+        let mut bases = Vec::new();
         let mut next = *record;
         let mut wanted = None;
         loop {
@@ -225,6 +235,7 @@ impl Reading<'_> {
             }
             wanted = Some(depth - 1);
             next = base;
+            bases.push(base);
         }
         let mut page = Page::zero();
         let lens = chain.iter().map(|(_, b)| b.len() - HEADER_LEN - page::PREFIX_LEN);
@@ -239,7 +250,7 @@ impl Reading<'_> {
         let full_len = lens.last().copied().unwrap_or(0);
         let patch_len = lens.iter().sum::<usize>() - full_len;
         let leaves = page.leaves(index);
-        Ok(Loaded { page, leaves, depth: (chain.len() - 1) as u8, full_len, patch_len })
+        Ok(Loaded { page, leaves, depth: (chain.len() - 1) as u8, full_len, patch_len, bases })
     }
 
     /// The link of the node at `place`, of level 1 or above, found from the top.

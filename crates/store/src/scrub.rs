@@ -2,10 +2,12 @@
 //!
 //! Owns: the judgement of segments as files: header, number, link to the one
 //! before, every entry's checks and chain, the table, the tail. Stands on the
-//! directory alone, so it runs beside a server (`live`). Which points a damage
+//! directory alone, so it runs beside a server (`live`), which may retire segments meanwhile. Which points a damage
 //! touches is worked out in [`touch`], in a second pass, only if there is damage.
 
 mod touch;
+
+use std::io::ErrorKind;
 
 use dormouse_format::record::{HEADER_LEN, Header, Kind};
 use dormouse_format::segment::{self, Item, Seal, TRAILER_LEN, Tail};
@@ -14,7 +16,8 @@ use dormouse_format::{RecordId, Seq, VaultId};
 use crate::dir::Dir;
 use crate::error::{Error, Result};
 use crate::log::append::Table;
-use crate::log::walk::{self, Walk};
+use crate::log::gaps::{Break, Link, Retirees, breaks, retirees};
+use crate::log::walk::{self, Entry, Walk};
 use crate::log::{name, numbers, read_range};
 use dormouse_crypt::hash;
 
@@ -69,6 +72,8 @@ struct Fault {
 
 /// Faults kept at most; more than this is not worth listing one by one.
 const FAULTS_MAX: usize = 10_000;
+/// How often segments that a server retires are looked for.
+const LOOKS_MAX: usize = 64;
 
 /// Checks all segments of a vault. `live`: a server appends meanwhile, so that an
 /// unfinished end of the last segment is no fault.
@@ -78,19 +83,13 @@ pub fn scrub(
     live: bool,
     report: &mut dyn FnMut(Finding),
 ) -> Result<Summary> {
-    let mut scrub = Scrub { dir: segments, vault, live, ..Scrub::new(segments, vault) };
+    let mut scrub = Scrub { live, ..Scrub::new(segments, vault) };
     let numbers = numbers(segments)?;
     let last = numbers.last().copied().unwrap_or(0);
-    let mut before = Some([0; 16]);
-    let mut expected = 1;
     for number in numbers {
-        if number != expected {
-            scrub.fault(expected, 0, None, "segments are missing from here on");
-            before = None;
-        }
-        expected = number + 1;
-        before = scrub.segment(number, before, number == last)?;
+        scrub.segment(number, number == last)?;
     }
+    scrub.chain(last)?;
     let mut summary = scrub.summary;
     summary.findings = scrub.faults.len() as u64;
     if !scrub.faults.is_empty() {
@@ -107,6 +106,9 @@ struct Scrub<'a> {
     dir: &'a dyn Dir,
     vault: VaultId,
     live: bool,
+    /// What links the segments that were read.
+    links: Vec<Link>,
+    retired: Retirees,
     faults: Vec<Fault>,
     summary: Summary,
 }
@@ -121,9 +123,10 @@ struct Seen {
 }
 
 impl<'a> Scrub<'a> {
-    const fn new(dir: &'a dyn Dir, vault: VaultId) -> Self {
+    fn new(dir: &'a dyn Dir, vault: VaultId) -> Self {
         let summary = Summary { segments: 0, records: 0, bytes: 0, findings: 0 };
-        Self { dir, vault, live: false, faults: Vec::new(), summary }
+        let (links, retired, faults) = (Vec::new(), Retirees::new(), Vec::new());
+        Self { dir, vault, live: false, links, retired, faults, summary }
     }
 
     fn fault(&mut self, number: u64, offset: u64, what: Option<(Kind, RecordId)>, why: &str) {
@@ -133,18 +136,70 @@ impl<'a> Scrub<'a> {
         }
     }
 
-    /// Checks one segment; the chain value at its end, if it is sure.
-    fn segment(
-        &mut self,
-        number: u64,
-        before: Option<[u8; 16]>,
-        last: bool,
-    ) -> Result<Option<[u8; 16]>> {
-        let bytes = read_all(self.dir, number)?;
+    /// Faults between the segments. `last` was the last one when the scrub began.
+    fn chain(&mut self, last: u64) -> Result<()> {
+        for _ in 0..LOOKS_MAX {
+            let found = breaks(self.links.iter().copied(), &self.retired);
+            let missing = found.iter().any(|b| matches!(b, Break::Missing(_)));
+            if missing && self.live && self.look_again(last)? {
+                continue;
+            }
+            for found in found {
+                match found {
+                    Break::Missing(n) => {
+                        self.fault(n, 0, None, "segments are missing from here on");
+                    }
+                    Break::Unlinked(n) => {
+                        self.fault(n, 0, None, "the segment does not follow the one before it");
+                    }
+                    Break::Exchanged(n) => {
+                        self.fault(n, 0, None, "another segment of this number was retired");
+                    }
+                }
+            }
+            break;
+        }
+        Ok(())
+    }
+
+    /// A server may have retired segments since they were listed: it noted so from segment
+    /// `from` on before it removed them. Whether there is anything new.
+    fn look_again(&mut self, from: u64) -> Result<bool> {
+        let known = self.retired.len();
+        for number in numbers(self.dir)?.into_iter().filter(|number| *number >= from) {
+            let Some(bytes) = self.read(number)? else { continue };
+            let Ok(header) = walk::header(&bytes, number, &self.vault) else { continue };
+            let mut walk = Walk::new(&bytes, &header);
+            while let Ok(Some(entry)) = walk.step() {
+                self.note(&entry);
+            }
+        }
+        Ok(self.retired.len() > known)
+    }
+
+    /// A segment's bytes; none if the server removed it meanwhile.
+    fn read(&self, number: u64) -> Result<Option<Vec<u8>>> {
+        match read_all(self.dir, number) {
+            Err(Error::Io { source, .. }) if self.live && source.kind() == ErrorKind::NotFound => {
+                Ok(None)
+            }
+            bytes => bytes.map(Some),
+        }
+    }
+
+    fn note(&mut self, entry: &Entry<'_>) {
+        if entry.header.kind == Kind::Retired {
+            self.retired.extend(retirees(entry.body).unwrap_or_default());
+        }
+    }
+
+    /// Checks one segment.
+    fn segment(&mut self, number: u64, last: bool) -> Result<()> {
+        let Some(bytes) = self.read(number)? else { return Ok(()) };
         self.summary.segments += 1;
         self.summary.bytes += bytes.len() as u64;
         if last && self.live && bytes.len() <= segment::HEADER_LEN {
-            return Ok(None);
+            return Ok(());
         }
         let header = match walk::header(&bytes, number, &self.vault) {
             Ok(header) => header,
@@ -152,18 +207,21 @@ impl<'a> Scrub<'a> {
                 self.fault(number, 0, None, &why);
                 match raw_header(&bytes) {
                     Some(header) => header,
-                    None => return Ok(None),
+                    None => {
+                        self.links.push(Link { number, before: None, check: None, chain: None });
+                        return Ok(());
+                    }
                 }
             }
             Err(e) => return Err(e),
         };
-        if before.is_some_and(|b| b != header.before) {
-            self.fault(number, 0, None, "the segment does not follow the one before it");
-        }
         let items = items(&bytes);
         let seen = self.walk(number, &bytes, &header, &items, last);
         self.end(number, &bytes, &seen, last);
-        Ok(seen.chain)
+        let segment::Header { before, check, .. } = header;
+        let (before, check) = (Some(before), Some(check));
+        self.links.push(Link { number, before, check, chain: seen.chain });
+        Ok(())
     }
 
     fn walk(
@@ -181,6 +239,7 @@ impl<'a> Scrub<'a> {
                 Ok(None) => break,
                 Ok(Some(entry)) => {
                     self.summary.records += 1;
+                    self.note(&entry);
                     if entry.header.kind == Kind::Seal {
                         let offset = u64::from(entry.offset);
                         seal = Seal::decode(entry.body).ok().map(|s| (offset, s));
@@ -247,7 +306,8 @@ fn read_all(dir: &dyn Dir, number: u64) -> Result<Vec<u8>> {
 fn raw_header(bytes: &[u8]) -> Option<segment::Header> {
     let check = bytes.get(segment::CHECKED_LEN..segment::HEADER_LEN)?.try_into().ok()?;
     let (vault, before) = (VaultId::ZERO, [0; 16]);
-    Some(segment::Header { vault, number: 0, created: 0, before, check })
+    let version = segment::VERSION;
+    Some(segment::Header { version, vault, number: 0, created: 0, before, check })
 }
 
 /// The table of a sealed segment, as far as it can be read.

@@ -1,85 +1,29 @@
 //! What the store knows without reading: writers, small records, volumes, points.
 //!
-//! Owns: the meaning of the log's small records, in order. Invariant: the same
-//! function takes in a record when it is written and when it is found at opening.
+//! Owns: the meaning of the log's small records. Invariant: the same function takes in a
+//! record when it is written and when it is found at opening; of two copies of one the
+//! later place counts. Points of a volume are in [`history`]; how they are put in order at
+//! opening, where a collection may have moved any of them, in [`replay`].
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+pub(crate) mod history;
+pub(crate) mod keeping;
+pub(crate) mod replay;
+
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, RwLock};
 
 use dormouse_crypt::hash;
-use dormouse_format::delta::{self, Prefix};
+use dormouse_format::keeping::Bridge;
 use dormouse_format::point::StoredPoint;
-use dormouse_format::record::{HEADER_LEN, Header, Kind};
-use dormouse_format::seeded::seeded;
-use dormouse_format::vault::{self, Cert, Distrust, Generation, Signed};
-use dormouse_format::{
-    ChunkId, Hash, InstanceId, KeyId, PublicKey, RecordId, Seq, VolumeId, WriterId,
-};
+use dormouse_format::record::{Header, Kind};
+use dormouse_format::vault::{self, Cert, Distrust, Signed};
+use dormouse_format::{ChunkId, KeyId, PublicKey, RecordId, VolumeId, WriterId};
 
 use crate::error::{Error, Result};
-use crate::locks::{read, write};
-use crate::log::{RecordRef, Segments};
-
-/// Stands for deltas that are damaged: no record lies in segment 0.
-pub(crate) const LOST: RecordRef = RecordRef { segment: 0, offset: 0, body_len: 0 };
-
-/// What is known of a volume's points.
-#[derive(Debug, Default)]
-pub(crate) struct History {
-    pub(crate) generation: u64,
-    pub(crate) holder: Option<(WriterId, InstanceId)>,
-    pub(crate) points: Vec<(Seq, RecordRef)>,
-    pub(crate) head: Option<StoredPoint>,
-    pub(crate) checkpoint: Option<StoredPoint>,
-    /// Parts of delta points, in order.
-    pub(crate) deltas: Vec<(Seq, RecordRef)>,
-    /// Bytes of delta records since the checkpoint.
-    pub(crate) delta_bytes: u64,
-}
-
-impl History {
-    /// Adds a point that follows the head, with its deltas.
-    pub(crate) fn add(&mut self, point: StoredPoint, at: RecordRef, parts: &[RecordRef]) {
-        let p = point.point();
-        self.points.push((p.seq, at));
-        self.generation = self.generation.max(p.generation);
-        if p.is_checkpoint() {
-            self.checkpoint = Some(point);
-            self.delta_bytes = 0;
-        }
-        self.delta_bytes += parts.iter().map(|r| r.record_len() as u64).sum::<u64>();
-        self.deltas.extend(parts.iter().map(|part| (p.seq, *part)));
-        self.head = Some(point);
-    }
-
-    /// The running hash after the head.
-    pub(crate) fn running(&self) -> Hash {
-        let Some(head) = &self.head else { return Hash::ZERO };
-        let p = head.point();
-        if p.is_checkpoint() { p.root } else { p.deltas }
-    }
-
-    pub(crate) fn seq(&self) -> Seq {
-        self.head.as_ref().map_or(0, |h| h.point().seq)
-    }
-
-    /// What the next point must name as the one before it.
-    pub(crate) fn prev(&self) -> Hash {
-        self.head.as_ref().map_or(Hash::ZERO, |h| hash::point(&h.point().encode()))
-    }
-
-    pub(crate) fn find(&self, seq: Seq) -> Option<RecordRef> {
-        let i = self.points.binary_search_by_key(&seq, |(s, _)| *s).ok()?;
-        Some(self.points[i].1)
-    }
-
-    /// Deltas of the points after `from`, up to `to`.
-    pub(crate) fn parts(&self, from: Seq, to: Seq) -> &[(Seq, RecordRef)] {
-        let first = self.deltas.partition_point(|(s, _)| *s <= from);
-        let end = self.deltas.partition_point(|(s, _)| *s <= to);
-        &self.deltas[first..end]
-    }
-}
+use crate::locks::read;
+use crate::log::RecordRef;
+use history::History;
+use keeping::Keeping;
 
 /// A volume.
 pub(crate) struct Volume {
@@ -95,35 +39,50 @@ pub(crate) struct Volume {
 pub(crate) struct State {
     pub(crate) authority: Option<PublicKey>,
     pub(crate) certs: HashMap<WriterId, Cert>,
-    known: HashSet<(Kind, RecordId)>,
-    small: BTreeMap<Kind, Vec<(RecordId, RecordRef)>>,
-    pub(crate) keys: HashMap<KeyId, Vec<(WriterId, RecordRef)>>,
+    /// Where each small record lies.
+    small: BTreeMap<(Kind, RecordId), RecordRef>,
+    pub(crate) keys: HashMap<KeyId, Vec<(WriterId, RecordId)>>,
     pub(crate) distrust: HashMap<(ChunkId, WriterId), Vec<KeyId>>,
     pub(crate) volumes: BTreeMap<VolumeId, Arc<Volume>>,
     pub(crate) names: HashMap<String, VolumeId>,
+    pub(crate) keeping: Keeping,
 }
 
 impl State {
     pub(crate) fn knows(&self, kind: Kind, id: &RecordId) -> bool {
-        self.known.contains(&(kind, *id))
+        self.small.contains_key(&(kind, *id))
     }
 
-    /// Where the records of a small kind lie.
+    /// Where the records of a small kind lie, each once, in the order of the log.
     pub(crate) fn find(&self, kind: Kind, ids: &[RecordId]) -> Vec<RecordRef> {
-        if kind == Kind::DataKey {
-            let of = |id: &RecordId| self.keys.get(&KeyId(id.0)).into_iter().flatten();
-            if ids.is_empty() {
-                let mut all: Vec<_> = self.keys.values().flatten().map(|(_, at)| *at).collect();
-                all.sort_unstable();
-                return all;
+        let place = |id: &RecordId| self.small.get(&(kind, *id)).copied();
+        let mut places: Vec<_> = match (kind, ids) {
+            (_, []) => self.of_kind(kind).map(|(_, at)| at).collect(),
+            // Data keys are asked for by the id of the key.
+            (Kind::DataKey, _) => {
+                let of = |id: &RecordId| self.keys.get(&KeyId(id.0)).into_iter().flatten();
+                ids.iter().flat_map(of).filter_map(|(_, id)| place(id)).collect()
             }
-            let mut asked = HashSet::new();
-            let once = ids.iter().filter(|id| asked.insert(**id));
-            return once.flat_map(of).map(|(_, at)| *at).collect();
-        }
-        let all = self.small.get(&kind).into_iter().flatten();
-        let wanted: HashSet<_> = ids.iter().collect();
-        all.filter(|(id, _)| wanted.is_empty() || wanted.contains(id)).map(|(_, at)| *at).collect()
+            _ => ids.iter().filter_map(place).collect(),
+        };
+        places.sort_unstable();
+        places.dedup();
+        places
+    }
+
+    fn of_kind(&self, kind: Kind) -> impl Iterator<Item = (RecordId, RecordRef)> {
+        let all = (kind, RecordId::ZERO)..=(kind, RecordId([0xff; RecordId::LEN]));
+        self.small.range(all).map(|((_, id), at)| (*id, *at))
+    }
+
+    /// All small records: what they are, and where they lie.
+    pub(crate) fn places(&self) -> impl Iterator<Item = (&(Kind, RecordId), &RecordRef)> {
+        self.small.iter()
+    }
+
+    /// A small record lies here now.
+    pub(crate) fn place(&mut self, kind: Kind, id: RecordId, at: RecordRef) {
+        self.small.insert((kind, id), at);
     }
 
     /// Whether both writers are in one trust group, or are one.
@@ -138,8 +97,10 @@ impl State {
         self.distrust.get(&(*chunk, *maker)).map(Vec::as_slice)
     }
 
-    /// Takes in a small record that is not a point.
+    /// Takes in a small record. What it does to points of volumes is not done here: notes of
+    /// what expired and generations are only kept.
     pub(crate) fn apply(&mut self, header: &Header, body: &[u8], at: RecordRef) -> Result<()> {
+        let new = !self.knows(header.kind, &header.id);
         match header.kind {
             Kind::Vault => self.authority = Some(vault::Vault::decode(body)?.0.authority),
             Kind::Cert => {
@@ -151,24 +112,32 @@ impl State {
             }
             Kind::DataKey => {
                 let value = vault::DataKey::decode(body)?.0;
-                if self.known.insert((header.kind, header.id)) {
-                    self.keys.entry(value.key).or_default().push((value.writer, at));
+                if new {
+                    self.keys.entry(value.key).or_default().push((value.writer, header.id));
                 }
-                return Ok(());
             }
             Kind::Distrust => {
                 let value = Distrust::decode(body)?.0;
-                self.distrust.entry((value.chunk, value.maker)).or_default().push(value.key);
+                if new {
+                    let all = self.distrust.entry((value.chunk, value.maker)).or_default();
+                    all.push(value.key);
+                }
             }
             Kind::Volume => self.add_volume(body)?,
-            Kind::Generation => return self.raise(&Generation::decode(body)?),
-            Kind::VaultKeys | Kind::Stale => {}
+            Kind::Bridge => self.keeping.bridge(header.id, body)?,
+            Kind::Retention => self.keeping.set(body)?,
+            Kind::Deletion => self.keeping.step(header.id, body)?,
+            Kind::VaultKeys | Kind::Expired | Kind::Retired | Kind::Stale => {}
             _ => return Ok(()),
         }
-        if self.known.insert((header.kind, header.id)) {
-            self.small.entry(header.kind).or_default().push((header.id, at));
-        }
+        self.place(header.kind, header.id, at);
         Ok(())
+    }
+
+    /// Gives each name to the volume that has it: those that were dropped have none.
+    pub(crate) fn give_names(&mut self) {
+        let named = self.volumes.values().filter(|v| !read(&v.history).dropped);
+        self.names = named.map(|v| (v.value.name.clone(), v.value.id)).collect();
     }
 
     fn add_volume(&mut self, body: &[u8]) -> Result<()> {
@@ -181,107 +150,26 @@ impl State {
         Ok(())
     }
 
-    fn raise(&self, value: &Generation) -> Result<()> {
-        let volume = self.volumes.get(&value.volume);
-        let volume = volume.ok_or(Error::NotFound { what: format!("volume {}", value.volume) })?;
-        let mut history = write(&volume.history);
-        if value.generation > history.generation {
-            history.generation = value.generation;
-        }
-        if value.generation == history.generation {
-            history.holder = Some((value.writer, value.instance));
-        }
-        Ok(())
-    }
-}
-
-/// Ties deltas to points while the log is read at opening.
-#[derive(Default)]
-pub(crate) struct Replay {
-    waiting: HashMap<VolumeId, Vec<(Prefix, RecordRef)>>,
-    /// Delta records that could not be read.
-    pub(crate) damaged_deltas: bool,
-    /// Point records that could not be read, less the gaps seen since.
-    pub(crate) missing_points: u64,
-}
-
-impl Replay {
-    pub(crate) fn delta(&mut self, prefix: Prefix, at: RecordRef) {
-        self.waiting.entry(prefix.volume).or_default().push((prefix, at));
-    }
-
-    pub(crate) fn point(
-        &mut self,
-        segments: &Segments,
-        state: &State,
-        body: &[u8],
-        at: RecordRef,
-    ) -> Result<()> {
-        let point = StoredPoint::decode(body)?;
-        let p = *point.point();
-        let volume = state.volumes.get(&p.volume);
-        let volume = volume.ok_or_else(|| at.damaged("a point of a volume that is not there"))?;
-        let mut history = write(&volume.history);
-        let gap = p.seq.saturating_sub(history.seq() + 1);
-        let follows = p.seq > history.seq() && (gap > 0 || p.prev == history.prev());
-        if !follows || gap > self.missing_points {
-            return Err(at.damaged("the point does not follow the one before it"));
-        }
-        self.missing_points -= gap;
-        let mut waiting = self.waiting.remove(&p.volume).unwrap_or_default();
-        waiting.retain(|(prefix, _)| prefix.seq == p.seq);
-        let parts = if p.is_checkpoint() {
-            Vec::new()
-        } else if gap > 0 {
-            vec![LOST]
-        } else if p.deltas == history.running() {
-            Vec::new()
-        } else {
-            let before = history.running();
-            let parts = self.committed(segments, &waiting, &before, &p.deltas)?;
-            parts.unwrap_or_else(|| vec![LOST])
+    /// That a bridge leads from the newest checkpoint to a point that may come next.
+    pub(crate) fn check_bridge(&self, bridge: &Bridge) -> Result<()> {
+        let volume = self.volumes.get(&bridge.volume);
+        let volume = volume.ok_or(Error::conflict("the bridge is of a volume that is not here"))?;
+        let history = read(&volume.history);
+        let fits = |c: &StoredPoint| {
+            let p = c.point();
+            let hash = hash::point(&p.encode());
+            (p.seq, hash, p.root) == (bridge.from, bridge.from_hash, bridge.from_root)
         };
-        history.add(point, at, &parts);
-        Ok(())
-    }
-
-    /// The parts of the last try whose running hash fits.
-    fn committed(
-        &self,
-        segments: &Segments,
-        waiting: &[(Prefix, RecordRef)],
-        before: &Hash,
-        after: &Hash,
-    ) -> Result<Option<Vec<RecordRef>>> {
-        let fits = |(p, _): &&(Prefix, RecordRef)| p.after == delta::short(after);
-        let Some((last, _)) = waiting.iter().rev().find(fits) else { return Ok(None) };
-        let all = seeded("deltas-of-all-tries");
-        let of = waiting.iter().filter(|(p, _)| all || p.attempt == last.attempt);
-        let parts: Vec<_> = of.map(|(_, at)| *at).collect();
-        // Only where a record was lost can a part be missing in the middle.
-        if self.damaged_deltas {
-            let mut running = *before;
-            for at in &parts {
-                let record = match segments.record(at) {
-                    Ok((_, record)) => record,
-                    Err(e @ Error::Io { .. }) => return Err(e),
-                    Err(_) => return Ok(None),
-                };
-                let Ok((prefix, runs)) = delta::decode(&record[HEADER_LEN..]) else {
-                    return Ok(None);
-                };
-                running = hash::delta(&running, prefix.size, runs);
-            }
-            if running != *after {
-                return Ok(None);
-            }
+        if history.checkpoint.as_ref().is_some_and(fits) && bridge.to > history.seq() {
+            return Ok(());
         }
-        Ok(Some(parts))
+        Err(Error::conflict("the bridge does not lead on from the newest checkpoint"))
     }
 }
 
 /// A volume by id.
 pub(crate) fn volume(state: &RwLock<State>, id: &VolumeId) -> Result<Arc<Volume>> {
     let found = read(state).volumes.get(id).cloned();
+    let found = found.filter(|volume| !read(&volume.history).dropped);
     found.ok_or_else(|| Error::NotFound { what: format!("volume {id}") })
 }

@@ -3,16 +3,21 @@
 //! Owns: the rules of what may be written and what is seen. Invariant: a point,
 //! a volume and a generation are seen only after the sync that makes them
 //! durable. Opening is in [`open`], records and chunks in [`records`], points and
-//! volumes in [`points`], pending points in [`pending`], maps in [`maps`].
+//! volumes in [`points`], pending points in [`pending`], maps in [`maps`], expiry in
+//! [`expire`], what is to expire in [`retaining`], what a connection holds in [`pins`].
 //!
-//! Locks, in this order: a volume's `writing`; the log's (see `log::append`);
-//! `state`; a volume's `history`. None but `writing` is held through a sync.
+//! Locks, in this order: `collecting`; `creating`; a volume's `writing`; the pins' gate; the
+//! log's (see `log::append`); `state`; a volume's `history`. None but the first three is
+//! held through a sync.
 
+mod expire;
 mod maps;
 mod open;
 mod pending;
+pub(crate) mod pins;
 mod points;
 mod records;
+mod retaining;
 mod terms;
 
 use std::sync::atomic::Ordering;
@@ -25,7 +30,7 @@ use dormouse_format::record::Kind;
 use dormouse_format::seeded::seeded;
 use dormouse_format::{ChunkId, RecordId, TimeNs, VaultId, WriterId};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::index::Entry;
 use crate::locks::read;
 use crate::log::RecordRef;
@@ -34,6 +39,11 @@ use crate::map::Cache;
 use crate::state::State;
 pub use open::{Fault, Recovery};
 pub use pending::Pending;
+pub use pins::Pins;
+pub use retaining::{By, Due, GRACE};
+
+/// How often a record that is being moved is looked for.
+const LOOKS_MAX: usize = 64;
 
 /// How a store is run.
 #[derive(Debug, Clone, Copy)]
@@ -85,13 +95,17 @@ pub enum Commit {
 
 /// A vault's store. Used from many threads at once.
 pub struct VaultStore {
-    vault: VaultId,
-    log: Log,
-    state: RwLock<State>,
+    pub(crate) vault: VaultId,
+    pub(crate) log: Log,
+    pub(crate) state: RwLock<State>,
     cache: Cache,
-    /// Held while a volume is created, so that a name is given once.
+    /// Held while a volume is created, so that a name is given once; and while points are let
+    /// go, so that no fork begins with one that goes.
     creating: Mutex<()>,
     terms: terms::Terms,
+    /// Held while a collection runs.
+    pub(crate) collecting: Mutex<()>,
+    pub(crate) pins: pins::PinBoard,
 }
 
 impl core::fmt::Debug for VaultStore {
@@ -106,8 +120,19 @@ impl VaultStore {
         &self.vault
     }
 
+    /// Looks again, as long as what is found is moved before it is read.
+    pub(crate) fn settled<T>(&self, mut look: impl FnMut() -> Result<T>) -> Result<T> {
+        for _ in 0..LOOKS_MAX {
+            match look() {
+                Err(Error::Moved) if !seeded("moved-unsought") => {}
+                done => return done,
+            }
+        }
+        Err(Error::Moved)
+    }
+
     /// Appends a record that was checked.
-    fn append(&self, record: &[u8], now: TimeNs) -> Result<(RecordRef, Position)> {
+    pub(crate) fn append(&self, record: &[u8], now: TimeNs) -> Result<(RecordRef, Position)> {
         let (header, _) = dormouse_format::record::split(record)?;
         let done = self.log.append(&header, record, now)?;
         let sealed_to = self.log.sealed_to.load(Ordering::Acquire);
@@ -116,7 +141,7 @@ impl VaultStore {
     }
 
     /// Appends a record of the store itself.
-    fn append_plain(
+    pub(crate) fn append_plain(
         &self,
         kind: Kind,
         writer: WriterId,
@@ -127,7 +152,7 @@ impl VaultStore {
     }
 
     /// Calls `stop` with each index entry of this id, newest first, until it says true.
-    fn find(&self, id: &RecordId, stop: &mut dyn FnMut(&Entry) -> bool) -> Result<()> {
+    pub(crate) fn find(&self, id: &RecordId, stop: &mut dyn FnMut(&Entry) -> bool) -> Result<()> {
         while let Err(bad) = self.log.index.find(id, stop) {
             self.log.index.heal(&self.log.segments, bad)?;
         }
@@ -159,9 +184,9 @@ impl VaultStore {
     pub fn stats(&self) -> Stats {
         let (index_in_memory, index_runs, index_in_runs) = self.log.index.sizes();
         let state = read(&self.state);
-        let points = state.volumes.values().map(|v| read(&v.history).points.len() as u64);
+        let points = state.volumes.values().map(|v| read(&v.history).kept(0).count() as u64);
         Stats {
-            segments: self.log.number(),
+            segments: self.log.number() - self.log.segments.retired_count(),
             bytes: self.log.bytes.load(Ordering::Relaxed),
             records: self.log.records.load(Ordering::Relaxed),
             index_in_memory,

@@ -34,6 +34,7 @@ use dormouse_format::message::{Base, Message};
 use dormouse_format::point::{Grade, Point, SignedPoint, StoredPoint};
 use dormouse_format::{ChunkId, Hash, TimeNs, VaultId, VolumeId};
 
+use crate::bridge;
 use crate::cut::{Cut, Cutter};
 use crate::error::{Error, Result, unexpected};
 use crate::history::{builds_on, hash_of};
@@ -486,6 +487,8 @@ impl Copy {
         let point = self.signer.sign_point(point);
         self.state = State::Committing(point);
         self.questions.push_back(Question::Commit);
+        let bridge = bridge::put(&self.signer, self.plan.checkpoint.as_ref(), &point);
+        actions.extend(bridge.map(Action::Send));
         actions.push(Action::Send(Message::Commit { point }));
         Ok(())
     }

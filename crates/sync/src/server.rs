@@ -7,6 +7,7 @@
 //! Leaves to others: sockets, TLS, threads, and where clients and invites are kept
 //! ([`Registry`]), and what a role may ([`roles`]).
 
+pub mod keeping;
 pub mod roles;
 
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use dormouse_format::vault::{Cert, DataKey, Distrust, Signed, VaultKeys, name_is
 use dormouse_format::{
     ChunkId, InstanceId, PublicKey, RecordId, Seq, Signature, TimeNs, VaultId, VolumeId, WriterId,
 };
-use dormouse_store::{Commit, Error as StoreError, Pending, VaultStore};
+use dormouse_store::{Commit, Error as StoreError, Pending, Pins, VaultStore};
 use roles::need_of;
 pub use roles::{Need, Role};
 
@@ -98,6 +99,13 @@ pub trait Registry: Send + Sync {
 
     /// The store of a vault, made if it is not here yet.
     fn create_vault(&self, id: &VaultId, now: TimeNs) -> Result<Arc<VaultStore>, Refused>;
+
+    /// Whether the clock may be believed when points are to expire; `confirmed`: an administrator
+    /// says that it is right, which holds from now on.
+    fn clock_holds(&self, confirmed: bool) -> Result<(), Refused> {
+        let _ = confirmed;
+        Ok(())
+    }
 }
 
 /// What the caller does after a message.
@@ -120,6 +128,7 @@ pub struct Session {
 }
 
 struct Open {
+    registry: Arc<dyn Registry>,
     store: Arc<VaultStore>,
     client: Client,
     writer_key: PublicKey,
@@ -127,6 +136,8 @@ struct Open {
     instance: InstanceId,
     volume: Option<(VolumeId, u64)>,
     pending: Option<Pending>,
+    /// Chunks that it was told are there, and what it put, until its commit or end.
+    pins: Pins,
 }
 
 impl core::fmt::Debug for Session {
@@ -211,8 +222,19 @@ impl Session {
         let authority = authority(&store, &client.vault)?;
         let writer_key = writer_key(&store, &authority, &client.vault, &client.writer)?;
         let (vault, name) = (client.vault, client.name.clone());
-        let open =
-            Open { store, client, writer_key, authority, instance, volume: None, pending: None };
+        let (registry, pins) = (Arc::clone(&self.registry), store.pins());
+        let (volume, pending) = (None, None);
+        let open = Open {
+            registry,
+            store,
+            client,
+            writer_key,
+            authority,
+            instance,
+            volume,
+            pending,
+            pins,
+        };
         self.open = Some(open);
         out(Message::Welcome { vault, name, time: now });
         Ok(())
@@ -407,7 +429,8 @@ fn writer_key(
     })
 }
 
-/// Questions that change nothing; 'not found' does not end the connection.
+/// Questions that wait for an answer, and change nothing if that is 'not found': it does not
+/// end the connection.
 const fn is_read(message: &Message) -> bool {
     matches!(
         message,
@@ -418,6 +441,7 @@ const fn is_read(message: &Message) -> bool {
             | Message::GetNode { .. }
             | Message::GetLeaves { .. }
             | Message::GetDeltas { .. }
+            | Message::Keep(_)
     )
 }
 
@@ -460,7 +484,9 @@ impl Open {
             Message::OpenWrite { volume, takeover } => self.open_write(volume, takeover, now, out),
             Message::Have { check, ids } => {
                 debug_assert!(ids.len() <= HAVE_MAX);
-                let have = self.store.have(&self.client.writer, &ids, check).map_err(refuse)?;
+                let (store, pins) = (&self.store, Some(&self.pins));
+                let have = store.have_pinned(&self.client.writer, &ids, check, pins);
+                let have = have.map_err(refuse)?;
                 out(Message::HaveAnswer { have });
                 Ok(())
             }
@@ -483,7 +509,10 @@ impl Open {
             Message::Commit { point } => {
                 let pending = self.pending.take().ok_or_else(no_pending)?;
                 out(match self.store.commit(pending, &point, now).map_err(refuse)? {
-                    Commit::Done(stored) => Message::Committed { receipt: stored.receipt },
+                    Commit::Done(stored) => {
+                        self.pins.release();
+                        Message::Committed { receipt: stored.receipt }
+                    }
                     Commit::Missing(ids) => Message::Missing { ids },
                 });
                 Ok(())
@@ -502,6 +531,7 @@ impl Open {
                 out(Message::Done);
                 Ok(())
             }
+            Message::Keep(ask) => self.keep(ask, now, out),
             _ => Err(misplaced()),
         }
     }
@@ -533,10 +563,8 @@ impl Open {
                 "records of this kind are not given out so",
             ));
         }
-        for place in self.store.places(kind, ids) {
-            let record = self.store.read(&place).map_err(refuse)?;
-            out(Message::Record { record });
-        }
+        let mut tell = |record| out(Message::Record { record });
+        self.store.each_small(kind, ids, &mut tell).map_err(refuse)?;
         out(Message::Done);
         Ok(())
     }
@@ -557,10 +585,8 @@ impl Open {
     }
 
     fn get_deltas(&self, volume: &VolumeId, seq: Seq, out: Out<'_>) -> Step {
-        for place in self.store.deltas(volume, seq).map_err(refuse)? {
-            let record = self.store.read(&place).map_err(refuse)?;
-            out(Message::Record { record });
-        }
+        let mut tell = |record| out(Message::Record { record });
+        self.store.each_delta(volume, seq, &mut tell).map_err(refuse)?;
         out(Message::Done);
         Ok(())
     }
@@ -628,9 +654,10 @@ impl Open {
                     return Err(bad("the certificate is of another vault"));
                 }
             }
+            Kind::Bridge => return self.put_bridge(bytes, body, now),
             _ => return Err(bad("a client may not put such a record")),
         }
-        self.store.put(bytes, now).map_err(refuse)
+        self.store.put_pinned(bytes, now, Some(&self.pins)).map_err(refuse)
     }
 }
 
@@ -645,7 +672,7 @@ fn refuse(error: StoreError) -> Refused {
         StoreError::Exists { .. } => Refusal::Exists,
         StoreError::Held { .. } => Refusal::Held,
         StoreError::Fenced => Refusal::Fenced,
-        StoreError::Conflict { .. } => Refusal::Conflict,
+        StoreError::Conflict { .. } | StoreError::Kept { .. } => Refusal::Conflict,
         StoreError::BadRecord { .. } | StoreError::Crypt(_) | StoreError::Format(_) => {
             Refusal::BadRecord
         }

@@ -51,7 +51,7 @@ fn bad_records() -> Vec<Bad> {
         |b| text(record::check(b)),
         vec![
             ("record_bad_magic", at(0, b"DMR2"), magic),
-            ("record_unknown_kind", at(4, &[15]), "record header: unknown kind"),
+            ("record_unknown_kind", at(4, &[99]), "record header: unknown kind"),
             ("record_reserved", at(6, &[1]), reserved),
             ("record_reserved_nonce", at(79, &[1]), reserved),
             ("record_count_plain", at(5, &[1]), count),
@@ -123,16 +123,43 @@ fn bad_segments() -> Vec<Bad> {
     let at = |i: usize, with: &[u8]| patched(&good, i, with);
     let magic = "segment header: the first bytes are not those of a segment";
     let reserved = "segment header: reserved bytes are not zero";
-    let newer = "segment: version 2, and this program knows up to 1";
+    let newer = "segment: version 3, and this program knows up to 2";
     let mut all = group(
         |b| text(segment::Header::decode(b.try_into().unwrap())),
         vec![
             ("segment_bad_magic", at(7, b"2"), magic),
-            ("segment_newer", at(8, &[2]), newer),
+            ("segment_newer", at(8, &[3]), newer),
             ("segment_reserved", at(12, &[1]), reserved),
             ("segment_reserved_end", at(111, &[1]), reserved),
         ],
     );
+    let (expired, retired) = (expired_body(), retired_body());
+    let expired_count = "expired: the count does not fit the length";
+    let retired_count = "retired: the count does not fit the length";
+    let meet = "expired: the ranges do not ascend, or meet";
+    all.extend(group(
+        |b| text(Expired::decode(b)),
+        vec![
+            ("expired_count", patched(&expired, 24, &[1]), expired_count),
+            (
+                "expired_reserved",
+                patched(&expired, 28, &[1]),
+                "expired: reserved bytes are not zero",
+            ),
+            ("expired_meet", patched(&expired, 48, &[10]), meet),
+            ("expired_zero", patched(&expired, 32, &[0]), meet),
+        ],
+    ));
+    let ascend = "retired: the numbers of segments do not ascend";
+    all.extend(group(
+        |b| text(Retired::decode(b)),
+        vec![
+            ("retired_count", patched(&retired, 0, &[2]), retired_count),
+            ("retired_short", retired[..retired.len() - 1].to_vec(), retired_count),
+            ("retired_twice", patched(&retired, 64, &[3]), ascend),
+            ("retired_zero", patched(&retired, 8, &[0]), ascend),
+        ],
+    ));
     let tail = Tail { seal: 300, check: [1; 16] }.encode();
     all.extend(group(
         |b| text(Tail::decode(b.try_into().unwrap()).ok_or("no tail")),
@@ -153,7 +180,7 @@ fn bad_segments() -> Vec<Bad> {
             ("seal_order", seal(item(300, 0), item(128, 0)), order),
             ("seal_twice", seal(item(128, 0), item(128, 0)), order),
             ("seal_counts", good[..good.len() - 1].to_vec(), counts),
-            ("seal_unknown_kind", patched(&good, 48, &[15]), "seal: unknown kind"),
+            ("seal_unknown_kind", patched(&good, 48, &[99]), "seal: unknown kind"),
             ("seal_writers", patched(&good, 0, &65_537u32.to_le_bytes()), many),
         ],
     ));
@@ -342,6 +369,48 @@ fn bad_bodies() -> Vec<Bad> {
     all.extend(group(
         |b| text(vault::Generation::decode(b)),
         vec![("generation_long", long, "generation: 1 bytes too many")],
+    ));
+    all.extend(bad_keeping());
+    all
+}
+
+fn bad_keeping() -> Vec<Bad> {
+    let (bridge, retention, deletion) = (bridge_body(), retention().encode(), deletion().encode());
+    let forward = "bridge: it does not lead forward";
+    let mut all = group(
+        |b| text(keys::verify_body::<Bridge>(&world().writer.public(), b)),
+        vec![
+            ("bridge_back", patched(&bridge, 64, &[23]), forward),
+            ("bridge_zero", patched(&bridge, 64, &[0; 8]), forward),
+            ("bridge_altered", patched(&bridge, 72, &[1]), "bridge: the signature does not hold"),
+            ("bridge_short", bridge[..63].to_vec(), "bridge: ends too early"),
+        ],
+    );
+    let effective = "retention: it is effective before it was set";
+    let nobody = "retention: who made it is not told";
+    all.extend(group(
+        |b| text(Retention::decode(b)),
+        vec![
+            ("retention_effective", patched(&retention, 24, &[0; 8]), effective),
+            ("retention_by", patched(&retention, 36, &[0x1b]), nobody),
+            ("retention_long", [&retention[..], &[0]].concat(), "retention: 1 bytes too many"),
+        ],
+    ));
+    let range = "deletion: no such range of points";
+    let names = "deletion: the step does not fit what it names";
+    all.extend(group(
+        |b| text(Deletion::decode(b)),
+        vec![
+            ("deletion_step", patched(&deletion, 0, &[4]), "deletion: unknown step"),
+            ("deletion_done", patched(&deletion, 0, &[3]), names),
+            (
+                "deletion_reserved",
+                patched(&deletion, 1, &[1]),
+                "deletion: reserved bytes are not zero",
+            ),
+            ("deletion_range", patched(&deletion, 48, &[1]), range),
+            ("deletion_range_zero", patched(&deletion, 40, &[0]), range),
+        ],
     ));
     all
 }

@@ -14,6 +14,7 @@ use dormouse_sync::server::{Client, Refused, Registry, Role};
 use super::roster::{Kept, Roster};
 use super::{InviteFile, Known, client_file, invite_file};
 use crate::exit::{Class, class_of, text_of};
+use crate::keep::clock::ClockFile;
 use crate::log::Log;
 use crate::store_dir::StoreDir;
 use crate::text::{hex, time_utc};
@@ -34,6 +35,7 @@ pub struct Access {
     roster: Kept,
     /// How much a vault may hold if nothing is set for it.
     quota: Option<u64>,
+    clock: ClockFile,
 }
 
 impl std::fmt::Debug for Access {
@@ -52,7 +54,13 @@ impl Access {
         // A file that cannot be understood is told of by who starts the server.
         let quota = store.config().and_then(|c| c.quota()).unwrap_or_default();
         let (change, vaults, roster) = Default::default();
-        Self { store, log, change, vaults, roster, quota }
+        let clock = ClockFile::of(store.path());
+        Self { store, log, change, vaults, roster, quota, clock }
+    }
+
+    /// The store's directory.
+    pub const fn store(&self) -> &StoreDir {
+        &self.store
     }
 
     /// Closes every open vault: what they cache is written, and they take no more.
@@ -72,11 +80,6 @@ impl Access {
     /// The same, by every byte of what says that nothing has changed.
     pub(crate) fn look(&self) -> anyhow::Result<Arc<Roster>> {
         self.roster.look(&self.store)
-    }
-
-    /// The store's directory.
-    pub(crate) const fn store(&self) -> &StoreDir {
-        &self.store
     }
 
     /// The vaults that are open.
@@ -365,5 +368,9 @@ impl Registry for Access {
     fn create_vault(&self, id: &VaultId, now: TimeNs) -> Result<Arc<VaultStore>, Refused> {
         self.open_vault(id, Some(now))?
             .ok_or_else(|| Refused::new(Refusal::Internal, "the vault was not made"))
+    }
+
+    fn clock_holds(&self, confirmed: bool) -> Result<(), Refused> {
+        self.clock.holds(confirmed)
     }
 }

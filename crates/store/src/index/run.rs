@@ -46,6 +46,8 @@ pub(crate) struct Run {
     pub(crate) name: String,
     pub(crate) range: Range,
     pub(crate) entries: u64,
+    /// Segments of the range that were retired when it was written, as far as is known.
+    pub(crate) thinned: u64,
     pub(crate) writers: Vec<WriterId>,
     fences: Vec<u64>,
     file: Arc<dyn File>,
@@ -102,6 +104,7 @@ impl Run {
             name: name.to_owned(),
             range: Range { first, last, before, chain },
             entries,
+            thinned: 0,
             writers: list.as_chunks().0.iter().map(|w| WriterId(*w)).collect(),
             fences: fences.iter().map(|f| u64::from_le_bytes(*f)).collect(),
             file,

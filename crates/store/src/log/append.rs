@@ -56,6 +56,8 @@ impl Table {
 /// The segment that is written.
 pub(crate) struct Active {
     pub(crate) number: u64,
+    /// Version of the segment: which kinds of records it may hold.
+    pub(crate) version: u32,
     pub(crate) file: Arc<dyn File>,
     /// Bytes written.
     pub(crate) end: u64,
@@ -94,6 +96,8 @@ pub(crate) struct Log {
     pub(crate) sealed_to: AtomicU64,
     pub(crate) records: AtomicU64,
     pub(crate) bytes: AtomicU64,
+    /// When the last record was appended; 0 if none was since the log was opened.
+    pub(crate) newest: AtomicU64,
 }
 
 /// Makes the file of a new segment; durable on return.
@@ -106,7 +110,8 @@ pub(crate) fn begin_segment(
 ) -> Result<Active> {
     let name = name(number);
     let failed = |e| Error::io(format!("beginning {name}"), e);
-    let mut header = segment::Header { vault, number, created, before, check: [0; 16] };
+    let version = segment::VERSION;
+    let mut header = segment::Header { version, vault, number, created, before, check: [0; 16] };
     header.check = hash::header_check(&header.encode()[..segment::CHECKED_LEN]);
     let file = segments.dir.create(&name).map_err(failed)?;
     file.write_at(&header.encode(), 0).map_err(failed)?;
@@ -120,6 +125,7 @@ pub(crate) fn begin_segment(
     let end = segment::HEADER_LEN as u64;
     Ok(Active {
         number,
+        version,
         file,
         end,
         chain: header.check,
@@ -155,6 +161,7 @@ impl Log {
             sealed_to: AtomicU64::new(sealed_to),
             records: AtomicU64::new(0),
             bytes: AtomicU64::new(bytes),
+            newest: AtomicU64::new(0),
         }
     }
 
@@ -199,21 +206,23 @@ impl Log {
         let mut active = lock(&self.active);
         loop {
             self.usable()?;
-            if self.fits(&active, len) {
+            if self.fits(&active, header.kind, len) {
                 break;
             }
             drop(active);
             let syncing = lock(&self.syncing);
-            active = self.roll(&syncing, len, now)?;
+            active = self.roll(&syncing, header.kind, len, now)?;
         }
         let at = self.write(&mut active, header, record)?;
+        self.newest.fetch_max(now, Ordering::Relaxed);
         self.index.insert(header, &at);
         Ok((at, Position { segment: active.number, end: active.end }))
     }
 
-    fn fits(&self, active: &Active, len: u64) -> bool {
+    fn fits(&self, active: &Active, kind: Kind, len: u64) -> bool {
         let empty = active.end == segment::HEADER_LEN as u64;
         !active.sealed
+            && kind.version() <= active.version
             && (empty || (active.end + len <= self.segment_size && !active.table.is_full()))
     }
 
@@ -244,17 +253,31 @@ impl Log {
     fn roll(
         &self,
         syncing: &MutexGuard<'_, ()>,
+        kind: Kind,
         len: u64,
         now: TimeNs,
     ) -> Result<MutexGuard<'_, Active>> {
         self.sync_active(syncing)?;
         let mut active = lock(&self.active);
         self.usable()?;
-        if self.fits(&active, len) {
-            return Ok(active);
+        if !self.fits(&active, kind, len) {
+            self.next(&mut active, now)?;
         }
+        Ok(active)
+    }
+
+    /// Seals segment `number`, if it is still the one that is written, and begins the next.
+    pub(crate) fn end_segment(&self, number: u64, now: TimeNs) -> Result<()> {
+        let syncing = lock(&self.syncing);
+        self.sync_active(&syncing)?;
+        let mut active = lock(&self.active);
+        self.usable()?;
+        if active.number == number { self.next(&mut active, now) } else { Ok(()) }
+    }
+
+    fn next(&self, active: &mut Active, now: TimeNs) -> Result<()> {
         if !active.sealed {
-            self.seal(&mut active)?;
+            self.seal(active)?;
         }
         let number = active.number + 1;
         if number > u64::from(u32::MAX) {
@@ -264,7 +287,7 @@ impl Log {
         *active = begun.inspect_err(|_| self.poison())?;
         self.bytes.fetch_add(active.end, Ordering::Relaxed);
         self.sealed_to.store(number - 1, Ordering::Release);
-        Ok(active)
+        Ok(())
     }
 
     fn seal(&self, active: &mut Active) -> Result<()> {
@@ -341,6 +364,19 @@ impl Log {
         let mark = record::plain(Kind::Mark, WriterId::ZERO, &active.durable.to_le_bytes());
         let (header, _) = dormouse_format::record::split(&mark)?;
         self.write(&mut active, &header, &mark).map(drop)
+    }
+
+    /// So much is in no segment any more.
+    pub(crate) fn removed(&self, bytes: u64, records: u64) {
+        self.bytes.fetch_sub(bytes.min(self.bytes.load(Ordering::Relaxed)), Ordering::Relaxed);
+        self.records
+            .fetch_sub(records.min(self.records.load(Ordering::Relaxed)), Ordering::Relaxed);
+    }
+
+    /// The segment that is written: its number, where it ends, what it holds.
+    pub(crate) fn listed(&self) -> (u64, u64, Seal) {
+        let active = lock(&self.active);
+        (active.number, active.end, active.table.seal.clone())
     }
 
     /// Number of the segment that is written.

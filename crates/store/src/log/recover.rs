@@ -8,7 +8,8 @@
 //! the header and the name of the file among them, are written again and synced, for an
 //! earlier program may have died of a failed sync, after which the system shows what the
 //! disk does not have. Finding changes nothing; mending comes after all else was found
-//! fit, so a log that is refused is left as it is.
+//! fit, so a log that is refused is left as it is. Segments that are missing must have been
+//! retired; files of retired ones that a crash left are removed.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use dormouse_format::seeded::seeded;
 use dormouse_format::segment::{self, Tail};
 
 use super::append::{Active, Table};
+use super::gaps::{Break, Link, Retirees, breaks};
 use super::walk::{self, Entry, Sealed, Walk};
 use super::{RecordRef, Segments, name, numbers, read_range};
 use crate::dir::File;
@@ -40,8 +42,10 @@ pub struct TornTail {
 
 /// The log as found.
 pub(crate) struct Found {
-    /// All segments but the last, in order of number.
+    /// All segments but the last, in order of number; retired ones too, if a crash left them.
     pub(crate) sealed: Vec<Sealed>,
+    /// Header of the last segment.
+    header: segment::Header,
     pub(crate) active: Active,
     pub(crate) torn: Vec<TornTail>,
     /// Records of the last segment whose bodies are damaged.
@@ -69,7 +73,6 @@ struct Mending {
 pub(crate) fn recover(segments: &Segments, vault: &VaultId) -> Result<Found> {
     let mut numbers = numbers(&*segments.dir)?;
     let mut unfinished = None;
-    check_numbers(&numbers)?;
     let Some(&newest) = numbers.last() else {
         return Err(Error::NotAStore { why: "it has no segments".into() });
     };
@@ -81,21 +84,62 @@ pub(crate) fn recover(segments: &Segments, vault: &VaultId) -> Result<Found> {
         unfinished = Some(newest);
         numbers.pop();
     }
-    let mut before = [0; 16];
     let mut sealed = Vec::with_capacity(numbers.len());
     let last = numbers.pop().unwrap_or(1);
     for number in numbers {
-        let found = walk::sealed(&*segments.file(number)?, number, vault)?;
-        linked(number, &found.header, &before)?;
-        before = found.chain;
-        sealed.push(found);
+        sealed.push(walk::sealed(&*segments.file(number)?, number, vault)?);
     }
-    let Last { active, damaged, mending } = last_segment(segments, last, vault, &before)?;
+    let Last { header, active, damaged, mending } = last_segment(segments, last, vault)?;
     let (torn, read_only, no_room) = (Vec::new(), false, false);
-    Ok(Found { sealed, active, torn, damaged, read_only, no_room, unfinished, mending })
+    Ok(Found { sealed, header, active, torn, damaged, read_only, no_room, unfinished, mending })
 }
 
 impl Found {
+    /// That every segment follows the one before it, or what was retired in between.
+    pub(crate) fn check_chain(&self, retired: &Retirees) -> Result<()> {
+        let link = |header: &segment::Header, chain| {
+            let segment::Header { number, before, check, .. } = *header;
+            Link { number, before: Some(before), check: Some(check), chain: Some(chain) }
+        };
+        let sealed = self.sealed.iter().map(|s| link(&s.header, s.chain));
+        let last = std::iter::once(link(&self.header, self.active.chain));
+        let (number, why) = match breaks(sealed.chain(last), retired).first() {
+            None => return Ok(()),
+            Some(Break::Missing(number)) => {
+                (*number, "segments are missing from here on; restore them from a copy")
+            }
+            Some(Break::Unlinked(number)) => (
+                *number,
+                "the segment does not follow the one before it; one of them was exchanged",
+            ),
+            Some(Break::Exchanged(number)) => {
+                (*number, "another segment of this number was retired; move this one away")
+            }
+        };
+        Err(Error::damaged(number, 0, why))
+    }
+
+    /// The chain value at the end of a segment that is sealed; zero for number 0.
+    pub(crate) fn chain_after(&self, number: u64, retired: &Retirees) -> Option<[u8; 16]> {
+        if number == 0 {
+            return Some([0; 16]);
+        }
+        if number == self.active.number {
+            return self.active.sealed.then_some(self.active.chain);
+        }
+        let sealed = self.sealed.binary_search_by_key(&number, |s| s.header.number);
+        let here = sealed.ok().map(|i| self.sealed[i].chain);
+        here.or_else(|| retired.get(&number).map(|r| r.chain))
+    }
+
+    /// Removes what is left of segments that were retired, after the mending: the record
+    /// that retired them is durable by then.
+    pub(crate) fn remove_retired(&self, segments: &Segments, retired: &Retirees) -> Result<()> {
+        let left = self.sealed.iter().filter(|s| retired.contains_key(&s.header.number));
+        let left: Vec<u64> = left.map(|s| s.header.number).collect();
+        if self.read_only || left.is_empty() { Ok(()) } else { remove(segments, &left) }
+    }
+
     /// Sets what was not finished aside, ends the last segment, and makes it durable.
     pub(crate) fn mend(&mut self, segments: &Segments) -> Result<()> {
         if let Some(number) = self.unfinished.take() {
@@ -138,22 +182,17 @@ impl Mending {
     }
 }
 
-fn check_numbers(numbers: &[u64]) -> Result<()> {
-    for (expected, &found) in (1..).zip(numbers) {
-        if expected != found {
-            let why = "segments are missing from here on; restore them from a copy";
-            return Err(Error::damaged(expected, 0, why));
+/// Removes the files of retired segments.
+pub(crate) fn remove(segments: &Segments, numbers: &[u64]) -> Result<()> {
+    for number in numbers {
+        let failed = |e| Error::io(format!("removing {}", name(*number)), e);
+        segments.forget(*number);
+        match segments.dir.remove(&name(*number)) {
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            done => done.map_err(failed)?,
         }
     }
-    Ok(())
-}
-
-pub(crate) fn linked(number: u64, header: &segment::Header, before: &[u8; 16]) -> Result<()> {
-    if header.before == *before || seeded("before-unchecked") {
-        return Ok(());
-    }
-    let why = "the segment does not follow the one before it; one of them was exchanged";
-    Err(Error::damaged(number, 0, why))
+    segments.dir.sync().map_err(|e| Error::io("removing retired segments", e))
 }
 
 /// Whether a segment holds not even a whole header: its creation was cut short.
@@ -268,17 +307,13 @@ fn walk_last(bytes: &[u8], number: u64, header: &segment::Header) -> Result<Walk
 
 /// The last segment, and what is to be done with it.
 struct Last {
+    header: segment::Header,
     active: Active,
     damaged: Vec<(RecordRef, Error)>,
     mending: Mending,
 }
 
-fn last_segment(
-    segments: &Segments,
-    number: u64,
-    vault: &VaultId,
-    before: &[u8; 16],
-) -> Result<Last> {
+fn last_segment(segments: &Segments, number: u64, vault: &VaultId) -> Result<Last> {
     let file = segments.file(number)?;
     let len = file.len().map_err(|e| Error::io(name(number), e))?;
     if len > u64::from(u32::MAX) {
@@ -286,7 +321,6 @@ fn last_segment(
     }
     let bytes = read_range(&*file, number, 0, len as usize)?;
     let header = walk::header(&bytes, number, vault)?;
-    linked(number, &header, before)?;
     let walked = walk_last(&bytes, number, &header)?;
     let tail = walked.seal.map(|seal| {
         let check = hash::tail_check(seal, &walked.chain);
@@ -295,6 +329,7 @@ fn last_segment(
     let end = (walked.end + tail.map_or(0, |t| t.len())) as u64;
     let active = Active {
         number,
+        version: header.version,
         file: Arc::clone(&file),
         end,
         chain: walked.chain,
@@ -305,7 +340,7 @@ fn last_segment(
         sealed: walked.seal.is_some(),
     };
     let mending = Mending { file, bytes, end: walked.end, durable: walked.durable, tail };
-    Ok(Last { active, damaged: walked.damaged, mending })
+    Ok(Last { header, active, damaged: walked.damaged, mending })
 }
 
 /// Copies what lies from `end` on to a file of its own, durably, then cuts it off.

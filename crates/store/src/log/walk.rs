@@ -30,6 +30,8 @@ pub(crate) struct Walk<'a> {
     pub(crate) chain: Option<[u8; 16]>,
     /// The check of the segment's header, which trailers bind.
     pub(crate) segment_check: [u8; 16],
+    /// The version of the segment.
+    version: u32,
     /// The largest `durable` of the entries so far.
     pub(crate) durable: u64,
 }
@@ -42,6 +44,7 @@ impl<'a> Walk<'a> {
             at: segment::HEADER_LEN,
             chain: Some(header.check),
             segment_check: header.check,
+            version: header.version,
             durable: segment::HEADER_LEN as u64,
         }
     }
@@ -70,6 +73,9 @@ impl<'a> Walk<'a> {
         }
         let head = rest.first_chunk::<HEADER_LEN>().ok_or("the entry ends too early")?;
         let header = record::check_header(head).map_err(|e| e.to_string())?;
+        if header.kind.version() > self.version {
+            return Err(format!("a segment of version {} holds no such record", self.version));
+        }
         let (body, after) = rest[HEADER_LEN..]
             .split_at_checked(header.body_len as usize)
             .ok_or("the entry ends too early")?;
@@ -234,5 +240,9 @@ pub(crate) fn table(file: &dyn File, number: u64, sealed: &Sealed) -> Result<Sea
     if header.kind != Kind::Seal {
         return Err(damaged("what stands at the end is not a table".into()));
     }
-    Seal::decode(body).map_err(|e| damaged(e.to_string()))
+    let seal = Seal::decode(body).map_err(|e| damaged(e.to_string()))?;
+    if seal.items.iter().any(|item| item.kind.version() > sealed.header.version) {
+        return Err(damaged("it lists a record that no segment of its version holds".into()));
+    }
+    Ok(seal)
 }

@@ -211,7 +211,7 @@ impl Page {
     }
 
     /// Whether any block names a chunk for which `f` holds.
-    pub(crate) fn names(&self, f: impl Fn(&ChunkId) -> bool) -> bool {
+    pub(crate) fn names(&self, mut f: impl FnMut(&ChunkId) -> bool) -> bool {
         let mut last = None;
         self.tags.iter().zip(&self.chunks).any(|(tag, chunk)| {
             !tag.is_zero() && last != Some(chunk) && {

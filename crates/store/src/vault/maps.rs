@@ -10,10 +10,16 @@ use crate::error::{Error, Result};
 use crate::locks::read;
 use crate::log::RecordRef;
 use crate::map::{Reading, Source, Tree, hashes};
-use crate::state::LOST;
+use crate::state::history::LOST;
 
 impl Source for VaultStore {
     fn fetch(&self, kind: Kind, id: &RecordId) -> Result<(RecordRef, Vec<u8>)> {
+        self.settled(|| self.fetch_here(kind, id))
+    }
+}
+
+impl VaultStore {
+    fn fetch_here(&self, kind: Kind, id: &RecordId) -> Result<(RecordRef, Vec<u8>)> {
         let mut places = Vec::new();
         self.find(id, &mut |e| {
             if e.kind == kind {
@@ -32,6 +38,7 @@ impl Source for VaultStore {
                         at.damaged(format!("another record lies where a {} should", kind.name()));
                     failed.get_or_insert(e);
                 }
+                Err(Error::Moved) => return Err(Error::Moved),
                 Err(e) => {
                     failed.get_or_insert(e);
                 }
@@ -41,9 +48,7 @@ impl Source for VaultStore {
             LOST.damaged(format!("the {} {id} lies in no segment", kind.name()))
         }))
     }
-}
 
-impl VaultStore {
     pub(super) fn reading(&self) -> Reading<'_> {
         Reading { source: self, cache: &self.cache }
     }
@@ -104,5 +109,23 @@ impl VaultStore {
             ))),
             None => Ok(parts.iter().map(|(_, at)| *at).collect()),
         }
+    }
+
+    /// Calls `out` with each of these Delta records, in order.
+    pub fn each_delta(
+        &self,
+        volume: &VolumeId,
+        seq: Seq,
+        out: &mut dyn FnMut(Vec<u8>),
+    ) -> Result<()> {
+        let mut done = 0;
+        // A collection moves them, but they stay the same, and in order.
+        self.settled(|| {
+            for at in self.deltas(volume, seq)?.iter().skip(done) {
+                out(self.read(at)?);
+                done += 1;
+            }
+            Ok(())
+        })
     }
 }

@@ -11,16 +11,19 @@ use dormouse_format::seeded::seeded;
 use dormouse_format::segment::{Item, Seal};
 use dormouse_format::{TimeNs, VaultId};
 
+use super::pins::PinBoard;
 use super::{Options, VaultStore};
 use crate::dir::Dir;
 use crate::error::{Error, Result};
 use crate::index::Index;
 use crate::locks::read;
-use crate::log::append::{Log, begin_segment};
+use crate::log::append::{Active, Log, begin_segment};
+use crate::log::gaps::{Retirees, retirees};
 use crate::log::recover::{Found, TornTail, recover};
 use crate::log::{RecordRef, Segments, numbers, read_range, walk};
 use crate::map::Cache;
-use crate::state::{Replay, State};
+use crate::state::replay::Replay;
+use crate::state::{State, Volume};
 
 /// A damaged record that opening came upon.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,8 +73,9 @@ impl VaultStore {
 
     fn with(vault: VaultId, log: Log, state: State) -> Self {
         let (state, cache) = (RwLock::new(state), Cache::default());
-        let (creating, terms) = Default::default();
-        Self { vault, log, state, cache, creating, terms }
+        let (creating, collecting, terms) = Default::default();
+        let pins = PinBoard::default();
+        Self { vault, log, state, cache, creating, terms, collecting, pins }
     }
 
     /// Opens a vault and recovers what a crash left: see [`Recovery`].
@@ -83,21 +87,26 @@ impl VaultStore {
     ) -> Result<(Self, Recovery)> {
         let segments = Segments::new(Arc::from(segments));
         let mut found = recover(&segments, &vault)?;
-        let index = Index::new(index, vault, options.index_entries);
-        index.load(&|n| chain_after(&found, n));
-        let mut opening = Opening::new(&segments, &index);
-        for (number, sealed) in (1..).zip(&found.sealed) {
-            let table = walk::table(&*segments.file(number)?, number, sealed)?;
-            opening.segment(number, &table, true)?;
-            opening.bytes += sealed.len;
+        let mut opening = Opening::new(&segments);
+        for sealed in &found.sealed {
+            let number = sealed.header.number;
+            opening.segment(number, &walk::table(&*segments.file(number)?, number, sealed)?)?;
+            opening.lens.push((number, sealed.len));
         }
         let number = found.active.number;
         opening.damaged = found.damaged.iter().map(|(at, e)| (*at, e.to_string())).collect();
-        opening.segment(number, found.active.table.seal(), found.active.sealed)?;
-        let Opening { state, recovery, records, bytes, .. } = opening.done()?;
+        opening.segment(number, found.active.table.seal())?;
+        found.check_chain(&opening.replay.retired)?;
+        let Opened { state, retired, recovery, records, bytes } = opening.done()?;
+        segments.retire(&retired);
+        let index = Index::new(index, vault, options.index_entries);
+        index.retire(retired.keys().copied());
+        index.load(&|n| found.chain_after(n, &retired));
+        let index_rebuilt = index_segments(&segments, &index, &found)?;
         found.mend(&segments)?;
+        found.remove_retired(&segments, &retired)?;
         let Found { active, torn, read_only, no_room, .. } = found;
-        let recovery = Recovery { torn, segments: number, read_only, ..recovery };
+        let recovery = Recovery { torn, read_only, index_rebuilt, ..recovery };
         let log = Log::new(vault, options.segment_size, segments, index, active);
         log.records.fetch_add(records, Ordering::Relaxed);
         log.bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -109,27 +118,63 @@ impl VaultStore {
     }
 }
 
-fn chain_after(found: &Found, number: u64) -> Option<[u8; 16]> {
-    if number == 0 {
-        return Some([0; 16]);
+/// Indexes the segments that no run covers, from the first to the last; how many they are.
+fn index_segments(segments: &Segments, index: &Index, found: &Found) -> Result<u64> {
+    let mut rebuilt = 0;
+    // First segment that is in memory's index and in no run.
+    let mut uncovered = 1;
+    for sealed in &found.sealed {
+        let number = sealed.header.number;
+        if segments.is_retired(number) {
+            continue;
+        }
+        if index.covers(number) {
+            if uncovered < number {
+                index.flush_opening(segments, uncovered, number - 1, true);
+            }
+            uncovered = number + 1;
+            continue;
+        }
+        rebuilt += 1;
+        let table = walk::table(&*segments.file(number)?, number, sealed)?;
+        index.insert_table(number, &table);
+        if index.flush_opening(segments, uncovered, number, false) {
+            uncovered = number + 1;
+        }
     }
-    if number == found.active.number {
-        return found.active.sealed.then_some(found.active.chain);
+    let Active { number, sealed, ref table, .. } = found.active;
+    if index.covers(number) {
+        if uncovered < number {
+            index.flush_opening(segments, uncovered, number - 1, true);
+        }
+        return Ok(rebuilt);
     }
-    found.sealed.get(usize::try_from(number - 1).ok()?).map(|s| s.chain)
+    index.insert_table(number, table.seal());
+    if sealed {
+        index.flush_opening(segments, uncovered, number, false);
+    }
+    Ok(rebuilt + 1)
 }
 
 /// The log's tables, read from the first to the last.
 struct Opening<'a> {
     segments: &'a Segments,
-    index: &'a Index,
     state: State,
     replay: Replay,
     recovery: Recovery,
     /// Records that are known to be damaged, and what does not hold.
     damaged: HashMap<RecordRef, String>,
-    /// First segment that is in memory's index and in no run.
-    uncovered: u64,
+    /// Records of each segment.
+    counts: Vec<(u64, u64)>,
+    /// Bytes of each sealed segment.
+    lens: Vec<(u64, u64)>,
+}
+
+/// What the tables came to.
+struct Opened {
+    state: State,
+    retired: Retirees,
+    recovery: Recovery,
     records: u64,
     bytes: u64,
 }
@@ -152,29 +197,14 @@ fn placed(at: &RecordRef, error: Error) -> Error {
 }
 
 impl<'a> Opening<'a> {
-    fn new(segments: &'a Segments, index: &'a Index) -> Self {
+    fn new(segments: &'a Segments) -> Self {
         let (state, replay, recovery) = (State::default(), Replay::default(), Recovery::default());
-        let damaged = HashMap::new();
-        let (uncovered, records, bytes) = (1, 0, 0);
-        Self { segments, index, state, replay, recovery, damaged, uncovered, records, bytes }
+        let (damaged, counts, lens) = (HashMap::new(), Vec::new(), Vec::new());
+        Self { segments, state, replay, recovery, damaged, counts, lens }
     }
 
-    fn segment(&mut self, number: u64, table: &Seal, sealed: bool) -> Result<()> {
-        self.records += table.items.len() as u64;
-        if self.index.covers(number) {
-            if self.uncovered < number {
-                let (first, last) = (self.uncovered, number - 1);
-                self.index.flush_opening(self.segments, first, last, true);
-            }
-            self.uncovered = number + 1;
-        } else {
-            self.recovery.index_rebuilt += 1;
-            self.index.insert_table(number, table);
-            let (first, segments) = (self.uncovered, self.segments);
-            if sealed && self.index.flush_opening(segments, first, number, false) {
-                self.uncovered = number + 1;
-            }
-        }
+    fn segment(&mut self, number: u64, table: &Seal) -> Result<()> {
+        self.counts.push((number, table.items.len() as u64));
         table.items.iter().try_for_each(|item| self.item(number, item))
     }
 
@@ -203,28 +233,34 @@ impl<'a> Opening<'a> {
                 self.fault(&at, why);
                 Ok(())
             }
-            kind => match self.segments.record(&at) {
+            _ => match self.segments.record(&at) {
                 Ok((header, record)) if listed(item, &header) => {
-                    let body = &record[HEADER_LEN..];
-                    let taken = if kind == Kind::Point {
-                        self.replay.point(self.segments, &self.state, body, at)
-                    } else {
-                        self.state.apply(&header, body, at)
-                    };
+                    let taken = self.small(&header, &record[HEADER_LEN..], at);
                     taken.map_err(|e| placed(&at, e))
                 }
-                Ok(_) => self.tolerate(kind, &at, at.damaged(EXCHANGED)),
-                Err(e @ Error::Damaged { .. }) => self.tolerate(kind, &at, e),
+                Ok(_) => self.tolerate(item, &at, at.damaged(EXCHANGED)),
+                Err(e @ Error::Damaged { .. }) => self.tolerate(item, &at, e),
                 Err(e) => Err(e),
             },
         }
     }
 
+    fn small(&mut self, header: &Header, body: &[u8], at: RecordRef) -> Result<()> {
+        match header.kind {
+            Kind::Point => return self.replay.point(self.segments, &header.id, body, at),
+            Kind::Generation => return self.replay.generation(body, at),
+            Kind::Expired => self.replay.expired(body, at)?,
+            Kind::Retired => self.replay.retired.extend(retirees(body)?),
+            _ => {}
+        }
+        self.state.apply(header, body, at)
+    }
+
     /// Without these records the rest is still sound; others are needed.
-    fn tolerate(&mut self, kind: Kind, at: &RecordRef, e: Error) -> Result<()> {
-        match kind {
-            Kind::Point => self.replay.missing_points += 1,
-            Kind::DataKey | Kind::VaultKeys | Kind::Distrust | Kind::Stale => {}
+    fn tolerate(&mut self, item: &Item, at: &RecordRef, e: Error) -> Result<()> {
+        match item.kind {
+            Kind::Point => self.replay.missing_point(item.id),
+            Kind::DataKey | Kind::VaultKeys | Kind::Distrust | Kind::Bridge | Kind::Stale => {}
             _ => return Err(e),
         }
         self.fault(at, e.to_string());
@@ -252,22 +288,31 @@ impl<'a> Opening<'a> {
 
     /// A damaged point that no later point proves to be in the past may have been
     /// the newest: going on would write it over.
-    fn done(self) -> Result<Self> {
-        if self.replay.missing_points == 0 || seeded("newest-point-lost") {
-            return Ok(self);
+    fn done(mut self) -> Result<Opened> {
+        if self.replay.settle(self.segments, &self.state)? && !seeded("newest-point-lost") {
+            let fault = self.recovery.damaged.last();
+            let (segment, offset) =
+                fault.map_or((String::new(), 0), |f| (f.segment.clone(), f.offset));
+            let why = "a damaged point may be the newest of its volume; restore the segment from \
+                       a copy"
+                .to_owned();
+            return Err(Error::Damaged { segment, offset, why });
         }
-        let fault = self.recovery.damaged.last();
-        let (segment, offset) = fault.map_or((String::new(), 0), |f| (f.segment.clone(), f.offset));
-        let why = "a damaged point may be the newest of its volume; restore the segment from a \
-                   copy"
-            .to_owned();
-        Err(Error::Damaged { segment, offset, why })
+        self.state.give_names();
+        let retired = std::mem::take(&mut self.replay.retired);
+        let here = |(number, _): &&(u64, u64)| !retired.contains_key(number);
+        let sum = |all: &[(u64, u64)]| all.iter().filter(here).map(|(_, n)| n).sum::<u64>();
+        let (records, bytes) = (sum(&self.counts), sum(&self.lens));
+        let segments = self.counts.iter().filter(here).count() as u64;
+        let recovery = Recovery { segments, ..self.recovery };
+        Ok(Opened { state: self.state, retired, recovery, records, bytes })
     }
 }
 
 impl VaultStore {
     /// Number of volumes, for tests and statistics.
-    pub(crate) fn volume_list(&self) -> Vec<Arc<crate::state::Volume>> {
-        read(&self.state).volumes.values().cloned().collect()
+    pub(crate) fn volume_list(&self) -> Vec<Arc<Volume>> {
+        let here = |volume: &&Arc<Volume>| !read(&volume.history).dropped;
+        read(&self.state).volumes.values().filter(here).cloned().collect()
     }
 }

@@ -18,6 +18,7 @@ use dormouse_format::record::{HEADER_LEN, Kind};
 use dormouse_format::seeded::seeded;
 use dormouse_format::{Block, ChunkId, Hash, RecordId, Seq, TimeNs, VolumeId, WriterId};
 
+use super::pins::Pins;
 use super::terms::Room;
 use super::{Commit, VaultStore};
 use crate::error::{Error, Result};
@@ -26,7 +27,8 @@ use crate::log::RecordRef;
 use crate::map::build::{Building, Sink, Site, tags_refused};
 use crate::map::overlay::Overlay;
 use crate::map::{Link, Tree};
-use crate::state::{History, LOST, Volume};
+use crate::state::Volume;
+use crate::state::history::{History, LOST};
 
 /// A point being made, by one connection.
 #[derive(Debug)]
@@ -41,6 +43,8 @@ pub struct Pending {
     missing: BTreeMap<ChunkId, u8>,
     seen: Option<(ChunkId, u8)>,
     work: Work,
+    /// What it names stays until it is committed or dropped.
+    pins: Pins,
 }
 
 #[derive(Debug)]
@@ -92,6 +96,8 @@ impl VaultStore {
             return Err(Error::conflict("the size is above the largest volume"));
         }
         let volume = self.volume(volume)?;
+        let pins = self.pins();
+        pins.begin(&self.log);
         let (writer, prev, seq, running, bytes, checkpoint) = {
             let h = read(&volume.history);
             let writer = fenced(&h, generation)?;
@@ -125,7 +131,8 @@ impl VaultStore {
             },
         };
         let (volume, missing) = (volume.value.id, BTreeMap::new());
-        Ok(Pending { volume, generation, writer, size, prev, seq, missing, seen: None, work })
+        let seen = None;
+        Ok(Pending { volume, generation, writer, size, prev, seq, missing, seen, work, pins })
     }
 
     fn map(tree: Tree, overlay: Overlay, size: u64) -> Work {
@@ -134,23 +141,23 @@ impl VaultStore {
 
     /// All deltas between a checkpoint and point `seq`, over the checkpoint's map.
     fn overlay(&self, volume: &Volume, tree: &Tree, checkpoint: Seq, seq: Seq) -> Result<Overlay> {
-        let mut overlay = Overlay::new(tree.size);
-        let parts = read(&volume.history).parts(checkpoint, seq - 1).to_vec();
-        let mut parts = parts.into_iter().peekable();
-        for point in checkpoint + 1..seq {
-            overlay.resize(self.point(&volume.value.id, point)?.point().size);
-            while let Some((_, at)) = parts.next_if(|(of, _)| *of == point) {
+        self.settled(|| {
+            let mut overlay = Overlay::new(tree.size);
+            let parts = read(&volume.history).parts(checkpoint, seq - 1).to_vec();
+            for (_, at) in parts {
                 if at == LOST {
                     let why = "deltas since the last checkpoint are damaged; make a checkpoint of a \
                                full scan";
                     return Err(Error::conflict(why));
                 }
                 let record = self.read(&at)?;
-                let (_, runs) = delta::decode(&record[HEADER_LEN..])?;
+                let (prefix, runs) = delta::decode(&record[HEADER_LEN..])?;
+                // Without a part a point has the size of the one before it.
+                overlay.resize(prefix.size);
                 overlay.add(runs)?;
             }
-        }
-        Ok(overlay)
+            Ok(overlay)
+        })
     }
 
     /// Adds a part of the point's changes. For a checkpoint all parts ascend. For a
@@ -211,7 +218,7 @@ impl VaultStore {
             }
             pending.seen = Some((chunk, needed));
             let full = pending.missing.len() >= MISSING_MAX;
-            if !full && !self.has(&pending.writer, &chunk, needed)? {
+            if !full && !self.has(&pending.writer, &chunk, needed, Some(&pending.pins))? {
                 let noted = pending.missing.entry(chunk).or_default();
                 *noted = needed.max(*noted);
             }
@@ -227,7 +234,7 @@ impl VaultStore {
         self.check_point(&volume, &pending, point)?;
         let mut missing = Vec::new();
         for (chunk, needed) in &pending.missing {
-            if !self.has(&pending.writer, chunk, *needed)? {
+            if !self.has(&pending.writer, chunk, *needed, Some(&pending.pins))? {
                 missing.push(*chunk);
             }
         }

@@ -45,17 +45,17 @@ impl VaultStore {
         if value.vault != self.vault {
             return Err(Error::bad("the volume is of another vault"));
         }
+        let _creating = lock(&self.creating);
         if let Some(origin) = &value.origin {
             self.check_origin(origin)?;
         }
-        let _creating = lock(&self.creating);
         {
             let state = read(&self.state);
             if let Some(there) = state.volumes.get(&value.id) {
                 let same = there.body == body;
                 return if same { Ok(()) } else { Err(Error::Exists { name: value.name }) };
             }
-            if state.volumes.len() >= VOLUMES_MAX {
+            if state.names.len() >= VOLUMES_MAX {
                 return Err(Error::bad("the vault has as many volumes as it can"));
             }
             if state.names.contains_key(&value.name) {
@@ -82,7 +82,7 @@ impl VaultStore {
         Ok(())
     }
 
-    fn point_at(&self, at: &RecordRef) -> Result<StoredPoint> {
+    pub(crate) fn point_at(&self, at: &RecordRef) -> Result<StoredPoint> {
         let record = self.read(at)?;
         StoredPoint::decode(&record[HEADER_LEN..]).map_err(|e| at.damaged(e.to_string()))
     }
@@ -90,20 +90,26 @@ impl VaultStore {
     /// Points from `from` on, at most `limit`, ascending.
     pub fn points(&self, volume: &VolumeId, from: Seq, limit: usize) -> Result<Vec<StoredPoint>> {
         let volume = self.volume(volume)?;
-        let refs: Vec<_> = {
+        self.settled(|| {
             let history = read(&volume.history);
-            let first = history.points.partition_point(|(seq, _)| *seq < from);
-            history.points[first..].iter().take(limit).map(|(_, at)| *at).collect()
-        };
-        refs.iter().map(|at| self.point_at(at)).collect()
+            let refs: Vec<_> = history.kept(from).take(limit).map(|p| p.at).collect();
+            drop(history);
+            refs.iter().map(|at| self.point_at(at)).collect()
+        })
     }
 
     /// One point.
     pub fn point(&self, volume: &VolumeId, seq: Seq) -> Result<StoredPoint> {
         let volume = self.volume(volume)?;
-        let at = read(&volume.history).find(seq);
-        let absent = || Error::NotFound { what: format!("point {}@{seq}", volume.value.name) };
-        self.point_at(&at.ok_or_else(absent)?)
+        let name = &volume.value.name;
+        self.settled(|| {
+            let history = read(&volume.history);
+            let expired = if history.expired_at(seq).is_some() { " (it has expired)" } else { "" };
+            let absent = || Error::NotFound { what: format!("point {name}@{seq}{expired}") };
+            let at = history.find(seq).ok_or_else(absent)?;
+            drop(history);
+            self.point_at(&at)
+        })
     }
 
     /// The newest point.
@@ -153,13 +159,12 @@ impl VaultStore {
         };
         let value = Generation { volume: volume.value.id, generation, writer, instance };
         let body = value.encode();
-        let (_, end) = self.append_plain(Kind::Generation, WriterId::ZERO, &body, now)?;
+        let (at, end) = self.append_plain(Kind::Generation, WriterId::ZERO, &body, now)?;
         if !seeded("generation-unsynced") {
             self.log.sync_to(end)?;
         }
         let mut history = write(&volume.history);
-        history.generation = generation;
-        history.holder = Some((writer, instance));
+        history.raise(&value, at);
         Ok(generation)
     }
 }

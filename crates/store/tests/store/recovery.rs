@@ -100,7 +100,7 @@ fn a_newer_version_is_told_from_a_damaged_one() {
     drop(store);
     let name = last(&kit.segments);
     let mut bytes = kit.segments.get(&name).unwrap();
-    bytes[8] = 2;
+    bytes[8] = 3;
     kit.segments.set(&name, bytes.clone());
     match kit.try_open() {
         Err(Error::Damaged { segment, offset: 0, .. }) => assert_eq!(segment, name),
@@ -109,7 +109,7 @@ fn a_newer_version_is_told_from_a_damaged_one() {
     let check = hash::header_check(&bytes[..112]);
     bytes[112..128].copy_from_slice(&check);
     kit.segments.set(&name, bytes);
-    assert!(matches!(kit.try_open(), Err(Error::NewerVersion { found: 2, known: 1 })));
+    assert!(matches!(kit.try_open(), Err(Error::NewerVersion { found: 3, known: 2 })));
 }
 
 /// Where the entries of a whole segment begin, and what they are.

@@ -87,6 +87,7 @@ pub(super) const fn need_of(message: &Message) -> Option<Need> {
         | Message::GetNode { .. }
         | Message::GetLeaves { .. }
         | Message::GetDeltas { .. } => Some(Need::Read),
+        Message::Keep(ask) => Some(if ask.is_read() { Need::Read } else { Need::Admin }),
         Message::CreateVolume { .. }
         | Message::OpenWrite { .. }
         | Message::Have { .. }
@@ -110,7 +111,7 @@ impl Open {
         }
         let (is, wanted) = (role.name(), need.role().name());
         let text = format!(
-            "this client is a {is}, and may not {}; who runs the server can make it a {wanted}: \
+            "this client is {is} here, and may not {}; who runs the server can make it {wanted}: \
              dormouse grant STORE {} --role {wanted}",
             need.doing(),
             self.client.name

@@ -1,0 +1,240 @@
+//! Which segments hold how much that is live.
+//!
+//! Owns: which segments may be looked at, comparing their tables with the marks, and choosing.
+//! Invariant: a record that was appended after the survey began, or that a table does not
+//! list, is live. Works on batches of segments, so that memory does not grow with the store.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use dormouse_format::record::{HEADER_LEN, Kind};
+use dormouse_format::segment::{self, Item, Seal};
+use dormouse_format::{RecordId, Seq, TimeNs};
+
+use super::refs::{Refs, key};
+use super::{Pace, Round, Rules, go_on};
+use crate::error::Result;
+use crate::locks::read;
+use crate::log::{RecordRef, read_range, walk};
+use crate::state::Volume;
+use crate::state::history::LOST;
+use crate::vault::VaultStore;
+use crate::vault::pins;
+
+/// Records of the segments that are compared at once, at most (but at least a segment's).
+const BATCH_RECORDS: u64 = 1 << 20;
+
+/// What refers to a record that is not found by its id.
+#[derive(Clone)]
+pub(super) enum Holder {
+    /// A point, for its own record or for one of its deltas.
+    Point(Arc<Volume>, Seq),
+    /// A volume's generation.
+    Claim(Arc<Volume>),
+    /// A small record.
+    Small(Kind, RecordId),
+}
+
+/// By place, what refers to records that are not found by their ids.
+pub(super) type Holders = BTreeMap<RecordRef, Holder>;
+
+impl VaultStore {
+    fn header_of(&self, number: u64) -> Result<segment::Header> {
+        let file = self.log.segments.file(number)?;
+        let bytes = read_range(&*file, number, 0, segment::HEADER_LEN)?;
+        walk::header(&bytes, number, &self.vault)
+    }
+
+    /// What refers to records in these segments, without those that are found by id.
+    pub(super) fn holders(&self, within: impl Fn(u64) -> bool, since: TimeNs) -> Holders {
+        let state = read(&self.state);
+        let mut out = Holders::new();
+        let mut hold = |at: &RecordRef, holder: Holder| {
+            if within(at.segment()) {
+                out.insert(*at, holder);
+            }
+        };
+        for ((kind, id), at) in state.places() {
+            hold(at, Holder::Small(*kind, *id));
+        }
+        for volume in state.volumes.values() {
+            let history = read(&volume.history);
+            if let Some(at) = &history.claim {
+                hold(at, Holder::Claim(Arc::clone(volume)));
+            }
+            for point in history.needed(since) {
+                let parts = history.parts(point.seq - 1, point.seq);
+                let lost = parts.iter().any(|(_, at)| *at == LOST);
+                // Without its deltas an expired point is of no use.
+                if lost && history.expired_at(point.seq).is_some() {
+                    continue;
+                }
+                for at in parts.iter().map(|(_, at)| at).chain([&point.at]) {
+                    hold(at, Holder::Point(Arc::clone(volume), point.seq));
+                }
+            }
+        }
+        out
+    }
+}
+
+/// A segment that may be retired.
+pub(super) struct Candidate {
+    pub(super) number: u64,
+    pub(super) table: Seal,
+    /// Which of the table's records are live.
+    pub(super) live: Vec<bool>,
+    /// Bytes of the file.
+    pub(super) len: u64,
+    pub(super) live_bytes: u64,
+    pub(super) dead_bytes: u64,
+    /// Where the log ended when the survey began, if this is the segment that was written.
+    pub(super) active_end: Option<u64>,
+}
+
+/// Bytes of an item's record.
+pub(super) fn record_len(item: &Item) -> u64 {
+    HEADER_LEN as u64 + u64::from(item.body_len)
+}
+
+/// What says nothing of the vault, and is never copied.
+pub(super) const fn is_frame(kind: Kind) -> bool {
+    matches!(kind, Kind::Seal | Kind::Mark)
+}
+
+impl Candidate {
+    fn new(number: u64, table: Seal, len: u64, active_end: Option<u64>) -> Self {
+        let live = vec![false; table.items.len()];
+        Self { number, table, live, len, live_bytes: 0, dead_bytes: 0, active_end }
+    }
+
+    pub(super) fn place(&self, item: &Item) -> RecordRef {
+        let (segment, offset) = (self.number as u32, item.offset);
+        RecordRef { segment, offset, body_len: item.body_len }
+    }
+
+    fn weigh(&mut self) {
+        let (mut live, mut dead) = (0, 0);
+        for (item, is_live) in self.table.items.iter().zip(&self.live) {
+            let sum = if *is_live { &mut live } else { &mut dead };
+            *sum += if is_frame(item.kind) { 0 } else { record_len(item) };
+        }
+        (self.live_bytes, self.dead_bytes) = (live, dead);
+    }
+
+    /// Whether it is worth the copying.
+    fn is_chosen(&self, rules: &Rules) -> bool {
+        let all = self.live_bytes + self.dead_bytes;
+        let little = self.live_bytes * 100 <= all * u64::from(rules.live_percent_max);
+        // A segment without records is only in the way, unless it is the one that is written.
+        little && (self.dead_bytes > 0 || (all == 0 && self.active_end.is_none()))
+    }
+}
+
+/// The log as a round finds it.
+pub(super) struct Survey<'a> {
+    store: &'a VaultStore,
+    pub(super) segments: u64,
+    pub(super) young: u64,
+    /// Sealed segments that may be looked at, descending.
+    old: Vec<u64>,
+    /// The segment that is written, if it may be: number, end, table.
+    active: Option<(u64, u64, Seal)>,
+    /// While this lives, pins that are released are kept.
+    _round: pins::Round,
+}
+
+impl<'a> Survey<'a> {
+    pub(super) fn begin(store: &'a VaultStore, now: TimeNs, since: TimeNs) -> Result<Self> {
+        let active = store.log.listed();
+        let round = store.pins.round(active.0 + 1);
+        let mut numbers = store.log.segments.present()?;
+        numbers.retain(|number| *number < active.0);
+        let segments = numbers.len() as u64 + 1;
+        // Nothing in a segment was received after the next one was begun.
+        let mut newest = store.log.newest.load(Ordering::Relaxed);
+        if newest == 0 {
+            let _ = store.log.newest.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+            newest = now;
+        }
+        let is_active_old = newest <= since && active.0 < round.from;
+        let mut next = store.header_of(active.0)?.created;
+        let mut old = Vec::new();
+        for number in numbers.iter().rev() {
+            let file = store.log.segments.file(*number)?;
+            let sealed = walk::sealed(&*file, *number, &store.vault)?;
+            let received = next.max(sealed.header.created);
+            if received <= since && *number < round.from {
+                old.push(*number);
+            }
+            next = sealed.header.created;
+        }
+        let active = is_active_old.then_some(active);
+        let young = segments - old.len() as u64 - u64::from(active.is_some());
+        Ok(Self { store, segments, young, old, active, _round: round })
+    }
+
+    /// The next segments whose tables are compared at once; none at the end.
+    pub(super) fn batch(&mut self, pace: Pace<'_>) -> Result<Vec<Candidate>> {
+        let (mut batch, mut records) = (Vec::new(), 0);
+        while records < BATCH_RECORDS {
+            let Some(number) = self.old.pop() else { break };
+            let file = self.store.log.segments.file(number)?;
+            let sealed = walk::sealed(&*file, number, &self.store.vault)?;
+            let table = walk::table(&*file, number, &sealed)?;
+            go_on(pace, 28 * table.items.len() as u64)?;
+            records += table.items.len() as u64;
+            batch.push(Candidate::new(number, table, sealed.len, None));
+        }
+        if records < BATCH_RECORDS
+            && let Some((number, end, table)) = self.active.take()
+        {
+            batch.push(Candidate::new(number, table, end, Some(end)));
+        }
+        Ok(batch)
+    }
+
+    /// Finds out what is live in these segments, and leaves those that are worth retiring.
+    pub(super) fn choose(
+        &self,
+        mut batch: Vec<Candidate>,
+        marks: &Refs<'_>,
+        holders: &Holders,
+        rules: &Rules,
+        round: &mut Round,
+    ) -> Result<Vec<Candidate>> {
+        join(&mut batch, marks)?;
+        for candidate in &mut batch {
+            for i in 0..candidate.table.items.len() {
+                let at = candidate.place(&candidate.table.items[i]);
+                candidate.live[i] |= holders.contains_key(&at);
+            }
+            candidate.weigh();
+            round.dead_bytes += candidate.dead_bytes;
+        }
+        batch.retain(|candidate| candidate.is_chosen(rules));
+        Ok(batch)
+    }
+}
+
+/// Marks what is found by id and referred to as live.
+fn join(batch: &mut [Candidate], marks: &Refs<'_>) -> Result<()> {
+    let mut records: Vec<(u64, u32, u32)> = Vec::new();
+    for (c, candidate) in batch.iter().enumerate() {
+        let indexed = candidate.table.items.iter().enumerate().filter(|(_, i)| i.kind.indexed());
+        records.extend(indexed.map(|(i, item)| (key(&item.id), c as u32, i as u32)));
+    }
+    records.sort_unstable();
+    let mut marked = marks.cursor()?;
+    let mut mark = marked.next()?;
+    for (key, c, i) in records {
+        while mark.is_some_and(|mark| mark < key) {
+            mark = marked.next()?;
+        }
+        if mark == Some(key) {
+            batch[c as usize].live[i as usize] = true;
+        }
+    }
+    Ok(())
+}

@@ -18,7 +18,7 @@ use crate::out::{self, note, say};
 use crate::store_dir::StoreDir;
 use crate::text::{hex, now_ns, time_local};
 use crate::{
-    access, attach, create, daemon, demo, export, fork, list, mirror, patience, restore, scrub,
+    access, attach, collect, create, daemon, demo, export, fork, list, mirror, patience, restore, scrub,
     serve, when, writer_file,
 };
 
@@ -76,6 +76,10 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Export(args) => export::run(&home()?, &args.to_options()?),
         Command::Verify { what, fuzzy, expect_head, json } => {
             verify(&home()?, &what, fuzzy, expect_head, json)
+        }
+        Command::Collect { store, dry_run: dry, grace, rate, json } => {
+            let (grace, rate) = (grace.as_deref(), rate.as_deref());
+            collect::run(&store, collect::Asked { dry, grace, rate, json })
         }
         Command::Scrub { store, accept_state, json } => scrub::run(&store, accept_state, json),
         Command::Daemon { config } => {

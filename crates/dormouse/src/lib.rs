@@ -14,6 +14,7 @@ pub mod access;
 pub mod attach;
 pub mod chosen;
 pub mod cli;
+pub mod collect;
 pub mod commands;
 pub mod connect;
 pub mod create;

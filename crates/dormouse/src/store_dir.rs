@@ -46,6 +46,12 @@ pub struct Config {
     pub url: Option<String>,
     /// Where the server listens.
     pub listen: Option<String>,
+    /// Whether it collects in the background; it does without it.
+    pub collect: Option<bool>,
+    /// For how long what nothing refers to stays, such as `7d`.
+    pub collect_grace: Option<String>,
+    /// Bytes a second that a collection reads and writes, such as `16MiB`.
+    pub collect_rate: Option<String>,
 }
 
 /// A store's directory, its header checked.
@@ -171,7 +177,10 @@ impl StoreDir {
         toml::from_str(&text).map_err(|e| {
             let message = format!("{} cannot be understood: {}", path.display(), e.message());
             Failure::new(Class::Usage, message)
-                .hint("it may hold: url = \"HOST:PORT\" and listen = \"ADDRESS:PORT\"")
+                .hint(
+                    "it may hold: url = \"HOST:PORT\", listen = \"ADDRESS:PORT\", collect = false,\n\
+                     collect_grace = \"7d\", collect_rate = \"16MiB\"",
+                )
                 .into()
         })
     }
@@ -192,6 +201,17 @@ impl StoreDir {
                 .hint("if that is `dormouse serve`, use an invite to it instead of the directory;\notherwise wait for it, or end it")
                 .into()
         })
+    }
+
+    /// The vaults that are here.
+    pub fn vaults(&self) -> Result<Vec<dormouse_format::VaultId>> {
+        let mut all = Vec::new();
+        for entry in std::fs::read_dir(self.path.join("vaults"))? {
+            let name = entry?.file_name();
+            all.extend(name.to_str().and_then(dormouse_format::VaultId::from_hex));
+        }
+        all.sort();
+        Ok(all)
     }
 
     /// The directory of a vault.

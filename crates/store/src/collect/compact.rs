@@ -68,6 +68,10 @@ impl<'a> Compaction<'a> {
         round: &mut Round,
         pace: Pace<'_>,
     ) -> Result<()> {
+        // The segment that is written ends before anything is appended again.
+        if let Some(active) = chosen.iter().find(|c| c.active_end.is_some()) {
+            self.store.log.end_segment(active.number, self.now)?;
+        }
         // Those without anything live first: for them no room is needed.
         chosen.sort_by_key(|c| (c.live_bytes > 0, c.number));
         let done = self.segments(&chosen, round, pace);
@@ -99,9 +103,6 @@ impl<'a> Compaction<'a> {
 
     fn segment(&mut self, c: &Candidate, round: &mut Round, pace: Pace<'_>) -> Result<Outcome> {
         let log = &self.store.log;
-        if c.active_end.is_some() {
-            log.end_segment(c.number, self.now)?;
-        }
         let file = log.segments.file(c.number)?;
         let sealed = walk::sealed(&*file, c.number, &self.store.vault)?;
         let table = walk::table(&*file, c.number, &sealed)?;

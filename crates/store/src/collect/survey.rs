@@ -85,6 +85,8 @@ pub(super) struct Candidate {
     pub(super) table: Seal,
     /// Which of the table's records are live.
     pub(super) live: Vec<bool>,
+    /// Which of the map's records lie again behind it, so that this one adds nothing.
+    spare: Vec<bool>,
     /// Bytes of the file.
     pub(super) len: u64,
     pub(super) live_bytes: u64,
@@ -105,8 +107,8 @@ pub(super) const fn is_frame(kind: Kind) -> bool {
 
 impl Candidate {
     fn new(number: u64, table: Seal, len: u64, active_end: Option<u64>) -> Self {
-        let live = vec![false; table.items.len()];
-        Self { number, table, live, len, live_bytes: 0, dead_bytes: 0, active_end }
+        let (live, spare) = (vec![false; table.items.len()], vec![false; table.items.len()]);
+        Self { number, table, live, spare, len, live_bytes: 0, dead_bytes: 0, active_end }
     }
 
     pub(super) fn place(&self, item: &Item) -> RecordRef {
@@ -116,8 +118,8 @@ impl Candidate {
 
     fn weigh(&mut self) {
         let (mut live, mut dead) = (0, 0);
-        for (item, is_live) in self.table.items.iter().zip(&self.live) {
-            let sum = if *is_live { &mut live } else { &mut dead };
+        for (i, item) in self.table.items.iter().enumerate() {
+            let sum = if self.live[i] && !self.spare[i] { &mut live } else { &mut dead };
             *sum += if is_frame(item.kind) { 0 } else { record_len(item) };
         }
         (self.live_bytes, self.dead_bytes) = (live, dead);
@@ -228,6 +230,14 @@ fn join(batch: &mut [Candidate], marks: &Refs<'_>) -> Result<()> {
     records.sort_unstable();
     let mut marked = marks.cursor()?;
     let mut mark = marked.next()?;
+    for pair in records.windows(2) {
+        let [one, next] =
+            [&pair[0], &pair[1]].map(|(_, c, i)| &batch[*c as usize].table.items[*i as usize]);
+        let map = matches!(one.kind, Kind::Page | Kind::Node);
+        let spare = map && (one.kind, one.id) == (next.kind, next.id);
+        let (_, c, i) = pair[0];
+        batch[c as usize].spare[i as usize] = spare;
+    }
     for (key, c, i) in records {
         while mark.is_some_and(|mark| mark < key) {
             mark = marked.next()?;

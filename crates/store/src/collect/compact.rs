@@ -48,6 +48,8 @@ enum Outcome {
     Ready,
     /// It stays: what is damaged.
     Stays(Fault),
+    /// It stays for this time: somebody wrote to it.
+    Busy,
     /// Nothing can be hidden now.
     PutOff,
 }
@@ -89,6 +91,7 @@ impl<'a> Compaction<'a> {
             match self.segment(candidate, round, pace)? {
                 Outcome::Ready => {}
                 Outcome::Stays(fault) => round.damaged.push(fault),
+                Outcome::Busy => round.young += 1,
                 Outcome::PutOff => {
                     round.put_off = true;
                     return Ok(());
@@ -106,6 +109,10 @@ impl<'a> Compaction<'a> {
         let file = log.segments.file(c.number)?;
         let sealed = walk::sealed(&*file, c.number, &self.store.vault)?;
         let table = walk::table(&*file, c.number, &sealed)?;
+        let since = &table.items[c.live.len().min(table.items.len())..];
+        if since.iter().any(|item| !item.kind.indexed() && !is_frame(item.kind)) {
+            return Ok(Outcome::Busy);
+        }
         let mut dead = Vec::new();
         for (i, item) in table.items.iter().enumerate() {
             // What was appended since the survey is live.
@@ -175,8 +182,6 @@ impl<'a> Compaction<'a> {
                     self.copy(&at, round, pace).map(drop)
                 }
             }
-            // It came while the round was under way.
-            None if live => Err(Error::conflict("it was written while it was looked at")),
             // If it cannot be read, nobody can tell which point is missing.
             None if item.kind == Kind::Point => self.store.read(&at).map(drop),
             None => Ok(()),
@@ -288,7 +293,7 @@ impl<'a> Compaction<'a> {
 /// A segment stays if something in it is damaged; other errors end the round.
 fn stays(c: &Candidate, item: &Item, e: Error) -> Result<Outcome> {
     match e {
-        Error::Damaged { .. } | Error::Conflict { .. } => {
+        Error::Damaged { .. } => {
             let (segment, offset) = (name(c.number), u64::from(item.offset));
             Ok(Outcome::Stays(Fault { segment, offset, why: e.to_string() }))
         }

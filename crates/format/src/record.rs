@@ -57,11 +57,13 @@ pub enum Kind {
     Expired = 17,
     /// Segments that are not needed any more.
     Retired = 18,
+    /// Blocks that the disk did not give, said by the writer.
+    Stale = 20,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Chunk,
         Self::Page,
         Self::Node,
@@ -78,6 +80,7 @@ impl Kind {
         Self::Generation,
         Self::Expired,
         Self::Retired,
+        Self::Stale,
     ];
 
     /// The kind with this number.
@@ -87,7 +90,10 @@ impl Kind {
 
     /// The version of segments from which on they may hold records of this kind.
     pub const fn version(self) -> u32 {
-        if self as u8 <= Self::Generation as u8 { 1 } else { 2 }
+        match self {
+            Self::Expired | Self::Retired => 2,
+            _ => 1,
+        }
     }
 
     /// Whether the body is sealed.
@@ -97,7 +103,15 @@ impl Kind {
 
     /// Whether a client may put a record of this kind as it is.
     pub const fn from_client(self) -> bool {
-        matches!(self, Self::Chunk | Self::DataKey | Self::Cert | Self::VaultKeys | Self::Distrust)
+        matches!(
+            self,
+            Self::Chunk
+                | Self::DataKey
+                | Self::Cert
+                | Self::VaultKeys
+                | Self::Distrust
+                | Self::Stale
+        )
     }
 
     /// Whether the store finds records of this kind by id.
@@ -149,6 +163,7 @@ impl Kind {
             Self::VaultKeys => "vault keys",
             Self::DataKey => "data key",
             Self::Distrust => "distrust",
+            Self::Stale => "stale blocks",
             Self::Seal => "seal",
             Self::Mark => "mark",
             Self::Generation => "generation",

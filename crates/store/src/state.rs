@@ -119,7 +119,7 @@ impl State {
                 }
             }
             Kind::Volume => self.add_volume(body)?,
-            Kind::VaultKeys | Kind::Expired | Kind::Retired => {}
+            Kind::VaultKeys | Kind::Expired | Kind::Retired | Kind::Stale => {}
             _ => return Ok(()),
         }
         self.place(header.kind, header.id, at);

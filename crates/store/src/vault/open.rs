@@ -260,7 +260,7 @@ impl<'a> Opening<'a> {
     fn tolerate(&mut self, item: &Item, at: &RecordRef, e: Error) -> Result<()> {
         match item.kind {
             Kind::Point => self.replay.missing_point(item.id),
-            Kind::DataKey | Kind::VaultKeys | Kind::Distrust => {}
+            Kind::DataKey | Kind::VaultKeys | Kind::Distrust | Kind::Stale => {}
             _ => return Err(e),
         }
         self.fault(at, e.to_string());

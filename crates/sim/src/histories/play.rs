@@ -472,6 +472,7 @@ impl World {
             time: seq,
             size: SIZE,
             grade: Grade::Settled,
+            stale: false,
             checkpoint: base,
             epoch: 1,
             prev,
@@ -614,7 +615,7 @@ impl World {
         drop(store);
         self.store = None;
         self.storage = self.storage.reopened();
-        self.open().map_err(|e| e.unwrap_or_else(|| Stop::Down))
+        self.open().map_err(|e| e.unwrap_or(Stop::Down))
     }
 
     /// `None`: the machine went down again.

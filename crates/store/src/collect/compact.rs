@@ -6,7 +6,7 @@
 //! its deltas, in order: what the replay at opening relies on. A segment that holds something
 //! live that is damaged, or a point that cannot be read, stays.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use dormouse_crypt::record;
 use dormouse_format::collect::{Retired, RetiredSegment};
@@ -37,6 +37,8 @@ pub(super) struct Compaction<'a> {
     holders: &'a Holders,
     /// Points that were moved: what lay in other segments of them is dead there.
     moved: HashSet<(VolumeId, Seq)>,
+    /// Segments out of which something was moved.
+    left: BTreeSet<u64>,
     /// Segments that are hidden, and what is left of each.
     ready: Vec<(RetiredSegment, u64, u64)>,
     /// Bytes that were written again since segments went.
@@ -61,15 +63,17 @@ impl<'a> Compaction<'a> {
         since: TimeNs,
         holders: &'a Holders,
     ) -> Self {
-        Self { store, now, since, holders, moved: HashSet::new(), ready: Vec::new(), copied: 0 }
+        let (moved, left, ready) = (HashSet::new(), BTreeSet::new(), Vec::new());
+        Self { store, now, since, holders, moved, left, ready, copied: 0 }
     }
 
+    /// Compacts these; the segments out of which parts of points were moved.
     pub(super) fn run(
         mut self,
         mut chosen: Vec<Candidate>,
         round: &mut Round,
         pace: Pace<'_>,
-    ) -> Result<()> {
+    ) -> Result<BTreeSet<u64>> {
         // The segment that is written ends before anything is appended again.
         if let Some(active) = chosen.iter().find(|c| c.active_end.is_some()) {
             self.store.log.end_segment(active.number, self.now)?;
@@ -83,7 +87,7 @@ impl<'a> Compaction<'a> {
             failed => failed,
         };
         self.ready.iter().for_each(|(s, ..)| self.store.log.index.show(s.number));
-        done
+        done.map(|()| self.left)
     }
 
     fn segments(&mut self, chosen: &[Candidate], round: &mut Round, pace: Pace<'_>) -> Result<()> {
@@ -234,6 +238,7 @@ impl<'a> Compaction<'a> {
             (history.there(seq).map(|p| p.at), parts)
         };
         let Some(at) = at else { return Ok(()) };
+        let from: Vec<u64> = parts.iter().chain([&at]).map(RecordRef::segment).collect();
         if parts.contains(&LOST) {
             return Err(at.damaged("its deltas are damaged"));
         }
@@ -244,6 +249,7 @@ impl<'a> Compaction<'a> {
             self.moved.remove(&(volume.value.id, seq));
         })?;
         write(&volume.history).moved(seq, to, &parts);
+        self.left.extend(from);
         Ok(())
     }
 

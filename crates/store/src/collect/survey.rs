@@ -4,7 +4,7 @@
 //! Invariant: a record that was appended after the survey began, or that a table does not
 //! list, is live. Works on batches of segments, so that memory does not grow with the store.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -140,7 +140,11 @@ pub(super) struct Survey<'a> {
     pub(super) segments: u64,
     pub(super) young: u64,
     /// Sealed segments that may be looked at, descending.
+    all: Vec<u64>,
+    /// Those of them that have still to be looked at.
     old: Vec<u64>,
+    /// Whether they are looked at again.
+    again: bool,
     /// The segment that is written, if it may be: number, end, table.
     active: Option<(u64, u64, Seal)>,
     /// While this lives, pins that are released are kept.
@@ -174,7 +178,17 @@ impl<'a> Survey<'a> {
         }
         let active = is_active_old.then_some(active);
         let young = segments - old.len() as u64 - u64::from(active.is_some());
-        Ok(Self { store, segments, young, old, active, _round: round })
+        let (all, again) = (old.clone(), false);
+        Ok(Self { store, segments, young, all, old, again, active, _round: round })
+    }
+
+    /// Has those of these segments that may be looked at, and are still there, looked at
+    /// again; whether there are any. What was appended since is never looked at.
+    pub(super) fn again(&mut self, numbers: &BTreeSet<u64>) -> bool {
+        let here = |n: &&u64| numbers.contains(n) && !self.store.log.segments.is_retired(**n);
+        self.old = self.all.iter().filter(here).copied().collect();
+        self.again = true;
+        !self.old.is_empty()
     }
 
     /// The next segments whose tables are compared at once; none at the end.
@@ -213,7 +227,7 @@ impl<'a> Survey<'a> {
                 candidate.live[i] |= holders.contains_key(&at);
             }
             candidate.weigh();
-            round.dead_bytes += candidate.dead_bytes;
+            round.dead_bytes += if self.again { 0 } else { candidate.dead_bytes };
         }
         batch.retain(|candidate| candidate.is_chosen(rules));
         Ok(batch)

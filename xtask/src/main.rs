@@ -40,6 +40,12 @@ commands:
             --seed N          1 without it
             --jobs N          threads, as many as there are cores without it
             --one S:IO:PASS   one crash point alone, as a failure names it
+  histories  random histories with forks, expiry, collection, clock jumps and crashes: nothing that
+          a kept point needs may be lost, nothing else kept after the grace and two rounds
+            --runs N          1000 without it
+            --seed N          the first; 1 without it
+            --jobs N          at the same time; one for each processor without it
+            --one N           one history, with every step on standard error
   flips   every byte, length, exchange and old version of a real small store and of the
           state of server and client; a sample of them without --all
             --all             every one
@@ -122,6 +128,7 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
         "ci" if rest.is_empty() => ci::run(),
         "tidy" if rest.is_empty() => tidy::run(),
         "crash" => sim::simulator("crash", rest),
+        "histories" => sim::simulator("histories", rest),
         "bench" => bench::run(rest),
         "fuzz" => fuzz::run(rest),
         "proof" => proof::run(rest),

@@ -236,6 +236,23 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Take out of a store what no point refers to any more; a server does so by itself
+    Collect {
+        /// The store's directory
+        store: PathBuf,
+        /// Say what would go, and change nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// For how long what nothing refers to stays; 7d without it, or what server.toml says
+        #[arg(long, value_name = "DURATION")]
+        grace: Option<String>,
+        /// Bytes a second to read and write; 16MiB without it, or what server.toml says
+        #[arg(long, value_name = "SIZE")]
+        rate: Option<String>,
+        /// Figures as JSON lines
+        #[arg(long)]
+        json: bool,
+    },
     /// Check every record of a store, and its state, on the server, without keys
     Scrub {
         /// The store's directory

@@ -21,8 +21,8 @@ use crate::serve::ServeOptions;
 use crate::store_dir::StoreDir;
 use crate::text::{hex, now_ns, time_local};
 use crate::{
-    access, attach, audit, create, daemon, demo, export, fork, keep, list, mirror, patience,
-    restore, scrub, serve, when, writer_file,
+    access, attach, audit, collect, create, daemon, demo, export, fork, keep, list, mirror,
+    patience, restore, scrub, serve, when, writer_file,
 };
 
 /// Runs one command.
@@ -83,6 +83,10 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Export(args) => export::run(&home()?, &args.to_options()?),
         Command::Verify { what, fuzzy, expect_head, json } => {
             verify(&home()?, &what, fuzzy, expect_head, json)
+        }
+        Command::Collect { store, dry_run: dry, grace, rate, json } => {
+            let (grace, rate) = (grace.as_deref(), rate.as_deref());
+            collect::run(&store, collect::Asked { dry, grace, rate, json })
         }
         Command::Scrub { store, accept_state, json } => scrub::run(&store, accept_state, json),
         Command::Retention(a) => keep::retention(&home()?, &a.place.place(), &a.setting(), a.json),

@@ -15,6 +15,7 @@ pub mod attach;
 pub mod audit;
 pub mod chosen;
 pub mod cli;
+pub mod collect;
 pub mod commands;
 pub mod connect;
 pub mod create;

@@ -37,7 +37,7 @@ pub fn run(store: &Path, accept_state: bool, as_json: bool) -> Result<()> {
     let live = lock.is_none();
     let mut total = Summary { findings: faults.len() as u64, ..Summary::default() };
     let mut vaults = 0;
-    for vault in vaults_of(&store)? {
+    for vault in store.vaults()? {
         vaults += 1;
         let dir = DiskDir::open(&store.vault_path(&vault).join("segments"))
             .with_context(|| format!("cannot open the segments of vault {vault}"))?;
@@ -86,18 +86,6 @@ pub fn run(store: &Path, accept_state: bool, as_json: bool) -> Result<()> {
          the store. State files (clients, invites, keys): `--accept-state` goes on with what holds.\n\
          `dormouse verify VOLUME@WHEN` tells which points are whole",
     )
-}
-
-fn vaults_of(store: &StoreDir) -> Result<Vec<VaultId>> {
-    let mut all = Vec::new();
-    for entry in std::fs::read_dir(store.path().join("vaults"))? {
-        let name = entry?.file_name();
-        if let Some(id) = name.to_str().and_then(VaultId::from_hex) {
-            all.push(id);
-        }
-    }
-    all.sort();
-    Ok(all)
 }
 
 fn tell(vault: &VaultId, finding: &Finding, as_json: bool) -> Result<()> {

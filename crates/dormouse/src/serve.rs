@@ -8,6 +8,7 @@
 //! who may ([`crate::access`]).
 
 mod audited;
+mod collecting;
 mod connection;
 mod counters;
 pub mod expiring;
@@ -192,12 +193,13 @@ impl Server {
         rustix::net::listen(&listener, BACKLOG)?;
         let address = listener.local_addr()?;
         let (stop, stopping) = crossbeam_channel::bounded(0);
-        let access = Arc::new(Access::new(store, log.clone()));
+        let access = Arc::new(Access::new(store.clone(), log.clone()));
+        let collecting = collecting::start(&store, &access, &stopping, &log)?;
         let limits = Limits::of_system(&log);
         let table = Mutex::new(Table {
             next: 0,
             open: HashMap::new(),
-            threads: Vec::new(),
+            threads: collecting.into_iter().collect(),
             strangers: Strangers::new(limits.strangers, limits::STRANGERS_PER_GROUP_MAX),
             members: Members::new(Seen::read(access.store()).times()),
         });

@@ -50,6 +50,12 @@ pub struct Config {
     pub listen: Option<String>,
     /// How much each vault may hold, such as 500GiB, if `dormouse grant` says nothing else.
     pub quota: Option<String>,
+    /// Whether it collects in the background; it does not without it.
+    pub collect: Option<bool>,
+    /// For how long what nothing refers to stays, such as `7d`.
+    pub collect_grace: Option<String>,
+    /// Bytes a second that a collection reads and writes, such as `16MiB`.
+    pub collect_rate: Option<String>,
 }
 
 impl Config {
@@ -183,7 +189,10 @@ impl StoreDir {
         toml::from_str(&text).map_err(|e| {
             let message = format!("{} cannot be understood: {}", path.display(), e.message());
             Failure::new(Class::Usage, message)
-                .hint("it may hold: url = \"HOST:PORT\", listen = \"ADDRESS:PORT\" and quota = \"SIZE\"")
+                .hint(
+                    "it may hold: url = \"HOST:PORT\", listen = \"ADDRESS:PORT\", quota = \"SIZE\", collect = true,\n\
+                     collect_grace = \"7d\", collect_rate = \"16MiB\"",
+                )
                 .into()
         })
     }

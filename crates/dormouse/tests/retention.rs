@@ -194,7 +194,8 @@ fn a_writer_may_read_what_is_set_and_an_administrator_set_it() {
     desk(&["prune", "--json"]).ok();
     desk(&["delete", "v@1", "--grace", "1d"]).ok();
     desk(&["undelete", "v"]).ok();
-    desk(&["mirror", &stage.place.name("v"), "--volume", "x", "--once"]).fails(5, &["is a admin"]);
+    desk(&["mirror", &stage.place.name("v"), "--volume", "x", "--once"])
+        .fails(5, &["is admin here"]);
     assert_eq!(stage.seqs("home"), [1, 2]);
 }
 

@@ -99,7 +99,10 @@ impl Kind {
 
     /// The version of segments from which on they may hold records of this kind.
     pub const fn version(self) -> u32 {
-        if self as u8 <= Self::Generation as u8 { 1 } else { 2 }
+        match self {
+            Self::Expired | Self::Retired => 2,
+            _ => 1,
+        }
     }
 
     /// Whether the body is sealed.

@@ -123,11 +123,10 @@ fn index_segments(segments: &Segments, index: &Index, found: &Found) -> Result<u
     let mut rebuilt = 0;
     // First segment that is in memory's index and in no run.
     let mut uncovered = 1;
-    for sealed in &found.sealed {
-        let number = sealed.header.number;
-        if segments.is_retired(number) {
-            continue;
-        }
+    let mut sealed = found.sealed.iter().peekable();
+    // Runs cover retired segments, too.
+    for number in 1..found.active.number {
+        let here = sealed.next_if(|s| s.header.number == number);
         if index.covers(number) {
             if uncovered < number {
                 index.flush_opening(segments, uncovered, number - 1, true);
@@ -135,6 +134,7 @@ fn index_segments(segments: &Segments, index: &Index, found: &Found) -> Result<u
             uncovered = number + 1;
             continue;
         }
+        let Some(sealed) = here.filter(|_| !segments.is_retired(number)) else { continue };
         rebuilt += 1;
         let table = walk::table(&*segments.file(number)?, number, sealed)?;
         index.insert_table(number, &table);

@@ -40,6 +40,12 @@ commands:
             --seed N          1 without it
             --jobs N          threads, as many as there are cores without it
             --one S:IO:PASS   one crash point alone, as a failure names it
+  histories  random histories with forks, expiry, collection, clock jumps and crashes: nothing that
+          a kept point needs may be lost, nothing else kept after the grace and two rounds
+            --runs N          1000 without it
+            --seed N          the first; 1 without it
+            --jobs N          at the same time; one for each processor without it
+            --one N           one history, with every step on standard error
   flips   every byte, length, exchange and old version of a real small store and of the
           state of server and client; a sample of them without --all
             --all             every one
@@ -90,6 +96,10 @@ commands:
             --connections N   strangers, 2000 without it
             --image-mib N     size of the disk, 512 without it
             --rounds N        3 without it
+    herd      clients that come back at once, some that follow a disk meanwhile, many that say
+              nothing, a first copy beside small commits: times, and the server's memory; also
+              as `cargo xtask herd`
+            --clients N       200 without it
     live      file systems in use by real programs, mirrored while the link is cut and both sides
               are killed: their points restored, and judged by fsck and by those programs
             --fs NAME         ext4, xfs or btrfs; all three without it; may be given several times
@@ -118,9 +128,11 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
         "ci" if rest.is_empty() => ci::run(),
         "tidy" if rest.is_empty() => tidy::run(),
         "crash" => sim::simulator("crash", rest),
+        "histories" => sim::simulator("histories", rest),
         "bench" => bench::run(rest),
         "fuzz" => fuzz::run(rest),
         "proof" => proof::run(rest),
+        "herd" => proof::run(&[&[command.clone()][..], rest].concat()),
         "sim" if rest == ["--canary"] => sim::canary(),
         "sim" => sim::run(rest),
         "flips" => flips::run(rest),

@@ -3,6 +3,7 @@
 
 mod disks;
 mod follow;
+mod herd;
 mod latency;
 mod live;
 mod relay;
@@ -24,6 +25,7 @@ pub fn run(arguments: &[String]) -> Result<ExitCode> {
         Some((name, rest)) if name == "sparse" => sparse::run(&Options::parse(rest)?),
         Some((name, rest)) if name == "latency" => latency::run(&Options::parse(rest)?),
         Some((name, rest)) if name == "strangers" => strangers::run(&Options::parse(rest)?),
+        Some((name, rest)) if name == "herd" => herd::run(&Options::parse(rest)?),
         Some((name, rest)) if name == "follow" => follow::run(&Options::parse(rest)?),
         Some((name, rest)) if name == "disks" => disks::run(&Options::parse(rest)?),
         Some((name, rest)) if name == "live" => live::run(rest),
@@ -42,6 +44,7 @@ struct Options {
     rounds: usize,
     large: bool,
     connections: usize,
+    clients: usize,
     image_mib: usize,
     seconds: u64,
     images: PathBuf,
@@ -59,6 +62,7 @@ impl Options {
             rounds: 3,
             large: false,
             connections: 2000,
+            clients: herd::CLIENTS,
             image_mib: 512,
             seconds: 60,
             images: "target/bench".into(),
@@ -79,6 +83,7 @@ impl Options {
                 "--delay-ms" => options.delay_ms = number()?,
                 "--rounds" => options.rounds = number()? as usize,
                 "--connections" => options.connections = number()? as usize,
+                "--clients" => options.clients = number()? as usize,
                 "--image-mib" => options.image_mib = number()? as usize,
                 "--seconds" => options.seconds = number()?,
                 "--dormouse" => options.dormouse = text.into(),

@@ -25,8 +25,9 @@ use dormouse_format::collect::{Expired, Retired, RetiredSegment};
 use dormouse_format::delta::{self, Prefix};
 use dormouse_format::extents::{Content, ExtentsWriter, Runs};
 use dormouse_format::geometry::Place;
+use dormouse_format::keeping::{Bridge, Deletion, Retention, Step};
 use dormouse_format::limits::{BLOCK_SIZE, FRAME_MAX, SIGNED_BODY_MAX};
-use dormouse_format::message::{Base, Deframer, Message, Refusal, VolumeItem};
+use dormouse_format::message::{Base, Deframer, Keep, Kept, Message, Refusal, VolumeItem};
 use dormouse_format::point::{Grade, Point, SignedPoint, StoredPoint};
 use dormouse_format::record::{Header, Kind};
 use dormouse_format::segment::{self, Item, Seal, Tail, Trailer};
@@ -420,6 +421,43 @@ fn distrust_body() -> Bytes {
     })
 }
 
+fn bridge_body() -> Bytes {
+    let w = world();
+    w.writer.sign_body(&Bridge {
+        vault: w.vault,
+        volume: VOLUME,
+        writer: w.writer.writer_id(),
+        from: 17,
+        from_hash: Hash([0xd1; 32]),
+        from_root: root(),
+        to: 23,
+        to_hash: Hash([0xd2; 32]),
+    })
+}
+
+fn retention() -> Retention {
+    let (policy, by) = ("all:1d,hourly:1w".to_owned(), "desk".to_owned());
+    Retention { volume: VOLUME, at: TIME, effective: TIME + 7, by, policy }
+}
+
+fn deletion() -> Deletion {
+    Deletion {
+        step: Step::Asked,
+        of: RecordId::ZERO,
+        volume: VOLUME,
+        points: Some((17, 22)),
+        at: TIME,
+        effective: TIME + 7,
+        by: "operator".into(),
+    }
+}
+
+/// The second step of that deletion.
+fn undone() -> Deletion {
+    let of = hash::plain_id(Kind::Deletion as u8, &deletion().encode());
+    Deletion { step: Step::Undone, of, ..deletion() }
+}
+
 fn stale_body() -> Bytes {
     let w = world();
     let (vault, writer, runs) = (w.vault, w.writer.writer_id(), vec![(7, 2), (1 << 33, 300)]);
@@ -608,6 +646,14 @@ fn good() -> Vec<Good> {
     add("generation", "a generation's body", generation_body(), |b| {
         vault::Generation::decode(b).unwrap().encode()
     });
+    add("bridge", "a bridge's body", bridge_body(), again::<Bridge>);
+    add("retention", "the body of a setting of retention", retention().encode(), |b| {
+        Retention::decode(b).unwrap().encode()
+    });
+    let deletion_again: fn(&[u8]) -> Bytes = |b| Deletion::decode(b).unwrap().encode();
+    let what = "the body of a deletion of points, asked for";
+    add("deletion", what, deletion().encode(), deletion_again);
+    add("deletion_undone", "the same, undone", undone().encode(), deletion_again);
     let header_again: fn(&[u8]) -> Bytes =
         |b| segment::Header::decode(b.try_into().unwrap()).unwrap().encode().to_vec();
     add("segment_header", "a segment's header", segment_header().encode().into(), header_again);
@@ -644,6 +690,9 @@ fn messages() -> Vec<(&'static str, Message)> {
     };
     let (proof, cert) = (Signature([9; 64]), vec![1, 2]);
     let recover = Message::Recover { vault, proof, name: name.clone(), cert };
+    let (settings, deletions) = (vec![retention()], vec![deletion()]);
+    let kept = Kept::Retention { settings, deletions, doubt: String::new() };
+    let (policy, ranges) = (retention().policy, vec![(2, 2), (17, 22)]);
     vec![
         ("hello", Message::Hello { instance: InstanceId([4; 16]) }),
         ("enrol", enrol),
@@ -664,6 +713,7 @@ fn messages() -> Vec<(&'static str, Message)> {
         ("extents", Message::Extents { runs: runs() }),
         ("commit", Message::Commit { point: stored(true).signed }),
         ("distrust", Message::Distrust { body: distrust_body() }),
+        ("ask_scan", Message::AskScan),
         ("welcome", Message::Welcome { vault, name, time: TIME }),
         ("error", Message::Error { refusal: Refusal::Held, text: "held".into() }),
         ("done", Message::Done),
@@ -678,6 +728,18 @@ fn messages() -> Vec<(&'static str, Message)> {
         ("durable", Message::Durable),
         ("committed", Message::Committed { receipt: TIME }),
         ("missing", Message::Missing { ids }),
+        ("queued", Message::Queued { ahead: 7 }),
+        ("admitted", Message::Admitted),
+        ("get_retention", Message::Keep(Keep::GetRetention)),
+        ("set_retention", Message::Keep(Keep::SetRetention { volume, policy, grace: 7 })),
+        ("prune", Message::Keep(Keep::Prune { volume, apply: true, clock_is_right: false })),
+        ("delete", Message::Keep(Keep::Delete { volume, points: Some((17, 22)), grace: 7 })),
+        ("undelete", Message::Keep(Keep::Undelete { volume })),
+        ("get_gaps", Message::Keep(Keep::GetGaps { volume, from: 1, to: 22 })),
+        ("get_bridges", Message::Keep(Keep::GetBridges { volume, from: 1, to: 23 })),
+        ("retention", Message::Kept(kept)),
+        ("pruned", Message::Kept(Kept::Pruned { points: 23, gone: 7, ranges, note: "x".into() })),
+        ("gaps", Message::Kept(Kept::Gaps { ranges: vec![(1, 9), (17, 22)] })),
     ]
 }
 
@@ -747,7 +809,7 @@ fn identities(add: Add<'_>) {
 fn signatures(add: Add<'_>) {
     let w = world();
     let (authority, writer) = ([0x11; 32], [0x22; 32]);
-    let bodies: [(&str, &[u8; 32], &str, Bytes); 8] = [
+    let bodies: [(&str, &[u8; 32], &str, Bytes); 9] = [
         ("vault_signature", &authority, "vault", vault_body()),
         ("cert_signature", &authority, "certificate", cert_body()),
         ("vault_keys_signature", &authority, "vault keys", vault_keys(w.wrapped_keys.clone())),
@@ -755,6 +817,7 @@ fn signatures(add: Add<'_>) {
         ("volume_signature", &writer, "volume", volume_body()),
         ("volume_fork_signature", &writer, "volume", fork_body()),
         ("distrust_signature", &writer, "distrust", distrust_body()),
+        ("bridge_signature", &writer, "bridge", bridge_body()),
         ("stale_signature", &writer, "stale blocks", stale_body()),
     ];
     for (name, seed, domain, body) in bodies {

@@ -1,16 +1,19 @@
 //! Who may: clients and invites, one small file each, and the vaults of a store.
 //!
 //! Owns: `clients/NAME.toml`, `invites/ID.toml`, which are state files, and the open vaults. Invariant:
-//! nothing is cached but open vaults, so that `invite` and `revoke` work while the
-//! server runs; an invite is used durably before the client is told, by one key
+//! nothing is kept in memory but open vaults and what a manifest proves to be unchanged ([`roster`]),
+//! so that `invite`, `grant` and `revoke` work while the server runs; an invite is used durably before the client is told, by one key
 //! only. Leaves to others: proofs (`dormouse_sync::server`).
 
+mod grants;
 mod registry;
+mod roster;
 
 use anyhow::Result;
 use dormouse_crypt::{OsRandom, hash, invite as secret};
 use dormouse_format::vault::name_is_valid;
 use dormouse_format::{PublicKey, TimeNs, VaultId, WriterId};
+use dormouse_sync::server::{Client, Role};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -19,7 +22,9 @@ use crate::invite::{Address, Invite};
 use crate::store_dir::StoreDir;
 use crate::text::{hex, parse_time, time_utc};
 
+pub use grants::{Quota, revoke, set_quota, set_role};
 pub use registry::Access;
+pub(crate) use roster::Roster;
 
 /// A client's file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,9 +37,15 @@ pub struct ClientFile {
     pub writer: String,
     /// When it joined.
     pub created: String,
+    /// What it may; a writer's file says nothing of it, as none did before there were roles.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
     /// When it was revoked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revoked: Option<String>,
+    /// Whether nobody is to refer to its records.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub distrusted: bool,
 }
 
 /// An invite's file. The secret is not in it.
@@ -48,6 +59,9 @@ pub struct InviteFile {
     pub created: String,
     /// Until when it may be used.
     pub expires: String,
+    /// The role that it invites to; a writer's says nothing of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
     /// The fingerprint of the key that used it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub used_by: Option<String>,
@@ -57,6 +71,11 @@ pub struct InviteFile {
 }
 
 impl InviteFile {
+    /// The role that it invites to.
+    pub fn role(&self) -> Option<Role> {
+        role_in(self.role.as_deref())
+    }
+
     /// Whether it is past its date; a date that cannot be read is past.
     pub fn expired(&self, now: TimeNs) -> bool {
         parse_time(&self.expires).is_none_or(|t| t <= now)
@@ -76,8 +95,12 @@ pub struct Known {
     pub writer: WriterId,
     /// When it joined.
     pub created: TimeNs,
+    /// What it may.
+    pub role: Role,
     /// When it was revoked.
     pub revoked: Option<TimeNs>,
+    /// Whether nobody is to refer to its records.
+    pub distrusted: bool,
 }
 
 impl Known {
@@ -91,7 +114,10 @@ impl Known {
             vault: VaultId::from_hex(&file.vault)?,
             writer: WriterId::from_hex(&file.writer)?,
             created: parse_time(&file.created)?,
+            // A role that is not known here gives no right.
+            role: role_in(file.role.as_deref())?,
             revoked,
+            distrusted: file.distrusted,
         })
     }
 
@@ -101,14 +127,37 @@ impl Known {
             vault: self.vault.to_string(),
             writer: self.writer.to_string(),
             created: time_utc(self.created),
+            role: role_text(self.role),
             revoked: self.revoked.map(time_utc),
+            distrusted: self.distrusted,
         })?)
+    }
+
+    /// As a session sees it.
+    pub(crate) fn client(&self) -> Client {
+        Client {
+            name: self.name.clone(),
+            vault: self.vault,
+            writer: self.writer,
+            role: self.role,
+            revoked: self.revoked.is_some(),
+        }
     }
 
     /// Fingerprint of its key.
     pub fn fingerprint(&self) -> String {
         hex(&hash::fingerprint(&self.key))
     }
+}
+
+/// The role in a file; none is a writer's.
+fn role_in(text: Option<&str>) -> Option<Role> {
+    text.map_or(Some(Role::Writer), Role::from_name)
+}
+
+/// How a file says a role.
+fn role_text(role: Role) -> Option<String> {
+    (role != Role::Writer).then(|| role.name().to_owned())
 }
 
 /// What the files of one directory say, and what is wrong with those that do not hold.
@@ -172,10 +221,22 @@ fn client_file(name: &str) -> String {
     format!("clients/{name}.toml")
 }
 
-/// Makes an invite, one new file; works while the server runs.
+/// Makes an invite for a writer, one new file; works while the server runs.
 pub fn invite(
     store: &StoreDir,
     client: &str,
+    address: Address,
+    now: TimeNs,
+    lasts_ns: u64,
+) -> Result<Invite> {
+    invite_as(store, client, Role::Writer, address, now, lasts_ns)
+}
+
+/// Makes an invite for a role.
+pub fn invite_as(
+    store: &StoreDir,
+    client: &str,
+    role: Role,
     address: Address,
     now: TimeNs,
     lasts_ns: u64,
@@ -196,6 +257,7 @@ pub fn invite(
         verifier: hex(&verifier),
         created: time_utc(now),
         expires: time_utc(now.saturating_add(lasts_ns)),
+        role: role_text(role),
         used_by: None,
         used: None,
     };
@@ -220,21 +282,4 @@ pub fn check_name(name: &str) -> Result<()> {
         format!("'{name}' is not a valid name"),
         "a name is 1 to 64 letters, digits, '.', '_' or '-', and does not begin with '.' or '-'",
     )
-}
-
-/// Revokes a client's key; the next connection is refused. Idempotent.
-pub fn revoke(store: &StoreDir, client: &str, now: TimeNs) -> Result<Known> {
-    check_name(client)?;
-    let Some(mut known) = self::client(store, client)? else {
-        return fail(
-            Class::NotFound,
-            format!("there is no client '{client}' in {}", store.path().display()),
-            "`dormouse clients STORE` shows who is there",
-        );
-    };
-    if known.revoked.is_none() {
-        known.revoked = Some(now);
-        store.state().write(&client_file(client), &known.text()?, 0o600)?;
-    }
-    Ok(known)
 }

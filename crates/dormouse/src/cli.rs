@@ -3,6 +3,8 @@
 pub mod attach;
 pub mod export;
 pub mod host;
+pub mod keep;
+pub mod tenants;
 pub mod write;
 
 use std::path::PathBuf;
@@ -54,6 +56,12 @@ pub enum Command {
         /// Do not run where a layer of the jail does not hold; `dormouse doctor` shows them
         #[arg(long)]
         require_jail: bool,
+        /// Where to show metrics for Prometheus, and health: unix:PATH, or a port on loopback
+        #[arg(long, value_name = "unix:PATH|127.0.0.1:PORT")]
+        metrics: Option<String>,
+        /// How to log
+        #[arg(long, value_enum, default_value = "text")]
+        log: tenants::LogArg,
     },
     /// Invite a client to a store; works while the server runs
     Invite {
@@ -61,6 +69,12 @@ pub enum Command {
         store: PathBuf,
         /// The client's name
         client: String,
+        /// What it may: append and read, only read, or read and say what is kept
+        ///
+        /// A reader or an admin joins a vault that is on the server, with a file of
+        /// `dormouse vault export-writer`.
+        #[arg(long, value_enum, default_value = "writer")]
+        role: tenants::RoleArg,
         /// How the client reaches the server [default: what server.toml says]
         #[arg(long, value_name = "HOST:PORT")]
         url: Option<String>,
@@ -76,12 +90,17 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Revoke a client: its next connection is refused
-    Revoke {
+    /// Revoke a client: its connections end at once, and its next is refused
+    Revoke(tenants::RevokeArgs),
+    /// Give a client another role, or its vault another quota; at once, also while it is connected
+    Grant(tenants::GrantArgs),
+    /// Show who joined, was revoked or granted something, took over or deleted: `STORE/audit.log`
+    Audit {
         /// The store's directory
         store: PathBuf,
-        /// The client's name
-        client: String,
+        /// As JSON lines
+        #[arg(long)]
+        json: bool,
     },
     /// Join a server by an invite, or a directory; or come back with a recovery kit
     Join(JoinArgs),
@@ -221,6 +240,23 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Take out of a store what no point refers to any more; a server does so by itself
+    Collect {
+        /// The store's directory
+        store: PathBuf,
+        /// Say what would go, and change nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// For how long what nothing refers to stays; 7d without it, or what server.toml says
+        #[arg(long, value_name = "DURATION")]
+        grace: Option<String>,
+        /// Bytes a second to read and write; 16MiB without it, or what server.toml says
+        #[arg(long, value_name = "SIZE")]
+        rate: Option<String>,
+        /// Figures as JSON lines
+        #[arg(long)]
+        json: bool,
+    },
     /// Check every record of a store, and its state, on the server, without keys
     Scrub {
         /// The store's directory
@@ -254,6 +290,19 @@ pub enum Command {
     Replicate(host::ReplicateArgs),
     /// Make a second copy a store of its own, to take the place of one that is lost
     Promote(host::PromoteArgs),
+    /// Show or set how long points are kept; setting needs an administrator
+    ///
+    /// Classes: `all` keeps every point, `hourly`, `daily`, `weekly`, `monthly`, `yearly` the newest
+    /// consistent checkpoint of each span, all by the time at which the server received them. What
+    /// is younger than the floor (24h) always stays, and so do the newest points, and points that
+    /// forks begin with.
+    Retention(keep::RetentionArgs),
+    /// Let points expire that retention does not keep; the server does so each hour
+    Prune(keep::PruneArgs),
+    /// Delete a volume, or points of it, after a grace in which it can be undone
+    Delete(keep::DeleteArgs),
+    /// Take back what is to be deleted of a volume
+    Undelete(keep::UndeleteArgs),
     /// Say where the server, or the directory, is now; its key stays the same
     Retarget {
         /// HOST:PORT, dormouse://HOST:PORT, or a directory

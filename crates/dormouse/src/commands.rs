@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::CommandFactory;
+use dormouse_sync::server::Role;
 
+use crate::cli::tenants;
 use crate::cli::{Cli, Command, JoinArgs, MirrorArgs, RestoreArgs, VaultCommand};
 use crate::connect::Target;
 use crate::daemon::{Mirrors, quantity};
@@ -15,11 +17,12 @@ use crate::invite::Address;
 use crate::join::{self, Joined};
 use crate::kit::{self, Kit};
 use crate::out::{self, note, say};
+use crate::serve::ServeOptions;
 use crate::store_dir::StoreDir;
 use crate::text::{hex, now_ns, time_local};
 use crate::{
-    access, attach, create, daemon, demo, doctor, export, fork, jail, list, mirror, patience,
-    rebuild, replicate, restore, scrub, serve, when, writer_file,
+    access, attach, audit, collect, create, daemon, demo, doctor, export, fork, jail, keep, list,
+    mirror, patience, rebuild, replicate, restore, scrub, serve, when, writer_file,
 };
 
 /// Runs one command.
@@ -27,17 +30,18 @@ pub fn run(cli: Cli) -> Result<()> {
     patience::choose(Duration::from_nanos(when::duration_ns(&cli.patience)?));
     let home = || Home::locate(cli.home.clone());
     match cli.command {
-        Command::Serve { store, listen, url, require_jail } => serve::run(&serve::Orders {
-            store: &store,
-            listen: listen.as_deref(),
-            url: url.as_deref(),
-            require_jail,
-        }),
-        Command::Invite { store, client, url, expires } => {
-            invite(&store, &client, url.as_deref(), &expires)
+        Command::Serve { store, listen, url, metrics, log, require_jail } => {
+            let metrics = metrics.as_deref().map(str::parse).transpose()?;
+            let json_log = log == tenants::LogArg::Json;
+            serve::run(&store, &ServeOptions { listen, url, metrics, json_log, require_jail })
+        }
+        Command::Invite { store, client, role, url, expires } => {
+            invite(&store, &client, role.into(), url.as_deref(), &expires)
         }
         Command::Clients { store, json } => list::clients(&StoreDir::open(&store)?, json),
-        Command::Revoke { store, client } => revoke(&store, &client),
+        Command::Revoke(args) => tenants::revoke(&args),
+        Command::Grant(args) => tenants::grant(&args),
+        Command::Audit { store, json } => audit::run(&StoreDir::open(&store)?, json),
         Command::Join(args) => join(&home()?, &args),
         Command::RecoveryKit { file, paper, offline } => {
             recovery_kit(&home()?, file.as_deref(), paper, offline)
@@ -80,6 +84,14 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Verify { what, fuzzy, expect_head, json } => {
             verify(&home()?, &what, fuzzy, expect_head, json)
         }
+        Command::Collect { store, dry_run: dry, grace, rate, json } => {
+            let (grace, rate) = (grace.as_deref(), rate.as_deref());
+            collect::run(&store, collect::Asked { dry, grace, rate, json })
+        }
+        Command::Retention(a) => keep::retention(&home()?, &a.place.place(), &a.setting(), a.json),
+        Command::Prune(a) => keep::prune(&home()?, &a.place.place(), a.how(), a.json),
+        Command::Delete(a) => keep::delete(&home()?, &a.place.place(), &a.what, &a.grace),
+        Command::Undelete(a) => keep::undelete(&home()?, &a.place.place(), &a.volume),
         Command::Doctor(args) => doctor::run(args.store.as_deref(), args.json),
         Command::JailProbe(args) => jail::probe::run(&args.dir, &args.without),
         Command::Rebuild(args) => rebuild::run(&args.store, args.new_key),
@@ -112,7 +124,7 @@ pub fn run(cli: Cli) -> Result<()> {
     }
 }
 
-fn invite(store: &Path, client: &str, url: Option<&str>, expires: &str) -> Result<()> {
+fn invite(store: &Path, client: &str, role: Role, url: Option<&str>, expires: &str) -> Result<()> {
     let lasts = when::duration_ns(expires)?;
     let store = StoreDir::open(store)?;
     let Some(url) = url.map(str::to_owned).or(store.config()?.url) else {
@@ -132,15 +144,10 @@ fn invite(store: &Path, client: &str, url: Option<&str>, expires: &str) -> Resul
             "a duration is such as 30m, 24h or 7d",
         );
     };
-    let invite = access::invite(&store, client, address, now, lasts)?;
+    let invite = access::invite_as(&store, client, role, address, now, lasts)?;
+    audit::Event::by_command("invite", client).with("role", role.name()).write(&store)?;
     say!("{invite}")?;
     note!("valid once, until {}; on the client: dormouse join 'INVITE'", time_local(until));
-    Ok(())
-}
-
-fn revoke(store: &Path, client: &str) -> Result<()> {
-    let known = access::revoke(&StoreDir::open(store)?, client, now_ns())?;
-    say!("client '{}' is revoked; its copies stay", known.name)?;
     Ok(())
 }
 

@@ -10,6 +10,7 @@ pub mod board;
 pub mod check;
 pub mod config;
 pub mod doorway;
+pub mod http;
 pub mod metrics;
 pub mod metrics_http;
 pub mod notify;

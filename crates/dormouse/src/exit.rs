@@ -254,7 +254,8 @@ pub const fn of_refusal(refusal: Refusal) -> (Class, &'static str) {
     match refusal {
         Refusal::NotAuthorised => (
             Class::NotAuthorised,
-            "join the server with an invite: `dormouse invite STORE CLIENT` there makes one",
+            "who runs the server can invite this machine (`dormouse invite`), or give it another role\n\
+             (`dormouse grant`)",
         ),
         Refusal::Revoked => {
             (Class::NotAuthorised, "ask who runs the server for a new invite, under a new name")
@@ -272,7 +273,10 @@ pub const fn of_refusal(refusal: Refusal) -> (Class, &'static str) {
         }
         Refusal::Fenced => (Class::InUse, "another instance writes this volume now"),
         Refusal::Conflict => (Class::InUse, "try again; another instance may write this volume"),
-        Refusal::Full => (Class::NoSpace, "free space on the server, then try again"),
+        Refusal::Full => (
+            Class::NoSpace,
+            "free space on the server, or ask who runs it for a larger quota; then try again",
+        ),
         Refusal::Damaged => (Class::Damaged, "run `dormouse scrub STORE` on the server"),
         Refusal::NewerStore => {
             (Class::Version, "update dormouse on the server, or here if the store is a directory")
@@ -287,6 +291,9 @@ pub const fn of_refusal(refusal: Refusal) -> (Class, &'static str) {
 const fn of_store(error: &StoreError) -> (Class, &'static str) {
     match error {
         StoreError::Full => (Class::NoSpace, "free space, then try again"),
+        StoreError::Quota { .. } => {
+            (Class::NoSpace, "`dormouse grant STORE CLIENT --quota SIZE` allows more")
+        }
         StoreError::NewerVersion { .. } => (Class::Version, "update dormouse on this machine"),
         StoreError::NotFound { .. } => (Class::NotFound, ""),
         StoreError::NotAStore { .. } => (Class::Place, "name the directory of a store"),

@@ -79,6 +79,8 @@ fn native(entry: &Entry<'_>) -> Vec<u8> {
         ("DORMOUSE_VOLUME", entry.volume),
         ("DORMOUSE_STATE", entry.state),
         ("DORMOUSE_POINT", point.as_deref()),
+        ("DORMOUSE_CLIENT", entry.client),
+        ("DORMOUSE_PEER", entry.peer),
     ];
     for (name, value) in optional {
         if let Some(value) = value {

@@ -12,8 +12,10 @@ const _: () = assert!(!dormouse_format::seeded::ON, "the program is built with s
 
 pub mod access;
 pub mod attach;
+pub mod audit;
 pub mod chosen;
 pub mod cli;
+pub mod collect;
 pub mod commands;
 pub mod connect;
 pub mod create;
@@ -34,6 +36,7 @@ pub mod invite;
 pub mod jail;
 pub mod join;
 pub mod journal;
+pub mod keep;
 pub mod kit;
 pub mod leaves;
 pub mod link;

@@ -80,6 +80,11 @@ impl LinkTx {
         self.queue.sent.load(std::sync::atomic::Ordering::Relaxed)
     }
 
+    /// Bytes that came in so far, TLS included.
+    pub fn received(&self) -> u64 {
+        self.queue.received.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
     /// Why nothing can be sent any more, if that is so.
     pub fn ended(&self) -> Option<LinkError> {
         self.queue.closed()
@@ -124,7 +129,7 @@ impl Link {
 
     /// Bytes that crossed the wire in both directions so far.
     pub fn moved(&self) -> u64 {
-        self.tx.sent() + self.tx.queue.received.load(std::sync::atomic::Ordering::Relaxed)
+        self.tx.sent() + self.tx.received()
     }
 
     /// Whether the other side is in this process.

@@ -4,21 +4,25 @@
 //! shown was verified ([`crate::remote`]); what was not asked for is counted, not
 //! silently left out.
 
+mod clients;
+
 use anyhow::Result;
+use dormouse_format::VolumeId;
 use dormouse_format::point::StoredPoint;
 use dormouse_sync::history::{Trust, hash_of};
 use serde_json::{Value, json};
 
-use crate::access::{self, Listed};
 use crate::daemon::{self, status_socket};
 use crate::exit::{Class, class_of};
 use crate::home::{Account, Home};
+use crate::keep;
 use crate::kit::kit_reminder;
 use crate::out::{self, note, say};
 use crate::remote::{Freshness, Session, Span};
-use crate::store_dir::StoreDir;
-use crate::text::{hex, now_ns, size, table, time_local, time_utc};
+use crate::text::{hex, size, table, time_local, time_utc};
 use crate::when;
+
+pub use clients::clients;
 
 fn show_json(value: &Value) -> Result<()> {
     say!("{value:#}")
@@ -32,6 +36,7 @@ pub fn volumes(home: &Home, as_json: bool) -> Result<()> {
     for l in &listed {
         session.check_fresh(&l.volume.id, l.head.as_ref())?;
     }
+    let kept = keep::told_by(&session.link)?;
     let trust = &session.trust;
     if as_json {
         let rows: Vec<Value> = listed
@@ -39,6 +44,7 @@ pub fn volumes(home: &Home, as_json: bool) -> Result<()> {
             .map(|l| {
                 json!({
                     "volume": l.volume.name,
+                    "deleted": kept.deletion(&l.volume.id, None).map(time_utc),
                     "id": l.volume.id.to_string(),
                     "created": time_utc(l.volume.created),
                     "writer": writer(trust, &l.volume.writer),
@@ -67,7 +73,16 @@ pub fn volumes(home: &Home, as_json: bool) -> Result<()> {
         })
         .collect();
     let head = ["VOLUME", "SIZE", "POINT", "GRADE", "RECEIVED", "WRITER"];
-    out::write(table(&head, &[1, 2], &rows).as_bytes())
+    out::write(table(&head, &[1, 2], &rows).as_bytes())?;
+    let of = |id: &VolumeId| listed.iter().find(|l| l.volume.id == *id);
+    for (d, l) in kept.deletions.iter().filter_map(|d| Some((d, of(&d.volume)?))) {
+        let (what, at) = (keep::what(d), time_local(d.effective));
+        let name = &l.volume.name;
+        say!(
+            "{what} of '{name}' will be deleted at {at}; `dormouse undelete {name}` takes it back"
+        )?;
+    }
+    Ok(())
 }
 
 fn writer(trust: &Trust, id: &dormouse_format::WriterId) -> String {
@@ -97,14 +112,17 @@ pub fn points(home: &Home, volume: Option<&str>, all: bool, as_json: bool) -> Re
         Some(name) => vec![session.volume(name)?.clone()],
         None => session.volumes().to_vec(),
     };
-    let (mut rows, mut values, mut hidden) = (Vec::new(), Vec::new(), 0);
+    let (mut rows, mut values, mut hidden, mut to_be_deleted) = (Vec::new(), Vec::new(), 0, 0);
     for l in &listed {
         let (points, fresh) = session.history(&l.volume.id)?;
         if fresh == Freshness::Unproven && !points.is_empty() {
             note!("{}: {}", l.volume.name, Freshness::UNPROVEN);
         }
+        let kept = keep::told_by(&session.link)?;
         let trust = &session.trust;
         for stored in points {
+            let deleted = kept.deletion(&l.volume.id, Some(stored.point().seq));
+            to_be_deleted += usize::from(deleted.is_some());
             if !all && !stored.point().grade.consistent() {
                 hidden += 1;
                 continue;
@@ -112,6 +130,7 @@ pub fn points(home: &Home, volume: Option<&str>, all: bool, as_json: bool) -> Re
             if as_json {
                 let mut value = point_json(trust, &stored);
                 value["volume"] = json!(l.volume.name);
+                value["deleted"] = json!(deleted.map(time_utc));
                 values.push(value);
             } else {
                 rows.push(point_row(&l.volume.name, trust, &stored));
@@ -126,6 +145,9 @@ pub fn points(home: &Home, volume: Option<&str>, all: bool, as_json: bool) -> Re
     } else {
         let head = ["VOLUME", "POINT", "RECEIVED", "GRADE", "SIZE", "WRITER"];
         out::write(table(&head, &[1, 4], &rows).as_bytes())?;
+    }
+    if to_be_deleted > 0 {
+        say!("({to_be_deleted} points are to be deleted; `dormouse retention` says when)")?;
     }
     if hidden > 0 {
         say!("({hidden} fuzzy points are not shown; --all shows them)")?;
@@ -143,58 +165,6 @@ fn point_row(volume: &str, trust: &Trust, stored: &StoredPoint) -> Vec<String> {
         size(p.size),
         writer(trust, &p.writer),
     ]
-}
-
-/// `dormouse clients STORE`: who has joined, and which invites are open.
-pub fn clients(store: &StoreDir, as_json: bool) -> Result<()> {
-    let now = now_ns();
-    let Listed { good: mut known, faults } = access::clients(store)?;
-    known.sort_by(|a, b| a.name.cmp(&b.name));
-    let invites = access::invites(store)?;
-    let fault = faults.into_iter().chain(invites.faults).next();
-    let open: Vec<_> =
-        invites.good.into_iter().filter(|(_, i)| i.used_by.is_none() && !i.expired(now)).collect();
-    if as_json {
-        let clients: Vec<Value> = known
-            .iter()
-            .map(|c| {
-                json!({
-                    "client": c.name,
-                    "fingerprint": c.fingerprint(),
-                    "vault": c.vault.to_string(),
-                    "writer": c.writer.to_string(),
-                    "joined": time_utc(c.created),
-                    "revoked": c.revoked.map(time_utc),
-                })
-            })
-            .collect();
-        let invites: Vec<Value> = open
-            .iter()
-            .map(|(id, i)| json!({ "invite": id, "client": i.name, "expires": i.expires }))
-            .collect();
-        show_json(&json!({ "clients": clients, "invites": invites }))?;
-        return fault.map_or(Ok(()), Err);
-    }
-    let rows: Vec<Vec<String>> = known
-        .iter()
-        .map(|c| {
-            let state =
-                c.revoked.map_or_else(|| "ok".into(), |t| format!("revoked {}", time_local(t)));
-            let vault = c.vault.to_string()[..12].to_owned();
-            vec![c.name.clone(), vault, time_local(c.created), c.fingerprint()[..16].into(), state]
-        })
-        .collect();
-    if rows.is_empty() {
-        say!("no clients yet: `dormouse invite STORE CLIENT` invites one")?;
-    } else {
-        let head = ["CLIENT", "VAULT", "JOINED", "FINGERPRINT", "STATE"];
-        out::write(table(&head, &[], &rows).as_bytes())?;
-    }
-    for (id, invite) in open {
-        say!("open invite {id} for '{}', until {}", invite.name, invite.expires)?;
-    }
-    // What holds was shown first.
-    fault.map_or(Ok(()), Err)
 }
 
 /// Connects, and compares each volume's head with what this machine knows.

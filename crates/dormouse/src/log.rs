@@ -5,9 +5,11 @@
 
 use std::sync::Arc;
 
+use serde_json::json;
+
 use crate::journal::Journal;
 use crate::out::note;
-use crate::text::{now_ns, time_local};
+use crate::text::{now_ns, time_local, time_utc};
 
 /// How much an event matters; the numbers are those of syslog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,12 +38,16 @@ pub struct Entry<'a> {
     pub state: Option<&'a str>,
     /// The point's number.
     pub point: Option<u64>,
+    /// The client.
+    pub client: Option<&'a str>,
+    /// Where it connects from.
+    pub peer: Option<&'a str>,
 }
 
 impl<'a> Entry<'a> {
     /// An event about nothing in particular.
     pub const fn new(level: Level, message: &'a str) -> Self {
-        Self { level, message, volume: None, state: None, point: None }
+        Self { level, message, volume: None, state: None, point: None, client: None, peer: None }
     }
 
     /// The same about a state.
@@ -58,12 +64,46 @@ impl<'a> Entry<'a> {
         self
     }
 
+    /// The same about a client that connects from there.
+    #[must_use]
+    pub const fn client(mut self, client: &'a str, peer: &'a str) -> Self {
+        self.client = Some(client);
+        self.peer = Some(peer);
+        self
+    }
+
     /// As a line for people, without the time.
     pub fn line(&self) -> String {
-        match self.volume {
-            Some(volume) => format!("{volume}: {}", self.message),
-            None => self.message.to_owned(),
+        let mut line = String::new();
+        for part in [self.volume, self.peer].into_iter().flatten() {
+            line.push_str(part);
+            line.push_str(": ");
         }
+        if let Some(client) = self.client {
+            line.push_str(&format!("client '{client}': "));
+        }
+        line + self.message
+    }
+
+    /// As one line of JSON, for programs.
+    pub fn json(&self, time: &str) -> String {
+        let level = match self.level {
+            Level::Error => "error",
+            Level::Warning => "warning",
+            Level::Notice => "notice",
+            Level::Info => "info",
+        };
+        let mut value = json!({ "time": time, "level": level, "message": self.message });
+        let texts = [("volume", self.volume), ("state", self.state), ("client", self.client)];
+        for (key, text) in texts.into_iter().chain([("peer", self.peer)]) {
+            if let Some(text) = text {
+                value[key] = text.into();
+            }
+        }
+        if let Some(point) = self.point {
+            value["point"] = point.into();
+        }
+        value.to_string()
     }
 }
 
@@ -91,6 +131,11 @@ impl Log {
     /// To standard error, with the time.
     pub fn stderr() -> Self {
         Self::to(|line| note!("{} {line}", time_local(now_ns())))
+    }
+
+    /// To standard error, as lines of JSON.
+    pub fn json() -> Self {
+        Self::entries(|entry| note!("{}", entry.json(&time_utc(now_ns()))))
     }
 
     /// To nowhere.
@@ -130,6 +175,20 @@ impl std::fmt::Debug for Log {
 mod tests {
     use super::*;
     use std::sync::Mutex;
+
+    #[test]
+    fn an_event_as_json_has_what_is_known_and_one_line() {
+        let entry = Entry::new(Level::Warning, "a\n\"b\"").client("c", "1.2.3.4:5").point(7);
+        let line = entry.json("T");
+        assert!(!line.contains('\n'));
+        let value: serde_json::Value = serde_json::from_str(&line).unwrap();
+        let expected = json!({
+            "time": "T", "level": "warning", "message": "a\n\"b\"", "client": "c",
+            "peer": "1.2.3.4:5", "point": 7,
+        });
+        assert_eq!(value, expected);
+        assert_eq!(entry.line(), "1.2.3.4:5: client 'c': a\n\"b\"");
+    }
 
     #[test]
     fn an_event_carries_its_volume() {

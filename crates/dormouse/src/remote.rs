@@ -4,6 +4,8 @@
 //! Invariant: nothing leaves this file that is not signed by a writer whom the
 //! vault's authority has certified, nor a head older than this machine has seen.
 
+mod gaps;
+
 use std::collections::HashMap;
 
 use anyhow::Result;
@@ -12,7 +14,7 @@ use dormouse_format::point::{SignedPoint, StoredPoint};
 use dormouse_format::record::Kind;
 use dormouse_format::vault::Volume;
 use dormouse_format::{Hash, Seq, VolumeId};
-use dormouse_sync::history::{self, Points, Trust};
+use dormouse_sync::history::{self, Points, Proof, Trust};
 use dormouse_sync::live::Away;
 
 use crate::connect::{ask, connect_asking, receive, receive_of, unexpected};
@@ -129,9 +131,15 @@ impl<'a> Session<'a> {
     }
 
     /// Points of a volume from `from` on, verified one by one and as a chain that begins
-    /// there and holds the head that was shown before.
-    fn points_from(&mut self, volume: &VolumeId, from: Seq) -> Result<Vec<StoredPoint>> {
-        let mut all = Points::from(&self.trust, *volume, from);
+    /// there and holds the head that was shown before. Where some have expired, what is left
+    /// leads on from before them, and from `seen`.
+    fn points_from(
+        &mut self,
+        volume: &VolumeId,
+        from: Seq,
+        seen: Option<SignedPoint>,
+    ) -> Result<(Vec<StoredPoint>, Proof)> {
+        let mut all = Points::from(&self.trust, *volume, from).after(seen);
         let mut answer = match self.ahead.remove(volume) {
             Some((asked, answer)) if asked == from => answer?,
             _ => ask(&self.link, all.next())?,
@@ -145,15 +153,17 @@ impl<'a> Session<'a> {
             }
             answer = ask(&self.link, all.next())?;
         }
+        let proof = gaps::prove(&self.link, &self.trust, *volume, &mut all)?;
         let listed = self.volumes.iter().find(|l| l.volume.id == *volume);
-        Ok(all.done(listed.and_then(|l| l.head.as_ref()))?)
+        gaps::tell(listed.map_or("", |l| &l.volume.name), &proof);
+        Ok((all.done(listed.and_then(|l| l.head.as_ref()))?, proof))
     }
 
     /// All points of a volume, verified, and whether they go on from what this machine knows.
     pub fn history(&mut self, volume: &VolumeId) -> Result<(Vec<StoredPoint>, Freshness)> {
-        let points = self.points_from(volume, 1)?;
         let anchor = self.anchor(volume)?;
-        if let Some(anchor) = &anchor {
+        let (points, proof) = self.points_from(volume, 1, anchor.map(|a| a.head))?;
+        if let Some(anchor) = anchor.as_ref().filter(|_| proof.seen.is_none()) {
             let from = points.partition_point(|p| p.point().seq < anchor.head.point.seq);
             self.goes_on(anchor, &points[from..], points.last())?;
         }
@@ -170,7 +180,7 @@ impl<'a> Session<'a> {
         volume: &VolumeId,
         hash: &str,
     ) -> Result<(Vec<StoredPoint>, Freshness)> {
-        let points = self.points_from(volume, 1)?;
+        let (points, _) = self.points_from(volume, 1, None)?;
         check_expected(&points, hash)?;
         let anchor = self.anchor(volume)?;
         let holds = |a: Anchor| points.iter().any(|p| p.signed == a.head);
@@ -194,8 +204,13 @@ impl<'a> Session<'a> {
             // What is older needs no more questions.
             let older = head.is_none_or(|h| h.point().seq < anchor.head.point.seq);
             let from = anchor.head.point.seq;
-            let span = if older { Vec::new() } else { self.points_from(volume, from)? };
-            self.goes_on(anchor, &span, head)?;
+            let (span, proof) = match older {
+                true => (Vec::new(), Proof::default()),
+                false => self.points_from(volume, from, Some(anchor.head))?,
+            };
+            if proof.seen.is_none() {
+                self.goes_on(anchor, &span, head)?;
+            }
         }
         let vouched = anchor.is_some_and(|a| a.vouched);
         self.saw(volume, anchor, head, vouched);

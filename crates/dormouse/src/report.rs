@@ -101,7 +101,10 @@ impl Report {
 
     /// A copy goes on: `total` leaves in all.
     pub fn copying(&mut self, p: &copy::Progress, total: u64) {
-        let message = format!("sent {}", text::size(p.sent_bytes));
+        let message = match p.queued {
+            Some(ahead) => format!("waiting for the server: {ahead} others scan first"),
+            None => format!("sent {}", text::size(p.sent_bytes)),
+        };
         self.show(p.leaves.min(total) * LEAF, total * LEAF, &message);
     }
 

@@ -7,16 +7,29 @@
 //! who gets a place ([`strangers`]), how it is listened to ([`introduction`]), what a session may (`dormouse_sync::server`), and
 //! who may ([`crate::access`]).
 
+mod audited;
+mod collecting;
 mod connection;
+mod counters;
 mod door;
+pub mod expiring;
 mod introduction;
 mod limits;
+mod members;
+pub mod pages;
+mod returns;
+mod scans;
+pub mod seen;
+mod serving;
 mod strangers;
 mod tally;
+mod turns;
+mod watch;
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::num::NonZero;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -24,6 +37,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use crossbeam_channel::{Receiver, Sender};
+use dormouse_format::PublicKey;
+use dormouse_sync::server::{Client, Refused};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::access::Access;
@@ -31,18 +46,31 @@ use crate::daemon::notify::Notify;
 use crate::exit::{Class, Failure, fail, text_of};
 use crate::files::Lock;
 use crate::jail::{self, Plan};
+use crate::link::LinkTx;
 use crate::log::{Entry, Level, Log};
 use crate::out;
 use crate::store_dir::StoreDir;
-use crate::text::hex;
+use crate::text::{hex, now_ns};
 use crate::tls::ServerTls;
+use audited::Takeovers;
+use counters::Counters;
 use introduction::Guest;
 use limits::Limits;
+use members::Members;
+use pages::{Pages, Place as PagesPlace, Ready};
+use returns::Returns;
+use scans::Scans;
+use seen::Seen;
 use strangers::{Group, Strangers, Verdict};
 use tally::Tally;
+use turns::Turns;
 
 /// Connections that may wait in the system's queue, as far as the system lets them.
 const BACKLOG: i32 = 4096;
+/// Scans at a time.
+const SCANS_PER_CORE: usize = 2;
+/// Sessions that work at a time. More than one: some wait for the disk.
+const TURNS_PER_CORE: usize = 2;
 /// How long a stop waits for what runs.
 const STOP_WAIT: Duration = Duration::from_secs(4);
 /// How long a connection that is refused is kept before it is closed: who comes back at once
@@ -60,7 +88,8 @@ pub struct Server {
     address: SocketAddr,
     fingerprint: [u8; 32],
     wake: UnixStream,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
+    pages: Option<Pages>,
     stop: Option<Sender<()>>,
     _lock: Lock,
 }
@@ -72,6 +101,11 @@ pub(crate) struct Shared {
     log: Log,
     /// For lines about strangers.
     tally: Tally,
+    counters: Counters,
+    returns: Returns,
+    takeovers: Takeovers,
+    scans: Arc<Scans>,
+    turns: Turns,
     limits: Limits,
     /// Never carries anything: it is closed when the server stops.
     stopping: Receiver<()>,
@@ -86,8 +120,7 @@ struct Table {
     open: HashMap<u64, Arc<TcpStream>>,
     threads: Vec<JoinHandle<()>>,
     strangers: Strangers,
-    /// Connections of each client.
-    clients: HashMap<String, usize>,
+    members: Members,
 }
 
 impl Shared {
@@ -100,7 +133,6 @@ impl Shared {
 pub(crate) struct Seat {
     shared: Arc<Shared>,
     id: u64,
-    client: Option<String>,
 }
 
 impl Seat {
@@ -119,18 +151,18 @@ impl Seat {
         self.shared.table().strangers.loosen(self.id);
     }
 
-    /// It is a client, and no stranger any more; false if the client has too many.
-    fn is_client(&mut self, name: &str) -> bool {
+    /// It is a client, and no stranger any more. It hears from what is returned that it has to
+    /// go; `None` if the client has too many connections.
+    fn is_client(&self, client: &Client, key: PublicKey) -> Option<Receiver<Refused>> {
         let mut table = self.shared.table();
-        let count = table.clients.entry(name.to_owned()).or_default();
-        if *count >= limits::CLIENT_CONNECTIONS_MAX {
-            return false;
-        }
-        *count += 1;
+        let dismissed = table.members.add(self.id, client, key)?;
         table.strangers.remove(self.id);
-        drop(table);
-        self.client = Some(name.to_owned());
-        true
+        Some(dismissed)
+    }
+
+    /// It has a link.
+    fn linked(&self, link: LinkTx) {
+        self.shared.table().members.linked(self.id, link);
     }
 }
 
@@ -138,15 +170,10 @@ impl Drop for Seat {
     fn drop(&mut self) {
         let mut table = self.shared.table();
         table.open.remove(&self.id);
-        table.strangers.remove(self.id);
-        if let Some(name) = &self.client
-            && let Some(count) = table.clients.get_mut(name)
-        {
-            *count -= 1;
-            if *count == 0 {
-                table.clients.remove(name);
-            }
+        if table.strangers.remove(self.id) {
+            self.shared.counters.stranger_ended();
         }
+        table.members.remove(self.id, now_ns());
     }
 }
 
@@ -160,13 +187,13 @@ impl Server {
 
     /// With a given TLS side: for tests of a version mismatch.
     pub fn start_with(store: StoreDir, listen: &str, log: Log, tls: ServerTls) -> Result<Self> {
-        Self::start_in(store, || door::listen(listen), log, tls, || Ok(()))
+        Self::start_in(store, || Ok((door::listen(listen)?, None)), log, tls, || Ok(()))
     }
 
     /// The same; `enter` is called when all is opened that will be, and no thread runs yet.
     fn start_in(
         store: StoreDir,
-        open: impl FnOnce() -> Result<TcpListener>,
+        open: impl FnOnce() -> Result<(TcpListener, Option<Ready>)>,
         log: Log,
         tls: ServerTls,
         enter: impl FnOnce() -> Result<()>,
@@ -177,47 +204,71 @@ impl Server {
         for fault in store.state().check()? {
             log.line(&text_of(&Failure::from(fault).into()));
         }
-        let listener = open()?;
+        let (listener, pages) = open()?;
         listener.set_nonblocking(true)?;
         // The library's own queue is short: a few strangers would keep all others out.
         rustix::net::listen(&listener, BACKLOG)?;
         let address = listener.local_addr()?;
         let (stop, stopping) = crossbeam_channel::bounded(0);
-        let access = Arc::new(Access::new(store, log.clone()));
+        let access = Arc::new(Access::new(store.clone(), log.clone()));
         let limits = Limits::of_system(&log);
         let table = Mutex::new(Table {
             next: 0,
             open: HashMap::new(),
             threads: Vec::new(),
             strangers: Strangers::new(limits.strangers, limits::STRANGERS_PER_GROUP_MAX),
-            clients: HashMap::new(),
+            members: Members::new(Seen::read(access.store()).times()),
         });
         let tally = Tally::new(log.clone());
         let (wake, woken) = UnixStream::pair()?;
+        // Every socket is there now; every thread begins in the jail.
         enter()?;
         let confined = introduction::can_confine();
         if let Err(why) = &confined {
             log.line(&format!("strangers are listened to by threads that may do anything: {why}"));
         }
-        let confine = confined.is_ok();
-        let shared = Arc::new(Shared { access, tls, log, tally, limits, stopping, table, confine });
+        let expiring = expiring::start(access.clone(), log.clone(), stopping.clone())?;
+        let collecting = collecting::start(&store, &access, &stopping, &log)?;
+        let (counters, returns, takeovers) = Default::default();
+        let cores = std::thread::available_parallelism().map_or(2, NonZero::get);
+        let shared = Arc::new(Shared {
+            access,
+            tls,
+            log,
+            tally,
+            counters,
+            returns,
+            takeovers,
+            scans: Scans::new(cores * SCANS_PER_CORE),
+            turns: Turns::new(cores * TURNS_PER_CORE),
+            limits,
+            stopping,
+            table,
+            confine: confined.is_ok(),
+        });
+        let pages = pages.map(|ready| Pages::begin(ready, &shared)).transpose()?;
         let (hall, guests) = crossbeam_channel::unbounded();
         let named = |name: &str| std::thread::Builder::new().name(name.into());
         let usher = {
             let shared = shared.clone();
             named("usher").spawn(move || introduction::usher(&shared, &guests))?
         };
-        shared.table().threads.push(usher);
-        let thread = {
+        shared.table().threads.extend(collecting.into_iter().chain([usher]));
+        let accept = {
             let shared = shared.clone();
             named("accept").spawn(move || accept_loop(&shared, &listener, &woken, &hall))?
+        };
+        let watch = {
+            let shared = shared.clone();
+            std::thread::Builder::new().name("watch".into()).spawn(move || watch::run(&shared))?
         };
         Ok(Self {
             shared,
             address,
             fingerprint,
             wake,
-            thread: Some(thread),
+            threads: vec![accept, watch, expiring],
+            pages,
             stop: Some(stop),
             _lock: lock,
         })
@@ -233,6 +284,14 @@ impl Server {
         &self.fingerprint
     }
 
+    /// Shows metrics and health there; the port's address if it is one.
+    pub fn show_metrics(&mut self, place: &PagesPlace) -> Result<Option<SocketAddr>> {
+        let pages = Pages::begin(Ready::open(place)?, &self.shared)?;
+        let address = pages.address;
+        self.pages = Some(pages);
+        Ok(address)
+    }
+
     /// Stops: no new connections, each running message ends, vaults are closed.
     pub fn stop(mut self) {
         self.end();
@@ -242,10 +301,10 @@ impl Server {
         let Some(stop) = self.stop.take() else { return };
         let until = Instant::now() + STOP_WAIT;
         let _ = (&self.wake).write_all(b"x");
-        if let Some(thread) = self.thread.take() {
+        drop(stop);
+        for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
-        drop(stop);
         while !self.shared.table().open.is_empty() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -263,6 +322,8 @@ impl Server {
                 let _ = thread.join();
             }
         }
+        watch::write_seen(&self.shared);
+        self.pages = None;
         self.shared.access.close();
     }
 }
@@ -395,7 +456,8 @@ fn admit(
     table.strangers.add(id, Group::of(from.ip()), Instant::now());
     // A seat that is given back takes the table's lock.
     drop(table);
-    let seat = Seat { shared: shared.clone(), id, client: None };
+    shared.counters.connection();
+    let seat = Seat { shared: shared.clone(), id };
     let thread = {
         let (shared, hall) = (shared.clone(), hall.clone());
         std::thread::Builder::new()
@@ -409,28 +471,32 @@ fn admit(
     }
 }
 
-/// Of `dormouse serve`.
-#[derive(Debug, Clone, Copy)]
-pub struct Orders<'a> {
-    /// The store's directory.
-    pub store: &'a std::path::Path,
+/// What `dormouse serve` is told.
+#[derive(Debug, Clone, Default)]
+pub struct ServeOptions {
     /// Where to listen.
-    pub listen: Option<&'a str>,
-    /// How clients reach the server.
-    pub url: Option<&'a str>,
+    pub listen: Option<String>,
+    /// How clients reach this server.
+    pub url: Option<String>,
+    /// Where metrics and health are shown.
+    pub metrics: Option<PagesPlace>,
+    /// Whether the log is lines of JSON on standard error.
+    pub json_log: bool,
     /// Whether to refuse to run where a layer of the jail does not hold.
     pub require_jail: bool,
 }
 
 /// `dormouse serve`: until SIGTERM or SIGINT.
-pub fn run(orders: &Orders<'_>) -> Result<()> {
-    let store = StoreDir::open_or_create(orders.store)?;
+pub fn run(store: &std::path::Path, options: &ServeOptions) -> Result<()> {
+    let store = StoreDir::open_or_create(store)?;
     let config = store.config()?;
+    config.quota()?;
     limits::raise_files();
-    if let Some(url) = orders.url {
+    if let Some(url) = &options.url {
         store.save_url(url)?;
     }
-    let listen = orders.listen.or(config.listen.as_deref()).unwrap_or("127.0.0.1:7447").to_owned();
+    let listen = options.listen.clone().or(config.listen);
+    let listen = listen.unwrap_or_else(|| "127.0.0.1:7447".to_owned());
     let (signal, mut signalled) = UnixStream::pair()?;
     for number in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
         signal_hook::low_level::pipe::register(number, signal.try_clone()?)
@@ -438,11 +504,14 @@ pub fn run(orders: &Orders<'_>) -> Result<()> {
     }
     // In the jail no socket can be made.
     let mut notify = Notify::from_env();
-    let log = Log::system();
+    let log = if options.json_log { Log::json() } else { Log::system() };
     let plan = Plan::of_store(store.path())?;
     let tls = ServerTls::new(&store.key()?)?;
-    let open = || door::handed()?.map_or_else(|| door::listen(&listen), Ok);
-    let enter = || enter_jail(&plan, orders.require_jail, &log);
+    let open = || {
+        let door = door::handed()?.map_or_else(|| door::listen(&listen), Ok)?;
+        Ok((door, options.metrics.as_ref().map(Ready::open).transpose()?))
+    };
+    let enter = || enter_jail(&plan, options.require_jail, &log);
     let server = Server::start_in(store, open, log.clone(), tls, enter)?;
     // In one write: who started this may read one line and close its end.
     let said =

@@ -150,6 +150,12 @@ impl StateFiles {
         Ok(self.all_names()?.is_empty())
     }
 
+    /// The manifest as it is, unjudged: if it is the same as before, so is every file.
+    pub fn manifest_bytes(&self) -> Result<Vec<u8>> {
+        let bytes = files::read_within(&self.path(manifest::NAME), MANIFEST_MAX)?;
+        Ok(bytes.unwrap_or_default())
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.root.join(name)
     }

@@ -13,6 +13,7 @@ use dormouse_format::VaultId;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use crate::access::Quota;
 use crate::exit::{Class, Failure, fail};
 use crate::files::{self, Lock};
 use crate::state_files::{Fault, Kind, StateFiles};
@@ -30,8 +31,8 @@ pub const REPLICA: &str = "replica.toml";
 
 const STATE: Kind = Kind {
     files: &[HEADER, KEY],
-    dirs: &["clients", "invites"],
-    spare: &["clients", "invites"],
+    dirs: &["clients", "invites", "quotas"],
+    spare: &["clients", "invites", "quotas"],
     way_out: "`dormouse scrub STORE` lists all that is wrong; bring the newest version of the file back from a backup,\n\
               or let `dormouse scrub STORE --accept-state` go on with what holds: a client whose file\n\
               is set aside must join again",
@@ -51,6 +52,22 @@ pub struct Config {
     pub url: Option<String>,
     /// Where the server listens.
     pub listen: Option<String>,
+    /// How much each vault may hold, such as 500GiB, if `dormouse grant` says nothing else.
+    pub quota: Option<String>,
+    /// Whether it collects in the background; it does not without it.
+    pub collect: Option<bool>,
+    /// For how long what nothing refers to stays, such as `7d`.
+    pub collect_grace: Option<String>,
+    /// Bytes a second that a collection reads and writes, such as `16MiB`.
+    pub collect_rate: Option<String>,
+}
+
+impl Config {
+    /// How much each vault may hold by default.
+    pub fn quota(&self) -> Result<Option<u64>> {
+        let quota: Option<Quota> = self.quota.as_deref().map(str::parse).transpose()?;
+        Ok(quota.and_then(Quota::bytes))
+    }
 }
 
 /// A store's directory, its header checked.
@@ -174,7 +191,10 @@ impl StoreDir {
         toml::from_str(&text).map_err(|e| {
             let message = format!("{} cannot be understood: {}", path.display(), e.message());
             Failure::new(Class::Usage, message)
-                .hint("it may hold: url = \"HOST:PORT\" and listen = \"ADDRESS:PORT\"")
+                .hint(
+                    "it may hold: url = \"HOST:PORT\", listen = \"ADDRESS:PORT\", quota = \"SIZE\", collect = true,\n\
+                     collect_grace = \"7d\", collect_rate = \"16MiB\"",
+                )
                 .into()
         })
     }
@@ -212,6 +232,14 @@ impl StoreDir {
     /// Whether a process has the store for writing.
     pub fn is_held(&self) -> Result<bool> {
         Lock::is_held(&self.path.join("lock"))
+    }
+
+    /// Bytes of a vault's segments.
+    pub fn vault_bytes(&self, vault: &dormouse_format::VaultId) -> u64 {
+        let entries = std::fs::read_dir(self.vault_path(vault).join("segments"));
+        let sizes =
+            entries.into_iter().flatten().flatten().map(|e| e.metadata().map_or(0, |m| m.len()));
+        sizes.sum()
     }
 
     /// The vaults that are there.

@@ -189,6 +189,16 @@ fn nothing(points: &[StoredPoint], when: Moment, fuzzy: bool) -> Failure {
     ))
 }
 
+/// Splits VOLUME, VOLUME@WHEN and VOLUME@WHEN..WHEN; one moment is a range of itself.
+pub fn split_range(text: &str) -> Result<(String, Option<(String, String)>)> {
+    let (volume, when) = split(text)?;
+    let range = when.map(|when| match when.split_once("..") {
+        Some((from, to)) => (from.trim().to_owned(), to.trim().to_owned()),
+        None => (when.clone(), when),
+    });
+    Ok((volume, range))
+}
+
 /// A duration such as `24h`, `7d` or `90 minutes`, in nanoseconds.
 pub fn duration_ns(text: &str) -> Result<u64> {
     let span = text.parse::<Span>().ok().filter(|s| !s.is_negative());

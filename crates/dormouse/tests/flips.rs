@@ -249,7 +249,7 @@ fn used(dir: &Path) -> (Tree, Tree) {
     let second = Home::locate(Some(dir.join("second"))).unwrap();
     join::join(&second, dir.join("store").to_str().unwrap(), None, Some("gone")).unwrap();
     note();
-    access::revoke(&made, "gone", now_ns()).unwrap();
+    access::revoke(&made, "gone", false, now_ns()).unwrap();
     note();
     (store, home)
 }

@@ -110,10 +110,14 @@ fn a_revoked_client_stays_out_and_the_server_needs_no_restart() {
     world.join("a", &world.invite("laptop")).unwrap();
     let account = world.home("a").account().unwrap();
     connect(&account).unwrap();
-    access::revoke(&world.store(), "laptop", now_ns()).unwrap();
+    access::revoke(&world.store(), "laptop", false, now_ns()).unwrap();
     assert_fails(connect(&account), Class::NotAuthorised, "revoked");
-    access::revoke(&world.store(), "laptop", now_ns()).unwrap();
-    assert_fails(access::revoke(&world.store(), "nobody", now_ns()), Class::NotFound, "nobody");
+    access::revoke(&world.store(), "laptop", false, now_ns()).unwrap();
+    assert_fails(
+        access::revoke(&world.store(), "nobody", false, now_ns()),
+        Class::NotFound,
+        "nobody",
+    );
     let again = access::invite(&world.store(), "laptop", world.address(), now_ns(), HOUR);
     assert_fails(again, Class::Place, "revoked");
 }
@@ -196,10 +200,14 @@ fn the_kit_alone_brings_everything_back() {
 
     std::fs::remove_dir_all(home.dir()).unwrap();
     let kit = Kit::load(&file).unwrap();
-    for (name, expected) in [("b", "laptop-2"), ("c", "laptop-3")] {
+    let mut names = std::collections::HashSet::new();
+    for name in ["b", "c"] {
         let back = world.home(name);
         let joined = join::recover(&back, &kit, None, None).unwrap();
-        assert_eq!((joined.client.as_str(), joined.vault), (expected, account.vault));
+        // The name says nothing of who else is there: it ends with the key's own digits.
+        assert!(joined.client.starts_with("laptop-"), "{}", joined.client);
+        assert!(names.insert(joined.client));
+        assert_eq!(joined.vault, account.vault);
         let new = back.account().unwrap();
         assert_eq!(*new.secrets.to_bytes(), *account.secrets.to_bytes());
         connect(&new).unwrap();

@@ -173,7 +173,7 @@ fn the_kit_and_the_server_bring_everything_to_a_new_machine() {
 
     let kit = place.name("kit");
     let said = place.run_in("new", &["join", "--kit", &kit]).ok();
-    assert!(said.out.contains("laptop-2"), "{said:?}");
+    assert!(said.out.contains("laptop-"), "{said:?}");
     assert_eq!(listed(&place.run_in("new", &["points", "v", "--json"]).ok()), [1, 2, 3]);
     for (i, version) in versions.iter().enumerate() {
         place.restores_in("new", &format!("v@{}", i + 1), version);

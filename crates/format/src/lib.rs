@@ -16,6 +16,7 @@ pub mod delta;
 pub mod extents;
 pub mod geometry;
 pub mod ids;
+pub mod keeping;
 pub mod limits;
 pub mod message;
 pub mod point;

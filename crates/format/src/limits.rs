@@ -53,6 +53,12 @@ pub const VOLUMES_MAX: usize = 1024;
 pub const CHUNK_TRIES_MAX: u8 = 8;
 /// Longest name of a volume or a client, in bytes.
 pub const NAME_MAX: usize = 64;
+/// Longest text of a retention policy, in bytes.
+pub const POLICY_MAX: usize = 256;
+/// Most ranges of points in one answer about retention.
+pub const KEEPING_MAX: usize = 4096;
+/// Most deletions of a vault that have not happened yet.
+pub const DELETIONS_MAX: usize = 1024;
 /// Longest text in an error message, in bytes.
 pub const TEXT_MAX: usize = 1024;
 /// A segment is sealed when the next record would take it beyond this many bytes.

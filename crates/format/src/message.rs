@@ -4,6 +4,8 @@
 //! Answers come in the order of the questions, so questions can be pipelined.
 //! Layout and order: docs/protocol.md.
 
+pub mod keeping;
+
 use crate::codec::{Error, Reader, Result, Writer, invalid};
 use crate::geometry::Place;
 use crate::ids::{
@@ -17,6 +19,7 @@ use crate::limits::{
 use crate::point::{STORED_LEN, SignedPoint, StoredPoint};
 use crate::record::Kind;
 use crate::seeded::seeded;
+pub use keeping::{Keep, Kept};
 
 /// The protocol's name and version, negotiated by ALPN.
 pub const ALPN: &[u8] = b"dormouse/1";
@@ -258,6 +261,11 @@ pub enum Message {
         /// The body of its record.
         body: Vec<u8>,
     },
+    /// May a scan begin? Answered by `Queued`, any number of times, then by `Admitted`.
+    AskScan,
+
+    /// About what is kept.
+    Keep(Keep),
 
     // Server.
     /// The connection is accepted.
@@ -336,6 +344,15 @@ pub enum Message {
         /// They.
         ids: Vec<ChunkId>,
     },
+    /// A scan has to wait; said again now and then.
+    Queued {
+        /// How many are before it.
+        ahead: u32,
+    },
+    /// The scan may begin.
+    Admitted,
+    /// About what is kept.
+    Kept(Kept),
 }
 
 /// Numbers of the message types.
@@ -359,6 +376,7 @@ mod t {
     pub const EXTENTS: u8 = 0x26;
     pub const COMMIT: u8 = 0x27;
     pub const DISTRUST: u8 = 0x28;
+    pub const ASK_SCAN: u8 = 0x50;
     pub const WELCOME: u8 = 0x81;
     pub const ERROR: u8 = 0x82;
     pub const DONE: u8 = 0x83;
@@ -373,6 +391,8 @@ mod t {
     pub const DURABLE: u8 = 0xa2;
     pub const COMMITTED: u8 = 0xa3;
     pub const MISSING: u8 = 0xa4;
+    pub const QUEUED: u8 = 0xc8;
+    pub const ADMITTED: u8 = 0xc9;
 }
 
 const WHAT: &str = "message";
@@ -469,6 +489,10 @@ impl Message {
             Self::Distrust { body } => {
                 w.u8(t::DISTRUST).bytes(body);
             }
+            Self::AskScan => {
+                w.u8(t::ASK_SCAN);
+            }
+            Self::Keep(keep) => keep.write(w),
             answer => answer.write_answer(w),
         }
     }
@@ -530,6 +554,13 @@ impl Message {
                 w.u8(t::MISSING);
                 write_ids(w, ids);
             }
+            Self::Queued { ahead } => {
+                w.u8(t::QUEUED).u32(*ahead);
+            }
+            Self::Admitted => {
+                w.u8(t::ADMITTED);
+            }
+            Self::Kept(kept) => kept.write(w),
             // `Done`, and nothing else: `write` took the client's messages.
             _ => {
                 w.u8(t::DONE);
@@ -617,7 +648,9 @@ impl Message {
             }
             t::EXTENTS => Self::Extents { runs: rest(r, EXTENTS_MAX)? },
             t::COMMIT => Self::Commit { point: SignedPoint::read(r)? },
+            kind if keeping::ASKED.contains(&kind) => Self::Keep(Keep::read(kind, r)?),
             t::DISTRUST => Self::Distrust { body: rest(r, SIGNED_BODY_MAX)? },
+            t::ASK_SCAN => Self::AskScan,
             _ => return Err(invalid(WHAT, "unknown type")),
         })
     }
@@ -671,6 +704,9 @@ impl Message {
             t::DURABLE => Self::Durable,
             t::COMMITTED => Self::Committed { receipt: r.u64()? },
             t::MISSING => Self::Missing { ids: read_ids(r, MISSING_MAX)? },
+            t::QUEUED => Self::Queued { ahead: r.u32()? },
+            t::ADMITTED => Self::Admitted,
+            kind if keeping::TOLD.contains(&kind) => Self::Kept(Kept::read(kind, r)?),
             _ => return Err(invalid(WHAT, "unknown type")),
         })
     }

@@ -53,17 +53,23 @@ pub enum Kind {
     Mark = 13,
     /// A volume's generation, raised by a takeover.
     Generation = 14,
+    /// A writer's word that one checkpoint follows from another.
+    Bridge = 15,
+    /// How long points are kept.
+    Retention = 16,
     /// Points that are not listed any more.
     Expired = 17,
     /// Segments that are not needed any more.
     Retired = 18,
+    /// A step of the deletion of a volume, or of points.
+    Deletion = 19,
     /// Blocks that the disk did not give, said by the writer.
     Stale = 20,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 20] = [
         Self::Chunk,
         Self::Page,
         Self::Node,
@@ -78,8 +84,11 @@ impl Kind {
         Self::Seal,
         Self::Mark,
         Self::Generation,
+        Self::Bridge,
+        Self::Retention,
         Self::Expired,
         Self::Retired,
+        Self::Deletion,
         Self::Stale,
     ];
 
@@ -110,6 +119,7 @@ impl Kind {
                 | Self::Cert
                 | Self::VaultKeys
                 | Self::Distrust
+                | Self::Bridge
                 | Self::Stale
         )
     }
@@ -167,8 +177,11 @@ impl Kind {
             Self::Seal => "seal",
             Self::Mark => "mark",
             Self::Generation => "generation",
+            Self::Bridge => "bridge",
+            Self::Retention => "retention",
             Self::Expired => "expired",
             Self::Retired => "retired",
+            Self::Deletion => "deletion",
         }
     }
 }

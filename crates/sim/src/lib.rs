@@ -15,6 +15,7 @@
 pub mod crash;
 pub mod drive;
 pub mod flips;
+pub mod histories;
 pub mod machine;
 pub mod random;
 pub mod reading;

@@ -7,7 +7,7 @@ use dormouse_format::message::Refusal;
 use dormouse_format::{PublicKey, TimeNs, VaultId};
 use dormouse_store::memory::MemDir;
 use dormouse_store::{Dir, Options, Recovery, VaultStore};
-use dormouse_sync::server::{Client, Refused, Registry};
+use dormouse_sync::server::{Client, Refused, Registry, Role};
 
 /// Where the one vault of a simulated server lies.
 pub trait Place: Send + Sync {
@@ -46,6 +46,8 @@ pub struct Registered {
     pub clients: Mutex<Clients>,
     /// Invites by verifier, and who used them.
     pub invites: Mutex<Invites>,
+    /// What invites are for that are not for writers.
+    roles: Mutex<HashMap<[u8; 32], Role>>,
     /// Open vaults.
     pub vaults: Mutex<HashMap<VaultId, Arc<VaultStore>>>,
     place: Box<dyn Place>,
@@ -55,13 +57,19 @@ pub struct Registered {
 impl Registered {
     /// A server without clients.
     pub fn new(place: Box<dyn Place>, options: Options) -> Self {
-        let (clients, invites, vaults) = Default::default();
-        Self { clients, invites, vaults, place, options }
+        let (clients, invites, roles, vaults) = Default::default();
+        Self { clients, invites, roles, vaults, place, options }
     }
 
     /// Makes an invite.
     pub fn invite(&self, verifier: [u8; 32]) {
         self.invites.lock().unwrap().insert(verifier, None);
+    }
+
+    /// Makes an invite for a role.
+    pub fn invite_as(&self, verifier: [u8; 32], role: Role) {
+        self.roles.lock().unwrap().insert(verifier, role);
+        self.invite(verifier);
     }
 
     /// Clients and invites.
@@ -99,11 +107,11 @@ impl Registry for Registered {
         _: &str,
         key: &PublicKey,
         _: TimeNs,
-    ) -> std::result::Result<(), Refused> {
+    ) -> std::result::Result<Role, Refused> {
         match self.invites.lock().unwrap().get(verifier) {
             None => Err(Refused::new(Refusal::InviteUnknown, "unknown")),
             Some(Some(used)) if used != key => Err(Refused::new(Refusal::InviteUsed, "used")),
-            _ => Ok(()),
+            _ => Ok(self.roles.lock().unwrap().get(verifier).copied().unwrap_or_default()),
         }
     }
     fn use_invite(
@@ -112,20 +120,20 @@ impl Registry for Registered {
         key: &PublicKey,
         client: &Client,
         now: TimeNs,
-    ) -> std::result::Result<(), Refused> {
+    ) -> std::result::Result<Client, Refused> {
         self.check_invite(verifier, &client.name, key, now)?;
         self.invites.lock().unwrap().insert(*verifier, Some(*key));
         self.clients.lock().unwrap().insert(*key, client.clone());
-        Ok(())
+        Ok(client.clone())
     }
     fn add_recovered(
         &self,
         key: &PublicKey,
         client: &Client,
         _: TimeNs,
-    ) -> std::result::Result<String, Refused> {
+    ) -> std::result::Result<Client, Refused> {
         self.clients.lock().unwrap().insert(*key, client.clone());
-        Ok(client.name.clone())
+        Ok(client.clone())
     }
     fn vault(&self, id: &VaultId) -> std::result::Result<Option<Arc<VaultStore>>, Refused> {
         Ok(self.vaults.lock().unwrap().get(id).cloned())

@@ -17,7 +17,7 @@ mod mark;
 mod refs;
 mod survey;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::TryLockError;
 
 use dormouse_format::TimeNs;
@@ -97,16 +97,22 @@ impl VaultStore {
         let marks = mark::marks(self, since, pace)?;
         let (segments, young) = (survey.segments, survey.young);
         let mut round = Round { segments, young, ..Round::default() };
+        let mut left = BTreeSet::new();
         while !round.put_off {
             let batch = survey.batch(pace)?;
             if batch.is_empty() {
+                // A point is moved with all of its deltas: elsewhere they are dead now.
+                if survey.again(&std::mem::take(&mut left)) {
+                    continue;
+                }
                 break;
             }
             let numbers: HashSet<u64> = batch.iter().map(|c| c.number).collect();
             let holders = self.holders(|number| numbers.contains(&number), since);
             let chosen = survey.choose(batch, &marks, &holders, rules, &mut round)?;
             if act {
-                Compaction::new(self, now, since, &holders).run(chosen, &mut round, pace)?;
+                let compaction = Compaction::new(self, now, since, &holders);
+                left.extend(compaction.run(chosen, &mut round, pace)?);
             } else {
                 round.retired += chosen.len() as u64;
                 round.retired_bytes += chosen.iter().map(|c| c.len).sum::<u64>();

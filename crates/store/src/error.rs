@@ -65,6 +65,12 @@ pub enum Error {
         /// Which rule it breaks.
         why: String,
     },
+    /// What was to be let go stays, or a policy is none.
+    #[error("{why}")]
+    Kept {
+        /// Why.
+        why: String,
+    },
     /// A write or a sync failed before; nothing is written any more.
     #[error("an earlier write failed, so nothing more is written; open the store again")]
     Poisoned,
@@ -82,6 +88,18 @@ pub enum Error {
         /// What is wrong.
         why: String,
     },
+    /// The vault holds as much as it may.
+    #[error(
+        "the vault's quota is used up: {} of {} are stored; what is there stays, and can be read",
+        size(*used),
+        size(*quota)
+    )]
+    Quota {
+        /// Bytes that it holds.
+        used: u64,
+        /// Bytes that it may hold.
+        quota: u64,
+    },
     /// What was looked at was moved to another segment meanwhile.
     #[error("the record was moved by a collection while it was looked for; ask again")]
     Moved,
@@ -91,6 +109,16 @@ pub enum Error {
     /// No room.
     #[error("there is no room left for the store; free some, then open the store again")]
     Full,
+}
+
+/// Bytes, for people.
+fn size(bytes: u64) -> String {
+    const UNITS: [(&str, u64); 4] =
+        [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    match UNITS.into_iter().find(|(_, unit)| bytes >= *unit) {
+        Some((name, unit)) => format!("{:.1} {name}", bytes as f64 / unit as f64),
+        None => format!("{bytes} bytes"),
+    }
 }
 
 /// Result of this crate.
@@ -108,6 +136,10 @@ impl Error {
 
     pub(crate) fn conflict(why: impl Into<String>) -> Self {
         Self::Conflict { why: why.into() }
+    }
+
+    pub(crate) fn kept(why: impl Into<String>) -> Self {
+        Self::Kept { why: why.into() }
     }
 
     pub(crate) fn bad(why: impl Into<String>) -> Self {

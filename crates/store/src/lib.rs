@@ -20,6 +20,7 @@ mod log;
 mod map;
 pub mod memory;
 pub mod replica;
+pub mod retention;
 pub mod scrub;
 mod state;
 mod vault;
@@ -31,5 +32,6 @@ pub use error::{Error, Result};
 pub use log::RecordRef;
 pub use log::recover::TornTail;
 pub use vault::{
-    Commit, Fault, Look, Options, Pending, Pins, Recovery, Stats, Unfinished, VaultStore, look,
+    By, Commit, Due, Fault, GRACE, Look, Options, Pending, Pins, Recovery, Stats, Unfinished,
+    VaultStore, look,
 };

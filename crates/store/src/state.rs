@@ -6,12 +6,15 @@
 //! opening, where a collection may have moved any of them, in [`replay`].
 
 pub(crate) mod history;
+pub(crate) mod keeping;
 pub(crate) mod replay;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, RwLock};
 
 use dormouse_crypt::hash;
+use dormouse_format::keeping::Bridge;
+use dormouse_format::point::StoredPoint;
 use dormouse_format::record::{Header, Kind};
 use dormouse_format::vault::{self, Cert, Distrust, Signed};
 use dormouse_format::{ChunkId, KeyId, PublicKey, RecordId, VolumeId, WriterId};
@@ -20,6 +23,7 @@ use crate::error::{Error, Result};
 use crate::locks::read;
 use crate::log::RecordRef;
 use history::History;
+use keeping::Keeping;
 
 /// A volume.
 pub(crate) struct Volume {
@@ -41,6 +45,7 @@ pub(crate) struct State {
     pub(crate) distrust: HashMap<(ChunkId, WriterId), Vec<KeyId>>,
     pub(crate) volumes: BTreeMap<VolumeId, Arc<Volume>>,
     pub(crate) names: HashMap<String, VolumeId>,
+    pub(crate) keeping: Keeping,
 }
 
 impl State {
@@ -119,6 +124,9 @@ impl State {
                 }
             }
             Kind::Volume => self.add_volume(body)?,
+            Kind::Bridge => self.keeping.bridge(header.id, body)?,
+            Kind::Retention => self.keeping.set(body)?,
+            Kind::Deletion => self.keeping.step(header.id, body)?,
             Kind::VaultKeys | Kind::Expired | Kind::Retired | Kind::Stale => {}
             _ => return Ok(()),
         }
@@ -140,6 +148,22 @@ impl State {
         self.names.entry(name).or_insert(id);
         self.volumes.entry(id).or_insert_with(|| Arc::new(volume));
         Ok(())
+    }
+
+    /// That a bridge leads from the newest checkpoint to a point that may come next.
+    pub(crate) fn check_bridge(&self, bridge: &Bridge) -> Result<()> {
+        let volume = self.volumes.get(&bridge.volume);
+        let volume = volume.ok_or(Error::conflict("the bridge is of a volume that is not here"))?;
+        let history = read(&volume.history);
+        let fits = |c: &StoredPoint| {
+            let p = c.point();
+            let hash = hash::point(&p.encode());
+            (p.seq, hash, p.root) == (bridge.from, bridge.from_hash, bridge.from_root)
+        };
+        if history.checkpoint.as_ref().is_some_and(fits) && bridge.to > history.seq() {
+            return Ok(());
+        }
+        Err(Error::conflict("the bridge does not lead on from the newest checkpoint"))
     }
 }
 

@@ -4,7 +4,7 @@
 //! a volume and a generation are seen only after the sync that makes them
 //! durable. Opening is in [`open`], records and chunks in [`records`], points and
 //! volumes in [`points`], pending points in [`pending`], maps in [`maps`], expiry in
-//! [`expire`], what a connection holds in [`pins`].
+//! [`expire`], what is to expire in [`retaining`], what a connection holds in [`pins`].
 //!
 //! Locks, in this order: `collecting`; `creating`; a volume's `writing`; the pins' gate; the
 //! log's (see `log::append`); `state`; a volume's `history`. None but the first three is
@@ -18,6 +18,8 @@ mod pending;
 pub(crate) mod pins;
 mod points;
 mod records;
+mod retaining;
+mod terms;
 
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, RwLock};
@@ -40,6 +42,7 @@ pub use look::{Look, Unfinished, look};
 pub use open::{Fault, Recovery};
 pub use pending::Pending;
 pub use pins::Pins;
+pub use retaining::{By, Due, GRACE};
 
 /// How often a record that is being moved is looked for.
 const LOOKS_MAX: usize = 64;
@@ -98,8 +101,10 @@ pub struct VaultStore {
     pub(crate) log: Log,
     pub(crate) state: RwLock<State>,
     cache: Cache,
-    /// Held while a volume is created, so that a name is given once.
+    /// Held while a volume is created, so that a name is given once; and while points are let
+    /// go, so that no fork begins with one that goes.
     creating: Mutex<()>,
+    terms: terms::Terms,
     /// Held while a collection runs.
     pub(crate) collecting: Mutex<()>,
     pub(crate) pins: pins::PinBoard,

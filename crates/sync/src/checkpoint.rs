@@ -16,6 +16,7 @@ use dormouse_format::point::{Grade, Point, SignedPoint, StoredPoint};
 use dormouse_format::seeded::seeded;
 use dormouse_format::{Hash, Tag, TimeNs, VolumeId};
 
+use crate::bridge;
 use crate::error::{Error, Result, unexpected};
 use crate::history::{builds_on, hash_of};
 use crate::map::{Entry, Front, LeafEntries, Root, TreeHasher, Walker, open_leaves};
@@ -314,6 +315,8 @@ impl Checkpoint {
         self.point = Some(point);
         self.questions.push_back(Question::Commit);
         actions.push(Action::Send(Message::Begin { base: Base::Head, size: head.size }));
+        let bridge = bridge::put(&self.signer, Some(&self.plan.checkpoint), &point);
+        actions.extend(bridge.map(Action::Send));
         actions.push(Action::Send(Message::Commit { point }));
     }
 }

@@ -34,6 +34,7 @@ use dormouse_format::message::{Base, Message};
 use dormouse_format::point::{Grade, Point, SignedPoint, StoredPoint};
 use dormouse_format::{ChunkId, Hash, TimeNs, VaultId, VolumeId};
 
+use crate::bridge;
 use crate::cut::{Cut, Cutter};
 use crate::error::{Error, Result, unexpected};
 use crate::history::{builds_on, hash_of};
@@ -183,6 +184,8 @@ pub struct Progress {
     pub durable_bytes: u64,
     /// Bytes that say which block lies in which chunk.
     pub extent_bytes: u64,
+    /// While the scan waits until the server lets it begin: how many are before it.
+    pub queued: Option<u32>,
 }
 
 /// A copy under way.
@@ -237,6 +240,7 @@ pub struct Copy {
 enum Question {
     Create,
     Open,
+    Scan,
     Node,
     Leaves,
     Have,
@@ -348,8 +352,12 @@ impl Copy {
         self.budget.used()
     }
 
-    /// Begins: the first actions.
+    /// Begins: the first actions. A scan asks whether it may; what follows is answered behind that.
     pub fn start(&mut self, actions: &mut Vec<Action>) -> Result<()> {
+        if self.plan.mode != Mode::Changes {
+            self.questions.push_back(Question::Scan);
+            actions.push(Action::Send(Message::AskScan));
+        }
         let base = match self.plan.mode {
             Mode::Scan | Mode::Check => Base::Checkpoint,
             Mode::Changes => Base::Delta,
@@ -395,8 +403,14 @@ impl Copy {
     }
 
     fn message(&mut self, message: Message, actions: &mut Vec<Action>) -> Result<()> {
-        let question = self.questions.pop_front();
         self.answered += 1;
+        if let (Some(Question::Scan), Message::Queued { ahead }) =
+            (self.questions.front(), &message)
+        {
+            self.progress.queued = Some(*ahead);
+            return Ok(());
+        }
+        let question = self.questions.pop_front();
         match (question, message) {
             (Some(Question::Create), Message::Done) => Ok(()),
             (Some(Question::Open), Message::Opened { generation, head, .. }) => {
@@ -406,6 +420,10 @@ impl Copy {
                 } else {
                     Err(Error::Moved)
                 }
+            }
+            (Some(Question::Scan), Message::Admitted) => {
+                self.progress.queued = None;
+                Ok(())
             }
             (Some(Question::Node), Message::Node { mask, hashes }) => {
                 let walker = self.walker.as_mut();
@@ -469,6 +487,8 @@ impl Copy {
         let point = self.signer.sign_point(point);
         self.state = State::Committing(point);
         self.questions.push_back(Question::Commit);
+        let bridge = bridge::put(&self.signer, self.plan.checkpoint.as_ref(), &point);
+        actions.extend(bridge.map(Action::Send));
         actions.push(Action::Send(Message::Commit { point }));
         Ok(())
     }

@@ -1,18 +1,20 @@
 //! Which points are to be believed: certificates, signatures, the chain of
 //! points, and what this machine has seen before.
 
+mod points;
+
 use std::collections::HashMap;
 
 use dormouse_crypt::{Error as CryptError, hash, keys, record};
-use dormouse_format::limits::{POINTS_MAX, SMALL_ANSWER_MAX};
-use dormouse_format::message::Message;
+use dormouse_format::limits::SMALL_ANSWER_MAX;
 use dormouse_format::point::{SignedPoint, StoredPoint};
 use dormouse_format::record::Kind;
 use dormouse_format::seeded::seeded;
 use dormouse_format::vault::{Cert, VaultKeys, Volume};
-use dormouse_format::{Hash, PublicKey, Seq, VaultId, VolumeId, WriterId};
+use dormouse_format::{Hash, PublicKey, VaultId, VolumeId, WriterId};
 
 use crate::error::{Error, Result};
+pub use points::{Points, Proof, SeenGone};
 
 /// The writers that the vault's authority has certified.
 #[derive(Debug, Clone)]
@@ -121,8 +123,7 @@ impl Trust {
         }
         for pair in points.windows(2) {
             let (a, b) = (pair[0].point(), pair[1].point());
-            let follows = b.prev == hash_of(&pair[0].signed) || seeded("prev-unchecked");
-            if b.seq != a.seq + 1 || !follows {
+            if b.seq != a.seq + 1 || !follows(&pair[0], &pair[1]) {
                 return Err(Error::Point { seq: b.seq, why: "it does not follow the one before" });
             }
         }
@@ -183,64 +184,9 @@ impl NewestKeys {
     }
 }
 
-/// A volume's points from one on, page by page, each page proved when it comes.
-#[derive(Debug)]
-pub struct Points<'a> {
-    trust: &'a Trust,
-    volume: VolumeId,
-    /// The point that the next page begins with, if there is one.
-    next: Seq,
-    all: Vec<StoredPoint>,
-}
-
-/// Points asked for in one question.
-const PAGE: usize = 2000;
-const _: () = assert!(PAGE <= POINTS_MAX);
-
-impl<'a> Points<'a> {
-    /// Points from `from` on.
-    pub const fn from(trust: &'a Trust, volume: VolumeId, from: Seq) -> Self {
-        Self { trust, volume, next: from, all: Vec::new() }
-    }
-
-    /// The question for a page that begins with the point `from`.
-    pub const fn question(volume: VolumeId, from: Seq) -> Message {
-        Message::ListPoints { volume, from, limit: PAGE as u32 }
-    }
-
-    /// The question for the next page.
-    pub const fn next(&self) -> Message {
-        Self::question(self.volume, self.next)
-    }
-
-    /// Takes the answer; true if it was the last. No point is ever removed, so a page
-    /// that does not begin with the point asked for hides some.
-    pub fn add(&mut self, page: &[StoredPoint]) -> Result<bool> {
-        if page.len() > PAGE {
-            return Err(Error::Protocol { what: "more points than were asked for" });
-        }
-        if page.first().is_some_and(|p| p.point().seq != self.next) {
-            let why = "the server leaves it out, and shows others";
-            return Err(Error::Point { seq: self.next, why });
-        }
-        let overlap = self.all.len().saturating_sub(1);
-        self.all.extend_from_slice(page);
-        self.trust.chain(&self.volume, &self.all[overlap..])?;
-        self.next += page.len() as u64;
-        Ok(page.len() < PAGE)
-    }
-
-    /// All of them; `head`, which the server showed before, is among them.
-    pub fn done(self, head: Option<&StoredPoint>) -> Result<Vec<StoredPoint>> {
-        let Some(head) = head else { return Ok(self.all) };
-        let seq = head.point().seq;
-        let begins = self.next - self.all.len() as u64;
-        let shown = seq.checked_sub(begins).map(|i| self.all.get(i as usize));
-        match shown {
-            Some(shown) if shown.map(|s| s.signed) != Some(head.signed) => Err(Error::Fork { seq }),
-            _ => Ok(self.all),
-        }
-    }
+/// Whether a point names another as the one before it.
+fn follows(before: &StoredPoint, point: &StoredPoint) -> bool {
+    point.point().prev == hash_of(&before.signed) || seeded("prev-unchecked")
 }
 
 /// A point's hash.

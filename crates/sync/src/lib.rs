@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::large_enum_variant, reason = "messages move by value, and few live at once")]
 
+pub mod bridge;
 pub mod checkpoint;
 mod chunks;
 pub mod copy;

@@ -5,7 +5,10 @@
 //! it, everything stays within the client's own vault; a volume is written only
 //! by the writer that the client was enrolled with.
 //! Leaves to others: sockets, TLS, threads, and where clients and invites are kept
-//! ([`Registry`]).
+//! ([`Registry`]), and what a role may ([`roles`]).
+
+pub mod keeping;
+pub mod roles;
 
 use std::sync::Arc;
 
@@ -21,6 +24,8 @@ use dormouse_format::{
     ChunkId, InstanceId, PublicKey, RecordId, Seq, Signature, TimeNs, VaultId, VolumeId, WriterId,
 };
 use dormouse_store::{Commit, Error as StoreError, Pending, Pins, VaultStore};
+use roles::need_of;
+pub use roles::{Need, Role};
 
 /// A client as the server knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +36,8 @@ pub struct Client {
     pub vault: VaultId,
     /// The writer that it was enrolled with.
     pub writer: WriterId,
+    /// What it may.
+    pub role: Role,
     /// Whether its key was revoked.
     pub revoked: bool,
 }
@@ -57,39 +64,48 @@ pub trait Registry: Send + Sync {
     fn client(&self, key: &PublicKey) -> Result<Option<Client>, Refused>;
 
     /// Looks whether an invite may be used by this key, without using it: it is known,
-    /// not expired, for this name, and unused or used by the same key.
+    /// not expired, for this name, and unused or used by the same key. Gives the role that it
+    /// invites to.
     fn check_invite(
         &self,
         verifier: &[u8; 32],
         name: &str,
         key: &PublicKey,
         now: TimeNs,
-    ) -> Result<(), Refused>;
+    ) -> Result<Role, Refused>;
 
     /// Checks an invite again and uses it, durably before it returns, and adds the client.
-    /// Idempotent for the same key; 'already used' names the fingerprint that used it.
+    /// Idempotent for the same key; 'already used' names the fingerprint that used it. Gives
+    /// the client as it is known now.
     fn use_invite(
         &self,
         verifier: &[u8; 32],
         key: &PublicKey,
         client: &Client,
         now: TimeNs,
-    ) -> Result<(), Refused>;
+    ) -> Result<Client, Refused>;
 
     /// Adds a client that has proved the vault's authority, under a free name like
-    /// the one given. Returns the name.
+    /// the one given. Gives the client as it is known now.
     fn add_recovered(
         &self,
         key: &PublicKey,
         client: &Client,
         now: TimeNs,
-    ) -> Result<String, Refused>;
+    ) -> Result<Client, Refused>;
 
     /// The store of a vault, if it is here.
     fn vault(&self, id: &VaultId) -> Result<Option<Arc<VaultStore>>, Refused>;
 
     /// The store of a vault, made if it is not here yet.
     fn create_vault(&self, id: &VaultId, now: TimeNs) -> Result<Arc<VaultStore>, Refused>;
+
+    /// Whether the clock may be believed when points are to expire; `confirmed`: an administrator
+    /// says that it is right, which holds from now on.
+    fn clock_holds(&self, confirmed: bool) -> Result<(), Refused> {
+        let _ = confirmed;
+        Ok(())
+    }
 }
 
 /// What the caller does after a message.
@@ -112,6 +128,7 @@ pub struct Session {
 }
 
 struct Open {
+    registry: Arc<dyn Registry>,
     store: Arc<VaultStore>,
     client: Client,
     writer_key: PublicKey,
@@ -141,8 +158,18 @@ impl Session {
     }
 
     /// Who it is.
+    pub fn client(&self) -> Option<&Client> {
+        self.open.as_ref().map(|o| &o.client)
+    }
+
+    /// The writer that holds a volume of its vault.
+    pub fn holder(&self, volume: &VolumeId) -> Option<WriterId> {
+        self.open.as_ref()?.store.holder(volume)
+    }
+
+    /// Its name.
     pub fn client_name(&self) -> Option<&str> {
-        self.open.as_ref().map(|o| o.client.name.as_str())
+        self.client().map(|c| c.name.as_str())
     }
 
     /// The connection has ended: what it wrote is put on record as durable, so that
@@ -195,8 +222,19 @@ impl Session {
         let authority = authority(&store, &client.vault)?;
         let writer_key = writer_key(&store, &authority, &client.vault, &client.writer)?;
         let (vault, name) = (client.vault, client.name.clone());
-        let (volume, pending, pins) = (None, None, store.pins());
-        let open = Open { store, client, writer_key, authority, instance, volume, pending, pins };
+        let (registry, pins) = (Arc::clone(&self.registry), store.pins());
+        let (volume, pending) = (None, None);
+        let open = Open {
+            registry,
+            store,
+            client,
+            writer_key,
+            authority,
+            instance,
+            volume,
+            pending,
+            pins,
+        };
         self.open = Some(open);
         out(Message::Welcome { vault, name, time: now });
         Ok(())
@@ -227,7 +265,7 @@ impl Session {
         let unknown = |_| Refused::new(Refusal::InviteUnknown, "the invite's proof is wrong");
         self.binding.check_invite(&proofs.key, &proofs.proof).map_err(unknown)?;
         let verifier = verifier(&proofs.key);
-        self.registry.check_invite(&verifier, &name, &self.binding.client, now)?;
+        let role = self.registry.check_invite(&verifier, &name, &self.binding.client, now)?;
         let parts = Bundle::read(bundle).map_err(wrong)?;
         let cert_key = parts.cert.0.key;
         self.binding.check_writer(&cert_key, &proofs.writer).map_err(wrong)?;
@@ -235,6 +273,14 @@ impl Session {
         let there = self.registry.vault(&vault)?;
         if there.is_none() && parts.vault.is_none() {
             let text = "the certificate is of a vault that is not on this server";
+            return Err(Refused::new(Refusal::NotFound, text));
+        }
+        if there.is_none() && role != Role::Writer {
+            let text = format!(
+                "the invite is for a {}, and the vault is not on this server: join a vault that \
+                 is, with a file of `dormouse vault export-writer`",
+                role.name()
+            );
             return Err(Refused::new(Refusal::NotFound, text));
         }
         parts.check(there.as_deref(), &vault).map_err(wrong)?;
@@ -251,9 +297,8 @@ impl Session {
         }
         store.barrier().map_err(refuse)?;
         let writer = hash::writer_id(&cert_key);
-        let client = Client { name, vault, writer, revoked: false };
-        self.registry.use_invite(&verifier, &self.binding.client, &client, now)?;
-        Ok(client)
+        let client = Client { name, vault, writer, role, revoked: false };
+        self.registry.use_invite(&verifier, &self.binding.client, &client, now)
     }
 
     fn recover(
@@ -283,9 +328,8 @@ impl Session {
         store.put(cert, now).map_err(refuse)?;
         store.barrier().map_err(refuse)?;
         let writer = hash::writer_id(&value.key);
-        let mut client = Client { name, vault, writer, revoked: false };
-        client.name = self.registry.add_recovered(&self.binding.client, &client, now)?;
-        Ok(client)
+        let client = Client { name, vault, writer, role: Role::Writer, revoked: false };
+        self.registry.add_recovered(&self.binding.client, &client, now)
     }
 }
 
@@ -385,7 +429,8 @@ fn writer_key(
     })
 }
 
-/// Questions that change nothing; 'not found' does not end the connection.
+/// Questions that wait for an answer, and change nothing if that is 'not found': it does not
+/// end the connection.
 const fn is_read(message: &Message) -> bool {
     matches!(
         message,
@@ -396,11 +441,14 @@ const fn is_read(message: &Message) -> bool {
             | Message::GetNode { .. }
             | Message::GetLeaves { .. }
             | Message::GetDeltas { .. }
+            | Message::Keep(_)
     )
 }
 
 impl Open {
     fn handle(&mut self, now: TimeNs, message: Message, out: Out<'_>) -> Step {
+        let misplaced = || Refused::new(Refusal::Protocol, "this message has no place here");
+        self.may(need_of(&message).ok_or_else(misplaced)?)?;
         match message {
             Message::ListVolumes => self.list_volumes(out),
             Message::ListPoints { volume, from, limit } => {
@@ -443,6 +491,11 @@ impl Open {
                 Ok(())
             }
             Message::Put { record } => self.put(&record, now),
+            Message::AskScan => {
+                // Who serves many lets it wait before it comes here.
+                out(Message::Admitted);
+                Ok(())
+            }
             Message::Barrier => {
                 self.store.barrier().map_err(refuse)?;
                 out(Message::Durable);
@@ -478,7 +531,8 @@ impl Open {
                 out(Message::Done);
                 Ok(())
             }
-            _ => Err(Refused::new(Refusal::Protocol, "this message has no place here")),
+            Message::Keep(ask) => self.keep(ask, now, out),
+            _ => Err(misplaced()),
         }
     }
 
@@ -600,6 +654,7 @@ impl Open {
                     return Err(bad("the certificate is of another vault"));
                 }
             }
+            Kind::Bridge => return self.put_bridge(bytes, body, now),
             _ => return Err(bad("a client may not put such a record")),
         }
         self.store.put_pinned(bytes, now, Some(&self.pins)).map_err(refuse)
@@ -617,11 +672,11 @@ fn refuse(error: StoreError) -> Refused {
         StoreError::Exists { .. } => Refusal::Exists,
         StoreError::Held { .. } => Refusal::Held,
         StoreError::Fenced => Refusal::Fenced,
-        StoreError::Conflict { .. } => Refusal::Conflict,
+        StoreError::Conflict { .. } | StoreError::Kept { .. } => Refusal::Conflict,
         StoreError::BadRecord { .. } | StoreError::Crypt(_) | StoreError::Format(_) => {
             Refusal::BadRecord
         }
-        StoreError::Full => Refusal::Full,
+        StoreError::Full | StoreError::Quota { .. } => Refusal::Full,
         StoreError::Damaged { .. } => Refusal::Damaged,
         _ => Refusal::Internal,
     };

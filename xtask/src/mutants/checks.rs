@@ -17,6 +17,7 @@ const PACKAGES: &[&str] =
 /// Programs of the simulator that are run after all tests, with what they are asked for.
 const PROGRAMS: &[(&str, &[&str])] = &[
     ("crash", &["--points", "10000", "--seed", "2"]),
+    ("histories", &["--runs", "300"]),
     ("flips", &[]),
     ("dormouse-sim", &["1001", "--runs", "60", "--first"]),
 ];

@@ -370,6 +370,48 @@ fn bad_bodies() -> Vec<Bad> {
         |b| text(vault::Generation::decode(b)),
         vec![("generation_long", long, "generation: 1 bytes too many")],
     ));
+    all.extend(bad_keeping());
+    all
+}
+
+fn bad_keeping() -> Vec<Bad> {
+    let (bridge, retention, deletion) = (bridge_body(), retention().encode(), deletion().encode());
+    let forward = "bridge: it does not lead forward";
+    let mut all = group(
+        |b| text(keys::verify_body::<Bridge>(&world().writer.public(), b)),
+        vec![
+            ("bridge_back", patched(&bridge, 64, &[23]), forward),
+            ("bridge_zero", patched(&bridge, 64, &[0; 8]), forward),
+            ("bridge_altered", patched(&bridge, 72, &[1]), "bridge: the signature does not hold"),
+            ("bridge_short", bridge[..63].to_vec(), "bridge: ends too early"),
+        ],
+    );
+    let effective = "retention: it is effective before it was set";
+    let nobody = "retention: who made it is not told";
+    all.extend(group(
+        |b| text(Retention::decode(b)),
+        vec![
+            ("retention_effective", patched(&retention, 24, &[0; 8]), effective),
+            ("retention_by", patched(&retention, 36, &[0x1b]), nobody),
+            ("retention_long", [&retention[..], &[0]].concat(), "retention: 1 bytes too many"),
+        ],
+    ));
+    let range = "deletion: no such range of points";
+    let names = "deletion: the step does not fit what it names";
+    all.extend(group(
+        |b| text(Deletion::decode(b)),
+        vec![
+            ("deletion_step", patched(&deletion, 0, &[4]), "deletion: unknown step"),
+            ("deletion_done", patched(&deletion, 0, &[3]), names),
+            (
+                "deletion_reserved",
+                patched(&deletion, 1, &[1]),
+                "deletion: reserved bytes are not zero",
+            ),
+            ("deletion_range", patched(&deletion, 48, &[1]), range),
+            ("deletion_range_zero", patched(&deletion, 40, &[0]), range),
+        ],
+    ));
     all
 }
 

@@ -4,20 +4,24 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dormouse_crypt::hash;
+use dormouse_format::limits::NAME_MAX;
 use dormouse_format::message::Refusal;
 use dormouse_format::{PublicKey, TimeNs, VaultId};
 use dormouse_store::disk::DiskDir;
 use dormouse_store::{Error as StoreError, Options, VaultStore};
-use dormouse_sync::server::{Client, Refused, Registry};
+use dormouse_sync::server::{Client, Refused, Registry, Role};
 
-use super::{InviteFile, Known, client_file, clients, invite_file};
+use super::roster::{Kept, Roster};
+use super::{InviteFile, Known, client_file, invite_file};
 use crate::exit::{Class, class_of, text_of};
+use crate::keep::clock::ClockFile;
 use crate::log::Log;
 use crate::store_dir::StoreDir;
 use crate::text::{hex, time_utc};
 
-/// Tries of `NAME-2`, `NAME-3` … for a machine that came back.
-const NAMES_MAX: usize = 1000;
+/// Digits of its key's fingerprint that end the name of a machine that came back: more if there is
+/// such a client already.
+const NAME_ENDS: [usize; 2] = [4, 16];
 /// Damaged records of a vault that are logged one by one when it is opened.
 const FAULTS_LOGGED: usize = 16;
 
@@ -28,6 +32,10 @@ pub struct Access {
     /// One at a time changes the files of clients and invites.
     change: Mutex<()>,
     vaults: Mutex<HashMap<VaultId, Arc<VaultStore>>>,
+    roster: Kept,
+    /// How much a vault may hold if nothing is set for it.
+    quota: Option<u64>,
+    clock: ClockFile,
 }
 
 impl std::fmt::Debug for Access {
@@ -43,7 +51,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Access {
     /// The registry; the caller holds the store's lock.
     pub fn new(store: StoreDir, log: Log) -> Self {
-        Self { store, log, change: Mutex::new(()), vaults: Mutex::new(HashMap::new()) }
+        // A file that cannot be understood is told of by who starts the server.
+        let quota = store.config().and_then(|c| c.quota()).unwrap_or_default();
+        let (change, vaults, roster) = Default::default();
+        let clock = ClockFile::of(store.path());
+        Self { store, log, change, vaults, roster, quota, clock }
+    }
+
+    /// The store's directory.
+    pub const fn store(&self) -> &StoreDir {
+        &self.store
     }
 
     /// Closes every open vault: what they cache is written, and they take no more.
@@ -53,6 +70,31 @@ impl Access {
                 self.log.line(&format!("vault {id}: closing: {error}"));
             }
         }
+    }
+
+    /// Clients and quotas as they are now.
+    pub(crate) fn roster(&self) -> anyhow::Result<Arc<Roster>> {
+        self.roster.now(&self.store)
+    }
+
+    /// The same, by every byte of what says that nothing has changed.
+    pub(crate) fn look(&self) -> anyhow::Result<Arc<Roster>> {
+        self.roster.look(&self.store)
+    }
+
+    /// The vaults that are open.
+    pub(crate) fn open_vaults(&self) -> Vec<Arc<VaultStore>> {
+        lock(&self.vaults).values().cloned().collect()
+    }
+
+    /// Tells every open vault what is set for it.
+    pub(crate) fn apply(&self, roster: &Roster) {
+        self.open_vaults().iter().for_each(|vault| self.apply_to(vault, roster));
+    }
+
+    fn apply_to(&self, vault: &VaultStore, roster: &Roster) {
+        vault.set_quota(roster.quota(vault.vault(), self.quota));
+        vault.set_distrusted(roster.distrusted(vault.vault()));
     }
 
     /// An error whose details stay in the server's log.
@@ -151,7 +193,9 @@ impl Access {
             vault: client.vault,
             writer: client.writer,
             created: now,
+            role: client.role,
             revoked: None,
+            distrusted: false,
         }
     }
 
@@ -164,6 +208,8 @@ impl Access {
         if let Some(vault) = open.get(id) {
             // After a failed write a vault takes nothing more until it is opened again.
             if !vault.stats().poisoned || Arc::strong_count(vault) > 1 {
+                // What was granted before this connection began counts from its first message on.
+                self.apply_to(vault, &*self.roster().map_err(|e| self.internal(&e))?);
                 return Ok(Some(vault.clone()));
             }
             open.remove(id);
@@ -203,23 +249,33 @@ impl Access {
             }),
         };
         let vault = Arc::new(vault.map_err(|e| self.store_error(id, &e))?);
+        self.apply_to(&vault, &*self.roster().map_err(|e| self.internal(&e))?);
         open.insert(*id, vault.clone());
         Ok(Some(vault))
     }
 }
 
+/// The role of an invite; one that is not known here is none.
+fn invited_to(invite: &InviteFile) -> Result<Role, Refused> {
+    invite.role().ok_or_else(|| {
+        Refused::new(
+            Refusal::InviteUnknown,
+            "this invite is for a role that the server does not know",
+        )
+    })
+}
+
 impl Registry for Access {
     fn client(&self, key: &PublicKey) -> Result<Option<Client>, Refused> {
-        let all = clients(&self.store).map_err(|e| self.internal(&e))?;
-        if let Some(c) = all.good.into_iter().find(|c| c.key == *key) {
-            let revoked = c.revoked.is_some();
-            return Ok(Some(Client { name: c.name, vault: c.vault, writer: c.writer, revoked }));
+        let roster = self.roster.for_client(&self.store, key).map_err(|e| self.internal(&e))?;
+        if let Some(known) = roster.client(key) {
+            return Ok(Some(known.client()));
         }
         // It may be the one whose file does not hold.
-        for fault in all.faults.iter().skip(1) {
+        for fault in roster.faults.iter().skip(1) {
             self.log.line(&text_of(fault));
         }
-        all.faults.first().map_or(Ok(None), |fault| Err(self.internal(fault)))
+        roster.faults.first().map_or(Ok(None), |fault| Err(self.internal(fault)))
     }
 
     fn check_invite(
@@ -228,8 +284,8 @@ impl Registry for Access {
         name: &str,
         key: &PublicKey,
         now: TimeNs,
-    ) -> Result<(), Refused> {
-        self.usable(verifier, name, key, now).map(|_| ())
+    ) -> Result<Role, Refused> {
+        invited_to(&self.usable(verifier, name, key, now)?)
     }
 
     fn use_invite(
@@ -238,7 +294,7 @@ impl Registry for Access {
         key: &PublicKey,
         client: &Client,
         now: TimeNs,
-    ) -> Result<(), Refused> {
+    ) -> Result<Client, Refused> {
         let _one = lock(&self.change);
         let mut invite = self.usable(verifier, &client.name, key, now)?;
         if let Some(known) = self.client(key)? {
@@ -247,7 +303,7 @@ impl Registry for Access {
                 return Err(Refused::new(Refusal::Revoked, text));
             }
             if known.vault == client.vault && invite.used_by.is_some() {
-                return Ok(());
+                return Ok(known);
             }
         }
         let there = super::client(&self.store, &client.name).map_err(|e| self.internal(&e))?;
@@ -269,8 +325,9 @@ impl Registry for Access {
             };
             write().map_err(|e| self.internal(&e))?;
         }
-        let known = Self::known(&client.name, key, client, now);
-        if self.add(&known).map_err(|e| self.internal(&e))? { Ok(()) } else { Err(exists()) }
+        let client = Client { role: invited_to(&invite)?, ..client.clone() };
+        let known = Self::known(&client.name, key, &client, now);
+        if self.add(&known).map_err(|e| self.internal(&e))? { Ok(client) } else { Err(exists()) }
     }
 
     fn add_recovered(
@@ -278,23 +335,27 @@ impl Registry for Access {
         key: &PublicKey,
         client: &Client,
         now: TimeNs,
-    ) -> Result<String, Refused> {
+    ) -> Result<Client, Refused> {
         let _one = lock(&self.change);
         if let Some(known) = self.client(key)? {
             if known.revoked {
                 let text = format!("the key of client '{}' was revoked", known.name);
                 return Err(Refused::new(Refusal::Revoked, text));
             }
-            return Ok(known.name);
+            if known.vault != client.vault {
+                let text = "this machine's key is a client of another vault on this server";
+                return Err(Refused::new(Refusal::Exists, text));
+            }
+            return Ok(known);
         }
-        for n in 1..=NAMES_MAX {
-            let name = match n {
-                1 => client.name.clone(),
-                n => format!("{}-{n}", &client.name[..client.name.len().min(58)]),
-            };
+        // Never the name alone: that it is free, or taken, would tell of other vaults' clients.
+        let fingerprint = hex(&hash::fingerprint(key));
+        let base = &client.name[..client.name.len().min(NAME_MAX - 1 - NAME_ENDS[1])];
+        for digits in NAME_ENDS {
+            let name = format!("{base}-{}", &fingerprint[..digits]);
             let known = Self::known(&name, key, client, now);
             if self.add(&known).map_err(|e| self.internal(&e))? {
-                return Ok(name);
+                return Ok(known.client());
             }
         }
         Err(Refused::new(Refusal::Exists, "no free name was found for this client"))
@@ -307,5 +368,9 @@ impl Registry for Access {
     fn create_vault(&self, id: &VaultId, now: TimeNs) -> Result<Arc<VaultStore>, Refused> {
         self.open_vault(id, Some(now))?
             .ok_or_else(|| Refused::new(Refusal::Internal, "the vault was not made"))
+    }
+
+    fn clock_holds(&self, confirmed: bool) -> Result<(), Refused> {
+        self.clock.holds(confirmed)
     }
 }

@@ -1,21 +1,18 @@
 //! Metrics over HTTP: `GET /metrics`, and nothing else.
 //!
-//! Owns: as much of HTTP/1 as that needs. Invariant: one request a connection, a head of 8 KiB at
-//! most, and the time of a [`doorway`]; a body is never read. Leaves to others: the metrics.
+//! Leaves to others: HTTP ([`super::http`]) and the metrics.
 
 use std::io;
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use anyhow::Result;
 
 use super::board::Board;
-use super::doorway::{self, Doorway};
+use super::doorway::Doorway;
+use super::http::{self, Page};
 use super::metrics;
 use crate::exit::{Class, Failure};
 use crate::log::Log;
-
-/// Longest head of a request.
-const HEAD_MAX: usize = 8 << 10;
 
 /// A server of metrics that answers until it is dropped.
 #[derive(Debug)]
@@ -48,55 +45,21 @@ impl MetricsHttp {
 }
 
 fn answer(mut stream: TcpStream, board: &Board) -> io::Result<()> {
-    let head = doorway::read_until(&mut stream, HEAD_MAX, is_whole)?;
-    let (status, kind, body) = match asked(&head) {
-        Asked::Metrics => ("200 OK", metrics::CONTENT_TYPE, metrics::render(&board.all())),
-        Asked::Other => ("404 Not Found", "text/plain", "there is only GET /metrics\n".into()),
-        Asked::TooLong => {
-            ("431 Request Header Fields Too Large", "text/plain", "too much is asked\n".into())
-        }
-        Asked::Nonsense => ("400 Bad Request", "text/plain", "that is not HTTP\n".into()),
-    };
-    let answer = format!(
-        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\
-         Connection: close\r\n\r\n{body}",
-        body.len()
-    );
-    doorway::write_all(&mut stream, answer.as_bytes())?;
-    stream.shutdown(Shutdown::Write)
-}
-
-enum Asked {
-    Metrics,
-    Other,
-    TooLong,
-    Nonsense,
-}
-
-fn is_whole(head: &[u8]) -> bool {
-    head.windows(4).any(|w| w == b"\r\n\r\n") || head.windows(2).any(|w| w == b"\n\n")
-}
-
-fn asked(head: &[u8]) -> Asked {
-    if !is_whole(head) {
-        return if head.len() >= HEAD_MAX { Asked::TooLong } else { Asked::Nonsense };
-    }
-    let line = head.split(|b| *b == b'\n').next().unwrap_or_default();
-    let words: Vec<&[u8]> = line.trim_ascii_end().split(|b| *b == b' ').collect();
-    match words.as_slice() {
-        [method, path, version] if version.starts_with(b"HTTP/1.") => {
-            let path = path.split(|b| *b == b'?').next().unwrap_or_default();
-            let metrics = *method == b"GET" && path == b"/metrics";
-            if metrics { Asked::Metrics } else { Asked::Other }
-        }
-        _ => Asked::Nonsense,
-    }
+    http::answer(&mut stream, "GET /metrics", |path| {
+        let body = || metrics::render(&board.all());
+        (path == b"/metrics").then(|| Page {
+            well: true,
+            kind: metrics::CONTENT_TYPE,
+            body: body(),
+        })
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::daemon::board::{State, VolumeStatus};
+    use crate::daemon::http::{Asked, HEAD_MAX, asked};
     use std::io::{Read, Write};
 
     fn serving() -> (MetricsHttp, Board) {

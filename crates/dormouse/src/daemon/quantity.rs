@@ -12,7 +12,9 @@ use crate::exit::{Class, fail};
 use crate::when;
 
 /// Units of a rate, in bytes; the longest ending that fits counts.
-const UNITS: [(&str, u64); 8] = [
+const UNITS: [(&str, u64); 10] = [
+    ("TiB", 1 << 40),
+    ("TB", 1_000_000_000_000),
     ("KiB", 1 << 10),
     ("MiB", 1 << 20),
     ("GiB", 1 << 30),

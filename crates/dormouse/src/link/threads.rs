@@ -14,8 +14,9 @@ use super::inbox::{Batch, Inbox, inbox};
 use super::queue::{Next, Queue};
 use crate::tls;
 
-/// Bytes asked of the socket at once.
+/// Bytes asked of the socket at once, at most; and at first: thousands say next to nothing.
 const READ_SIZE: usize = 256 << 10;
+const READ_FIRST: usize = 4 << 10;
 /// Bytes sealed under one hold of the lock.
 const WRITE_SIZE: usize = 256 << 10;
 /// Messages that are handed on together, at most: a frame of five bytes becomes a message of
@@ -72,7 +73,7 @@ pub(super) fn start(
 }
 
 fn write(shared: &Shared, queue: &Queue, socket: &TcpStream) -> io::Result<()> {
-    let mut out = Vec::with_capacity(WRITE_SIZE + WRITE_SIZE / 8);
+    let mut out = Vec::new();
     loop {
         let next = queue.next(WRITE_SIZE);
         let end = matches!(next, Next::End);
@@ -127,7 +128,7 @@ fn read(
     mut deframer: Deframer,
     tx: &Sender<Batch>,
 ) -> LinkError {
-    let mut buffer = vec![0; READ_SIZE];
+    let mut buffer = vec![0; READ_FIRST];
     loop {
         // First what is there already: frames that came with the handshake.
         if let Err(why) = pass_on(&mut deframer, tx) {
@@ -148,6 +149,9 @@ fn read(
                 return LinkError::Closed;
             }
             Err(error) => return error,
+        }
+        if n == buffer.len() && n < READ_SIZE {
+            buffer = vec![0; (n * 4).min(READ_SIZE)];
         }
     }
 }

@@ -1,35 +1,39 @@
-//! One connection of the server, from its first message to its end.
+//! One connection of the server: the answer to its first message, and its end.
+//!
+//! Leaves to others: what comes before ([`super::introduction`]), and what a client says from then on
+//! ([`super::serving`]).
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crossbeam_channel::select;
+use crossbeam_channel::Receiver;
+use dormouse_format::PublicKey;
 use dormouse_format::limits::FRAME_MAX;
 use dormouse_format::message::{Message, Refusal};
-use dormouse_sync::server::{After, Session};
+use dormouse_sync::server::{After, Refused, Session};
 use rustls::Connection;
 
+use super::audited::What;
 use super::introduction::Said;
 use super::limits::CLIENT_CONNECTIONS_MAX;
+use super::serving::{LINGER, Serving};
 use super::{Seat, Shared};
-use crate::link::{Answers, Link, LinkError};
+use crate::link::Link;
+use crate::log::{Entry, Level};
 use crate::text::now_ns;
-
-/// How long a connection that was refused may take to read why.
-const LINGER: Duration = Duration::from_secs(2);
 
 /// The connection of somebody who has said the first message, to its end.
 pub(super) fn run(
     shared: &Shared,
     socket: &Arc<TcpStream>,
     from: SocketAddr,
-    mut seat: Seat,
+    seat: Seat,
     said: Said,
 ) {
-    match received(shared, socket, from, &mut seat, said) {
-        Ok((session, link)) => serve(shared, session, &link, from),
+    match received(shared, socket, from, &seat, said) {
+        Ok((session, link, dismissed)) => serve(shared, session, &link, &dismissed, from),
         Err(why) => shared.tally.line(|| format!("{from}: {why}")),
     }
 }
@@ -39,16 +43,30 @@ fn received(
     shared: &Shared,
     socket: &Arc<TcpStream>,
     from: SocketAddr,
-    seat: &mut Seat,
+    seat: &Seat,
     said: Said,
-) -> Result<(Session, Link), String> {
+) -> Result<(Session, Link, Receiver<Refused>), String> {
     let Said { mut connection, binding, mut deframer, first } = said;
+    let key = binding.client;
+    if !has_turn(shared, &key) {
+        let text = "this client comes back too often; it is tried again later".to_owned();
+        let refusal = Refusal::Stopping;
+        shared.counters.refused(refusal);
+        let _ = send(socket, &mut connection, &Message::Error { refusal, text: text.clone() });
+        goodbye(socket, &mut connection);
+        return Err(text);
+    }
+    seat.hold();
     let mut session = Session::new(shared.access.clone(), binding);
     let mut answers = Vec::new();
+    let what = What::of(&session, &first);
     let after = session.handle(now_ns(), first, &mut |m| answers.push(m));
-    let name = session.client_name().filter(|_| after == After::Continue).map(str::to_owned);
-    let taken = name.as_ref().is_some_and(|name| seat.is_client(name));
-    if name.is_some() && !taken {
+    let client = session.client().filter(|_| after == After::Continue);
+    if let (Some(what), true) = (what, client.is_some()) {
+        what.write(shared, &session, from);
+    }
+    let dismissed = client.and_then(|client| seat.is_client(client, key));
+    if client.is_some() && dismissed.is_none() {
         let text = format!(
             "this client has {CLIENT_CONNECTIONS_MAX} connections to this server already, as many \
              as one may have"
@@ -58,7 +76,8 @@ fn received(
     for answer in &answers {
         send(socket, &mut connection, answer).map_err(|e| e.to_string())?;
     }
-    let Some(name) = name.filter(|_| taken) else {
+    count_refusals(shared, &answers);
+    let Some(dismissed) = dismissed else {
         seat.loosen();
         goodbye(socket, &mut connection);
         let said = answers.iter().find_map(|m| match m {
@@ -67,96 +86,58 @@ fn received(
         });
         return Err(format!("refused: {}", said.unwrap_or("not authenticated")));
     };
-    shared.log.line(&format!("{from}: client '{name}' connected"));
+    tell(shared, &session, from, "connected");
     let clear = socket.set_read_timeout(None).and_then(|()| socket.set_write_timeout(None));
     clear.map_err(|e| e.to_string())?;
     deframer.set_limit(FRAME_MAX);
     let link = Link::start(socket.clone(), connection, deframer).map_err(|e| e.to_string())?;
-    Ok((session, link))
+    seat.linked(link.tx.clone());
+    Ok((session, link, dismissed))
 }
 
-fn serve(shared: &Shared, mut session: Session, link: &Link, from: SocketAddr) {
+/// A client that comes back too often waits for its turn, as the stranger that it still is;
+/// false if that would take too long.
+fn has_turn(shared: &Shared, key: &PublicKey) -> bool {
+    let known = shared.access.roster().is_ok_and(|roster| roster.client(key).is_some());
+    if !known {
+        return true;
+    }
+    let Some(wait) = shared.returns.turn(key, Instant::now()) else { return false };
+    if !wait.is_zero() {
+        let _ = shared.stopping.recv_timeout(wait);
+    }
+    true
+}
+
+fn count_refusals<'a>(shared: &Shared, answers: impl IntoIterator<Item = &'a Message>) {
+    for answer in answers {
+        if let Message::Error { refusal, .. } = answer {
+            shared.counters.refused(*refusal);
+        }
+    }
+}
+
+/// A line of the log about a client.
+fn tell(shared: &Shared, session: &Session, from: SocketAddr, what: &str) {
+    let (name, from) = (session.client_name().unwrap_or("?"), from.to_string());
+    shared.log.event(&Entry::new(Level::Info, what).client(name, &from));
+}
+
+fn serve(
+    shared: &Shared,
+    session: Session,
+    link: &Link,
+    dismissed: &Receiver<Refused>,
+    from: SocketAddr,
+) {
     let began = Instant::now();
-    let name = session.client_name().unwrap_or("?").to_owned();
-    let why = session_loop(shared, &mut session, link);
-    session.end();
+    let mut serving = Serving::new(shared, session, link, dismissed, from);
+    let why = serving.run();
+    // Others need not wait for what the end of a session writes.
+    let mut session = serving.into_session();
     let seconds = began.elapsed().as_secs_f64();
-    shared.log.line(&format!("{from}: client '{name}': {why} after {seconds:.1} s"));
-}
-
-fn session_loop(shared: &Shared, session: &mut Session, link: &Link) -> String {
-    let mut answers = Answers::default();
-    let mut send = |messages| link.tx.send_all(messages).is_ok();
-    loop {
-        let received = match link.rx.taken() {
-            Some(received) => received,
-            None => {
-                if !answers.flush(&mut send) {
-                    return ended(link);
-                }
-                let batch = select! {
-                    recv(link.rx.batches()) -> batch => batch,
-                    recv(shared.stopping) -> _ => {
-                        let text = "the server is stopping".to_owned();
-                        let _ = link.tx.send(Message::Error { refusal: Refusal::Stopping, text });
-                        close(link);
-                        return "stopped".into();
-                    }
-                };
-                match batch.map(|batch| link.rx.add(batch)) {
-                    Ok(Some(received)) => received,
-                    Ok(None) => continue,
-                    Err(_) => return "done".into(),
-                }
-            }
-        };
-        let message = match received {
-            Ok(message) => message,
-            Err(LinkError::Closed) => return "done".into(),
-            Err(error @ LinkError::Protocol(_)) => {
-                let text = error.to_string();
-                let refusal = Refusal::Protocol;
-                answers.add(Message::Error { refusal, text: text.clone() }, &mut send);
-                answers.flush(&mut send);
-                close(link);
-                return text;
-            }
-            Err(error) => return error.to_string(),
-        };
-        let mut said = None;
-        let mut there = true;
-        let after = session.handle(now_ns(), message, &mut |m| {
-            if let Message::Error { text, .. } = &m {
-                said = Some(text.clone());
-            }
-            there &= answers.add(m, &mut send);
-        });
-        if !there {
-            return ended(link);
-        }
-        if after == After::Close {
-            answers.flush(&mut send);
-            close(link);
-            return format!("refused: {}", said.as_deref().unwrap_or("no reason given"));
-        }
-    }
-}
-
-/// Why nothing can be sent on a link.
-fn ended(link: &Link) -> String {
-    link.tx.ended().map_or_else(|| "cut".into(), |why| why.to_string())
-}
-
-/// Lets the last answer go out, and takes what the client still sends: a socket that
-/// is closed with unread bytes would take the answer back.
-fn close(link: &Link) {
-    link.tx.shutdown();
-    let until = Instant::now() + LINGER;
-    while let Ok(received) = link.rx.recv_deadline(until) {
-        if received.is_err() {
-            break;
-        }
-    }
+    tell(shared, &session, from, &format!("{why} after {seconds:.1} s"));
+    session.end();
 }
 
 pub(super) fn send(

@@ -101,7 +101,6 @@ fn listen(shared: &Shared, socket: &Arc<TcpStream>, seat: &Seat) -> Result<Said,
     let (mut connection, binding) = (shaken.connection, shaken.binding);
     let mut deframer = Deframer::new(FRAME_MAX_UNAUTHENTICATED);
     let first = first_message(socket, &mut connection, &mut deframer)?;
-    seat.hold();
     Ok(Said { connection, binding, deframer, first })
 }
 

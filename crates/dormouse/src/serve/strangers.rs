@@ -72,6 +72,11 @@ impl Strangers {
         Self { all_max, group_max, rows: HashMap::new(), groups: HashMap::new() }
     }
 
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
     /// What is to be done about one more of this group.
     pub(super) fn verdict(&self, group: Group, now: Instant) -> Verdict {
         let own = self.groups.get(&group);

@@ -329,10 +329,12 @@ impl Place {
     }
 
     /// Everything in the store that is data: vaults and clients, without caches,
-    /// the lock and the log.
+    /// the lock, the log and who was seen.
     pub fn store(&self) -> Vec<(PathBuf, Vec<u8>)> {
-        let data =
-            |p: &Path| !p.ends_with("lock") && !p.components().any(|c| c.as_os_str() == "index");
+        let data = |p: &Path| {
+            !["lock", "seen.json"].iter().any(|name| p.ends_with(name))
+                && !p.components().any(|c| c.as_os_str() == "index")
+        };
         super::snapshot(&self.path("store")).into_iter().filter(|(p, _)| data(p)).collect()
     }
 

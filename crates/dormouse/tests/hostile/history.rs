@@ -172,7 +172,7 @@ fn a_list_with_a_gap_a_replay_or_a_forgery() {
     for (f, words) in [
         (
             (|points| points.retain(|p| p.point().seq != 2)) as fn(&mut Vec<StoredPoint>),
-            "does not follow the one before",
+            "leaves it out",
         ),
         (|points| points.retain(|p| p.point().seq != 1), "leaves it out"),
         (|points| points.push(points[0]), "does not follow the one before"),

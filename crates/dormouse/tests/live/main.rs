@@ -14,6 +14,7 @@ mod frozen;
 mod load;
 mod refusals;
 mod restarts;
+mod revoked;
 mod stand;
 mod swap;
 mod unread;

@@ -1,6 +1,7 @@
 //! Every message survives the wire; every truncation is refused.
 
 use super::*;
+use crate::limits::KEEPING_MAX;
 use proptest::prelude::*;
 
 fn all() -> Vec<Message> {
@@ -38,6 +39,9 @@ fn all() -> Vec<Message> {
         Message::Extents { runs: vec![0, 1, 2] },
         Message::Commit { point: stored.signed },
         Message::Distrust { body: vec![1] },
+        Message::AskScan,
+        Message::Queued { ahead: 3 },
+        Message::Admitted,
         Message::Welcome { vault: VaultId([1; 32]), name: "x".into(), time: 5 },
         Message::Error { refusal: Refusal::Held, text: "held".into() },
         Message::Done,
@@ -52,7 +56,62 @@ fn all() -> Vec<Message> {
         Message::Durable,
         Message::Committed { receipt: 1 },
         Message::Missing { ids },
+        Message::Keep(Keep::GetRetention),
+        Message::Keep(Keep::SetRetention { volume, policy: "all:7d".into(), grace: 4 }),
+        Message::Keep(Keep::Prune { volume, apply: true, clock_is_right: false }),
+        Message::Keep(Keep::Delete { volume, points: Some((3, 9)), grace: 4 }),
+        Message::Keep(Keep::Undelete { volume }),
+        Message::Keep(Keep::GetGaps { volume, from: 1, to: 9 }),
+        Message::Keep(Keep::GetBridges { volume, from: 1, to: 9 }),
+        Message::Kept(Kept::Retention {
+            settings: vec![retention(volume)],
+            deletions: vec![deletion(volume)],
+            doubt: "no".into(),
+        }),
+        Message::Kept(Kept::Pruned {
+            points: 20,
+            gone: 4,
+            ranges: vec![(1, 2), (4, 5)],
+            note: String::new(),
+        }),
+        Message::Kept(Kept::Gaps { ranges: vec![(1, 9)] }),
     ]
+}
+
+fn retention(volume: VolumeId) -> crate::keeping::Retention {
+    crate::keeping::Retention {
+        volume,
+        at: 1,
+        effective: 2,
+        by: "a".into(),
+        policy: "all:7d".into(),
+    }
+}
+
+fn deletion(volume: VolumeId) -> crate::keeping::Deletion {
+    crate::keeping::Deletion {
+        step: crate::keeping::Step::Asked,
+        of: RecordId::ZERO,
+        volume,
+        points: None,
+        at: 1,
+        effective: 2,
+        by: "a".into(),
+    }
+}
+
+#[test]
+fn ranges_of_points_ascend_apart() {
+    let gaps = |ranges: &[(Seq, Seq)]| {
+        let frame = Message::Kept(Kept::Gaps { ranges: ranges.to_vec() }).encode();
+        Message::decode(&frame[4..])
+    };
+    assert!(gaps(&[]).is_ok() && gaps(&[(1, 3), (5, 5), (9, Seq::MAX)]).is_ok());
+    for bad in [&[(0, 1)][..], &[(3, 2)], &[(1, 3), (4, 5)], &[(5, 6), (1, 2)], &[(1, 9), (3, 4)]] {
+        assert!(gaps(bad).is_err(), "{bad:?}");
+    }
+    let many: Vec<_> = (1..=KEEPING_MAX as u64 + 1).map(|n| (2 * n, 2 * n)).collect();
+    assert!(gaps(&many[1..]).is_ok() && gaps(&many).is_err());
 }
 
 #[test]

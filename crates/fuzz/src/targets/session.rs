@@ -20,7 +20,7 @@ use dormouse_format::{
 use dormouse_store::fuzzing::MapPage;
 use dormouse_store::memory::MemDir;
 use dormouse_store::{Dir, Options, VaultStore};
-use dormouse_sync::server::{After, Client, Refused, Registry, Session};
+use dormouse_sync::server::{After, Client, Refused, Registry, Role, Session};
 
 use crate::Target;
 use crate::input::Input;
@@ -83,26 +83,28 @@ impl Registry for Server {
             name: "laptop".into(),
             vault: world().vault,
             writer,
+            // A third of the keys are of each role.
+            role: Role::ALL[usize::from(key.0[2]) % 3],
             revoked: key.0[1] == 9,
         });
         Ok(known.or_else(|| self.recovered.lock().unwrap().get(key).cloned()))
     }
 
-    fn check_invite(&self, _: &[u8; 32], _: &str, key: &PublicKey, _: TimeNs) -> Answer<()> {
+    fn check_invite(&self, _: &[u8; 32], _: &str, key: &PublicKey, _: TimeNs) -> Answer<Role> {
         match key.0[1] {
             8 => Err(Refused::new(Refusal::InviteUnknown, "unknown")),
-            _ => Ok(()),
+            _ => Ok(Role::ALL[usize::from(key.0[2]) % 3]),
         }
     }
 
-    fn use_invite(&self, _: &[u8; 32], key: &PublicKey, c: &Client, _: TimeNs) -> Answer<()> {
+    fn use_invite(&self, _: &[u8; 32], key: &PublicKey, c: &Client, _: TimeNs) -> Answer<Client> {
         self.recovered.lock().unwrap().insert(*key, c.clone());
-        Ok(())
+        Ok(c.clone())
     }
 
-    fn add_recovered(&self, key: &PublicKey, c: &Client, _: TimeNs) -> Answer<String> {
+    fn add_recovered(&self, key: &PublicKey, c: &Client, _: TimeNs) -> Answer<Client> {
         self.recovered.lock().unwrap().insert(*key, c.clone());
-        Ok(c.name.clone())
+        Ok(c.clone())
     }
 
     fn vault(&self, id: &VaultId) -> Answer<Option<Arc<VaultStore>>> {

@@ -14,7 +14,7 @@ use dormouse_format::message::{Base, Message, Refusal};
 use dormouse_format::{Block, PublicKey, VolumeId, geometry};
 use dormouse_store::Options;
 use dormouse_sync::error::Error;
-use dormouse_sync::server::Client;
+use dormouse_sync::server::{Client, Role};
 
 use super::watch::Probe;
 use crate::machine::{Machine, Pool};
@@ -122,7 +122,7 @@ impl Scene {
         let volume = first.volume(random, "disk", 1);
         let client = |m: &Machine| {
             let (name, vault, writer) = ("laptop".into(), m.vault, m.writer());
-            (m.transport, Client { name, vault, writer, revoked: false })
+            (m.transport, Client { name, vault, writer, role: Role::Writer, revoked: false })
         };
         let clients = [client(&first), client(&second)].into();
         let segment_size = 1024 + random.below(8) * random.below(1100);

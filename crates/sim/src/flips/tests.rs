@@ -23,6 +23,7 @@ fn the_store_has_everything_in_it_and_is_the_same_again() {
         "seal",
         "mark",
         "generation",
+        "bridge",
     ];
     assert_eq!(sample.content(), kinds.into());
     assert!(sample.names(Place::Segments).len() >= 4);

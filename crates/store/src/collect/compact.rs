@@ -6,7 +6,7 @@
 //! its deltas, in order: what the replay at opening relies on. A segment that holds something
 //! live that is damaged, or a point that cannot be read, stays.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use dormouse_crypt::record;
 use dormouse_format::collect::{Retired, RetiredSegment};
@@ -37,6 +37,8 @@ pub(super) struct Compaction<'a> {
     holders: &'a Holders,
     /// Points that were moved: what lay in other segments of them is dead there.
     moved: HashSet<(VolumeId, Seq)>,
+    /// Segments out of which something was moved.
+    left: BTreeSet<u64>,
     /// Segments that are hidden, and what is left of each.
     ready: Vec<(RetiredSegment, u64, u64)>,
     /// Bytes that were written again since segments went.
@@ -48,6 +50,8 @@ enum Outcome {
     Ready,
     /// It stays: what is damaged.
     Stays(Fault),
+    /// It stays for this time: somebody wrote to it.
+    Busy,
     /// Nothing can be hidden now.
     PutOff,
 }
@@ -59,15 +63,21 @@ impl<'a> Compaction<'a> {
         since: TimeNs,
         holders: &'a Holders,
     ) -> Self {
-        Self { store, now, since, holders, moved: HashSet::new(), ready: Vec::new(), copied: 0 }
+        let (moved, left, ready) = (HashSet::new(), BTreeSet::new(), Vec::new());
+        Self { store, now, since, holders, moved, left, ready, copied: 0 }
     }
 
+    /// Compacts these; the segments out of which parts of points were moved.
     pub(super) fn run(
         mut self,
         mut chosen: Vec<Candidate>,
         round: &mut Round,
         pace: Pace<'_>,
-    ) -> Result<()> {
+    ) -> Result<BTreeSet<u64>> {
+        // The segment that is written ends before anything is appended again.
+        if let Some(active) = chosen.iter().find(|c| c.active_end.is_some()) {
+            self.store.log.end_segment(active.number, self.now)?;
+        }
         // Those without anything live first: for them no room is needed.
         chosen.sort_by_key(|c| (c.live_bytes > 0, c.number));
         let done = self.segments(&chosen, round, pace);
@@ -77,7 +87,7 @@ impl<'a> Compaction<'a> {
             failed => failed,
         };
         self.ready.iter().for_each(|(s, ..)| self.store.log.index.show(s.number));
-        done
+        done.map(|()| self.left)
     }
 
     fn segments(&mut self, chosen: &[Candidate], round: &mut Round, pace: Pace<'_>) -> Result<()> {
@@ -85,6 +95,7 @@ impl<'a> Compaction<'a> {
             match self.segment(candidate, round, pace)? {
                 Outcome::Ready => {}
                 Outcome::Stays(fault) => round.damaged.push(fault),
+                Outcome::Busy => round.young += 1,
                 Outcome::PutOff => {
                     round.put_off = true;
                     return Ok(());
@@ -99,12 +110,13 @@ impl<'a> Compaction<'a> {
 
     fn segment(&mut self, c: &Candidate, round: &mut Round, pace: Pace<'_>) -> Result<Outcome> {
         let log = &self.store.log;
-        if c.active_end.is_some() {
-            log.end_segment(c.number, self.now)?;
-        }
         let file = log.segments.file(c.number)?;
         let sealed = walk::sealed(&*file, c.number, &self.store.vault)?;
         let table = walk::table(&*file, c.number, &sealed)?;
+        let since = &table.items[c.live.len().min(table.items.len())..];
+        if since.iter().any(|item| !item.kind.indexed() && !is_frame(item.kind)) {
+            return Ok(Outcome::Busy);
+        }
         let mut dead = Vec::new();
         for (i, item) in table.items.iter().enumerate() {
             // What was appended since the survey is live.
@@ -174,8 +186,6 @@ impl<'a> Compaction<'a> {
                     self.copy(&at, round, pace).map(drop)
                 }
             }
-            // It came while the round was under way.
-            None if live => Err(Error::conflict("it was written while it was looked at")),
             // If it cannot be read, nobody can tell which point is missing.
             None if item.kind == Kind::Point => self.store.read(&at).map(drop),
             None => Ok(()),
@@ -228,6 +238,7 @@ impl<'a> Compaction<'a> {
             (history.there(seq).map(|p| p.at), parts)
         };
         let Some(at) = at else { return Ok(()) };
+        let from: Vec<u64> = parts.iter().chain([&at]).map(RecordRef::segment).collect();
         if parts.contains(&LOST) {
             return Err(at.damaged("its deltas are damaged"));
         }
@@ -238,6 +249,7 @@ impl<'a> Compaction<'a> {
             self.moved.remove(&(volume.value.id, seq));
         })?;
         write(&volume.history).moved(seq, to, &parts);
+        self.left.extend(from);
         Ok(())
     }
 
@@ -287,7 +299,7 @@ impl<'a> Compaction<'a> {
 /// A segment stays if something in it is damaged; other errors end the round.
 fn stays(c: &Candidate, item: &Item, e: Error) -> Result<Outcome> {
     match e {
-        Error::Damaged { .. } | Error::Conflict { .. } => {
+        Error::Damaged { .. } => {
             let (segment, offset) = (name(c.number), u64::from(item.offset));
             Ok(Outcome::Stays(Fault { segment, offset, why: e.to_string() }))
         }

@@ -4,7 +4,7 @@
 //! Invariant: a record that was appended after the survey began, or that a table does not
 //! list, is live. Works on batches of segments, so that memory does not grow with the store.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -85,6 +85,8 @@ pub(super) struct Candidate {
     pub(super) table: Seal,
     /// Which of the table's records are live.
     pub(super) live: Vec<bool>,
+    /// Which of the map's records lie again behind it, so that this one adds nothing.
+    spare: Vec<bool>,
     /// Bytes of the file.
     pub(super) len: u64,
     pub(super) live_bytes: u64,
@@ -105,8 +107,8 @@ pub(super) const fn is_frame(kind: Kind) -> bool {
 
 impl Candidate {
     fn new(number: u64, table: Seal, len: u64, active_end: Option<u64>) -> Self {
-        let live = vec![false; table.items.len()];
-        Self { number, table, live, len, live_bytes: 0, dead_bytes: 0, active_end }
+        let (live, spare) = (vec![false; table.items.len()], vec![false; table.items.len()]);
+        Self { number, table, live, spare, len, live_bytes: 0, dead_bytes: 0, active_end }
     }
 
     pub(super) fn place(&self, item: &Item) -> RecordRef {
@@ -116,8 +118,8 @@ impl Candidate {
 
     fn weigh(&mut self) {
         let (mut live, mut dead) = (0, 0);
-        for (item, is_live) in self.table.items.iter().zip(&self.live) {
-            let sum = if *is_live { &mut live } else { &mut dead };
+        for (i, item) in self.table.items.iter().enumerate() {
+            let sum = if self.live[i] && !self.spare[i] { &mut live } else { &mut dead };
             *sum += if is_frame(item.kind) { 0 } else { record_len(item) };
         }
         (self.live_bytes, self.dead_bytes) = (live, dead);
@@ -138,7 +140,11 @@ pub(super) struct Survey<'a> {
     pub(super) segments: u64,
     pub(super) young: u64,
     /// Sealed segments that may be looked at, descending.
+    all: Vec<u64>,
+    /// Those of them that have still to be looked at.
     old: Vec<u64>,
+    /// Whether they are looked at again.
+    again: bool,
     /// The segment that is written, if it may be: number, end, table.
     active: Option<(u64, u64, Seal)>,
     /// While this lives, pins that are released are kept.
@@ -172,7 +178,17 @@ impl<'a> Survey<'a> {
         }
         let active = is_active_old.then_some(active);
         let young = segments - old.len() as u64 - u64::from(active.is_some());
-        Ok(Self { store, segments, young, old, active, _round: round })
+        let (all, again) = (old.clone(), false);
+        Ok(Self { store, segments, young, all, old, again, active, _round: round })
+    }
+
+    /// Has those of these segments that may be looked at, and are still there, looked at
+    /// again; whether there are any. What was appended since is never looked at.
+    pub(super) fn again(&mut self, numbers: &BTreeSet<u64>) -> bool {
+        let here = |n: &&u64| numbers.contains(n) && !self.store.log.segments.is_retired(**n);
+        self.old = self.all.iter().filter(here).copied().collect();
+        self.again = true;
+        !self.old.is_empty()
     }
 
     /// The next segments whose tables are compared at once; none at the end.
@@ -211,7 +227,7 @@ impl<'a> Survey<'a> {
                 candidate.live[i] |= holders.contains_key(&at);
             }
             candidate.weigh();
-            round.dead_bytes += candidate.dead_bytes;
+            round.dead_bytes += if self.again { 0 } else { candidate.dead_bytes };
         }
         batch.retain(|candidate| candidate.is_chosen(rules));
         Ok(batch)
@@ -228,6 +244,14 @@ fn join(batch: &mut [Candidate], marks: &Refs<'_>) -> Result<()> {
     records.sort_unstable();
     let mut marked = marks.cursor()?;
     let mut mark = marked.next()?;
+    for pair in records.windows(2) {
+        let [one, next] =
+            [&pair[0], &pair[1]].map(|(_, c, i)| &batch[*c as usize].table.items[*i as usize]);
+        let map = matches!(one.kind, Kind::Page | Kind::Node);
+        let spare = map && (one.kind, one.id) == (next.kind, next.id);
+        let (_, c, i) = pair[0];
+        batch[c as usize].spare[i as usize] = spare;
+    }
     for (key, c, i) in records {
         while mark.is_some_and(|mark| mark < key) {
             mark = marked.next()?;

@@ -28,7 +28,7 @@ pub(crate) struct PointRef {
 pub(crate) struct Gone {
     pub(crate) first: Seq,
     pub(crate) last: Seq,
-    /// When, by the server's clock; of several times the last.
+    /// When, by the server's clock; of several times the first.
     pub(crate) at: TimeNs,
 }
 
@@ -117,7 +117,7 @@ impl History {
         self.gone.get(i).filter(|g| g.first <= seq).map(|g| g.at)
     }
 
-    /// These points expired, at this time or, if it is later, at that known.
+    /// These points expired, at this time or, if it is earlier, at that known.
     pub(crate) fn expire(&mut self, first: Seq, last: Seq, at: TimeNs) {
         let (mut all, mut within, mut behind) = (Vec::new(), Vec::new(), Vec::new());
         for g in self.gone.drain(..) {
@@ -126,7 +126,7 @@ impl History {
             }
             if g.first <= last && g.last >= first {
                 let (first, last) = (g.first.max(first), g.last.min(last));
-                within.push(Gone { first, last, at: g.at.max(at) });
+                within.push(Gone { first, last, at: g.at.min(at) });
             }
             if g.last > last {
                 behind.push(Gone { first: g.first.max(last + 1), ..g });
@@ -222,7 +222,7 @@ mod tests {
         history
     }
 
-    /// Whatever the order in which ranges come, each point has the time of the last.
+    /// Whatever the order in which ranges come, each point has the first time.
     #[test]
     fn ranges_may_overlap_and_come_in_any_order() {
         let cases: [&[(Seq, Seq, TimeNs)]; 6] = [
@@ -240,7 +240,7 @@ mod tests {
                     let of = |(first, last, at): &(Seq, Seq, TimeNs)| {
                         (*first..=*last).contains(&seq).then_some(*at)
                     };
-                    let wanted = ranges.iter().filter_map(of).max();
+                    let wanted = ranges.iter().filter_map(of).min();
                     assert_eq!(history.expired_at(seq), wanted, "{seq} of {ranges:?}");
                 }
                 let apart = |w: &[Gone]| w[0].last < w[1].first;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, RwLock};
 
 use dormouse_crypt::record;
 use dormouse_format::delta;
@@ -73,9 +73,9 @@ impl VaultStore {
 
     fn with(vault: VaultId, log: Log, state: State) -> Self {
         let (state, cache) = (RwLock::new(state), Cache::default());
-        let (creating, collecting) = (Mutex::default(), Mutex::default());
+        let (creating, collecting, terms) = Default::default();
         let pins = PinBoard::default();
-        Self { vault, log, state, cache, creating, collecting, pins }
+        Self { vault, log, state, cache, creating, terms, collecting, pins }
     }
 
     /// Opens a vault and recovers what a crash left: see [`Recovery`].
@@ -123,11 +123,10 @@ fn index_segments(segments: &Segments, index: &Index, found: &Found) -> Result<u
     let mut rebuilt = 0;
     // First segment that is in memory's index and in no run.
     let mut uncovered = 1;
-    for sealed in &found.sealed {
-        let number = sealed.header.number;
-        if segments.is_retired(number) {
-            continue;
-        }
+    let mut sealed = found.sealed.iter().peekable();
+    // Runs cover retired segments, too.
+    for number in 1..found.active.number {
+        let here = sealed.next_if(|s| s.header.number == number);
         if index.covers(number) {
             if uncovered < number {
                 index.flush_opening(segments, uncovered, number - 1, true);
@@ -135,6 +134,7 @@ fn index_segments(segments: &Segments, index: &Index, found: &Found) -> Result<u
             uncovered = number + 1;
             continue;
         }
+        let Some(sealed) = here.filter(|_| !segments.is_retired(number)) else { continue };
         rebuilt += 1;
         let table = walk::table(&*segments.file(number)?, number, sealed)?;
         index.insert_table(number, &table);
@@ -260,7 +260,7 @@ impl<'a> Opening<'a> {
     fn tolerate(&mut self, item: &Item, at: &RecordRef, e: Error) -> Result<()> {
         match item.kind {
             Kind::Point => self.replay.missing_point(item.id),
-            Kind::DataKey | Kind::VaultKeys | Kind::Distrust | Kind::Stale => {}
+            Kind::DataKey | Kind::VaultKeys | Kind::Distrust | Kind::Bridge | Kind::Stale => {}
             _ => return Err(e),
         }
         self.fault(at, e.to_string());

@@ -19,6 +19,7 @@ use dormouse_format::seeded::seeded;
 use dormouse_format::{Block, ChunkId, Hash, RecordId, Seq, TimeNs, VolumeId, WriterId};
 
 use super::pins::Pins;
+use super::terms::Room;
 use super::{Commit, VaultStore};
 use crate::error::{Error, Result};
 use crate::locks::{lock, read, write};
@@ -68,6 +69,7 @@ struct Append<'a> {
 
 impl Sink for Append<'_> {
     fn append(&self, kind: Kind, body: &[u8]) -> Result<RecordId> {
+        self.store.room(Room::Ending, HEADER_LEN + body.len())?;
         self.store.append_plain(kind, WriterId::ZERO, body, self.now)?;
         Ok(hash::plain_id(kind as u8, body))
     }
@@ -175,6 +177,7 @@ impl VaultStore {
                 let (volume, attempt) = (pending.volume, d.attempt);
                 let prefix = Prefix { volume, seq, size, attempt, after: delta::short(&after) };
                 let body = delta::encode(&prefix, runs);
+                self.room(Room::Ending, HEADER_LEN + body.len())?;
                 let (at, _) = self.append_plain(Kind::Delta, pending.writer, &body, now)?;
                 d.bytes += at.record_len() as u64;
                 d.running = after;
@@ -243,8 +246,9 @@ impl VaultStore {
         let receipt = if seeded("receipt-goes-back") { now } else { now.max(last) };
         let (top, top_record) = (top.hash, top.record);
         let stored = StoredPoint { signed: *point, receipt, top, top_record };
-        let writer = point.point.writer;
-        let (at, end) = self.append_plain(Kind::Point, writer, &stored.encode(), now)?;
+        let (writer, body) = (point.point.writer, stored.encode());
+        self.room(Room::Ending, HEADER_LEN + body.len())?;
+        let (at, end) = self.append_plain(Kind::Point, writer, &body, now)?;
         let early = seeded("visible-before-durable");
         if early {
             write(&volume.history).add(stored, at, &parts);

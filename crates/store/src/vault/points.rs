@@ -11,6 +11,7 @@ use dormouse_format::vault::{self, Generation, Signed};
 use dormouse_format::{InstanceId, PublicKey, Seq, TimeNs, VolumeId, WriterId};
 
 use super::VaultStore;
+use super::terms::Room;
 use crate::error::{Error, Result};
 use crate::locks::{lock, read, write};
 use crate::log::RecordRef;
@@ -61,6 +62,7 @@ impl VaultStore {
                 return Err(Error::Exists { name: value.name });
             }
         }
+        self.room(Room::New, HEADER_LEN + body.len())?;
         let record = dormouse_crypt::record::plain(Kind::Volume, value.writer, body);
         let (at, end) = self.append(&record, now)?;
         self.log.sync_to(end)?;
@@ -115,6 +117,13 @@ impl VaultStore {
         Ok(read(&self.volume(volume)?.history).head)
     }
 
+    /// Who holds the right to write a volume, if somebody does.
+    pub fn holder(&self, volume: &VolumeId) -> Option<WriterId> {
+        let volume = self.volume(volume).ok()?;
+        let holder = read(&volume.history).holder;
+        holder.map(|(writer, _)| writer)
+    }
+
     /// Takes the right to write a volume and returns the generation. A new instance
     /// of the writer that holds it takes over; another writer must say `takeover`.
     /// What is in flight is settled first.
@@ -140,6 +149,7 @@ impl VaultStore {
             }
             _ => {}
         }
+        self.room(Room::New, HEADER_LEN)?;
         let same = holder == Some((writer, instance)) && seeded("generation-kept");
         let Some(generation) = held.checked_add(u64::from(!same)) else {
             return Err(Error::conflict(

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use dormouse_crypt::{hash, keys, record};
+use dormouse_format::keeping::Bridge;
 use dormouse_format::record::{Header, Kind};
 use dormouse_format::seeded::seeded;
 use dormouse_format::stale::Stale;
@@ -11,6 +12,7 @@ use dormouse_format::{ChunkId, PublicKey, RecordId, TimeNs, WriterId};
 
 use super::VaultStore;
 use super::pins::Pins;
+use super::terms::Room;
 use crate::error::{Error, Result};
 use crate::index::Entry;
 use crate::locks::{read, write};
@@ -21,7 +23,7 @@ const WRITERS_MAX: usize = 60_000;
 
 impl VaultStore {
     /// Takes a record in, checked wholly. Of the small kinds vault, certificate,
-    /// vault keys, data key and distrust the signature is checked too, so the vault
+    /// vault keys, data key, distrust and bridge the signature is checked too, so the vault
     /// comes first, then certificates; a chunk needs its writer's certificate and
     /// that writer's data key. What is there already is not written again.
     pub fn put(&self, record: &[u8], now: TimeNs) -> Result<()> {
@@ -39,6 +41,7 @@ impl VaultStore {
             return Ok(());
         }
         self.check_small(&header, body)?;
+        self.room(Room::New, record.len())?;
         let (at, _) = self.append(record, now)?;
         write(&self.state).apply(&header, body, at)
     }
@@ -66,6 +69,7 @@ impl VaultStore {
         if self.settled(|| self.find_pinned(&header.id, true, pins, &fits))? {
             return Ok(());
         }
+        self.room(Room::New, record.len())?;
         if let Some(pins) = pins {
             pins.begin(&self.log);
         }
@@ -107,6 +111,12 @@ impl VaultStore {
                 let value: Distrust = keys::verify_body(&writer(&by)?, body).map_err(bad)?;
                 value.vault
             }
+            Kind::Bridge => {
+                let by = Bridge::decode(body)?.0.writer;
+                let value: Bridge = keys::verify_body(&writer(&by)?, body).map_err(bad)?;
+                state.check_bridge(&value)?;
+                value.vault
+            }
             Kind::Stale => {
                 let by = Stale::decode(body)?.0.writer;
                 let value: Stale = keys::verify_body(&writer(&by)?, body).map_err(bad)?;
@@ -142,7 +152,8 @@ impl VaultStore {
     fn grants(&self, writer: &WriterId, blocks: u8, entry: &Entry) -> Result<bool> {
         let fits = entry.kind == Kind::Chunk
             && entry.count + u8::from(seeded("have-bound")) >= blocks
-            && read(&self.state).trusts(writer, &entry.writer);
+            && read(&self.state).trusts(writer, &entry.writer)
+            && (self.relies_on(&entry.writer) || entry.writer == *writer);
         Ok(fits && (self.is_trusted(entry)? || seeded("have-distrusted")))
     }
 

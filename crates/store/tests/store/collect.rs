@@ -396,7 +396,16 @@ fn readers_that_are_late_find_what_was_moved() {
     let places = w.store.deltas(&VOLUME, 6).unwrap();
     let mut records = Vec::new();
     w.store.each_delta(&VOLUME, 6, &mut |record| records.push(record)).unwrap();
-    w.collect(&ALL);
+    // In the middle of another reader's walk.
+    let mut between = Vec::new();
+    let mut look = |record: Vec<u8>| {
+        if between.is_empty() {
+            assert!(w.collect(&ALL).retired > 0);
+        }
+        between.push(record);
+    };
+    w.store.each_delta(&VOLUME, 6, &mut look).unwrap();
+    assert_eq!(between, records);
     let moved = |at| matches!(w.store.read(at), Err(Error::Moved));
     assert!(places.len() == 5 && places.iter().any(moved));
     let mut again = Vec::new();

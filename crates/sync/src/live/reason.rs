@@ -148,7 +148,9 @@ impl Away {
             Self::Held | Self::Fenced => {
                 "if the other one is gone for good, take over with `--takeover`"
             }
-            Self::Full => "free space on the server; it is tried again",
+            Self::Full => {
+                "free space on the server, or have this vault's quota raised; it is tried again"
+            }
             Self::ServerFailed => "the server's log says why; `dormouse scrub STORE` there",
             Self::LostHistory => {
                 "was the server put back to an older state? Nothing is sent before that is clear"

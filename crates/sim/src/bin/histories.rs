@@ -1,0 +1,74 @@
+//! `cargo xtask histories`: plays random histories with collections, and prints the figures.
+
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use dormouse_sim::histories::{self, Figures};
+
+/// Histories after which it is told how far the work is.
+const TELL_AFTER: u64 = 5_000;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match run(&arguments) {
+        Ok(code) => code,
+        Err(why) => {
+            eprintln!("histories: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &[String]) -> Result<ExitCode, String> {
+    let mut jobs = std::thread::available_parallelism().map_or(1, usize::from);
+    let (mut runs, mut seed, mut one) = (1000, 1, None);
+    let mut rest = arguments.iter();
+    while let Some(name) = rest.next() {
+        let value = rest.next().ok_or_else(|| format!("{name} needs a value"))?;
+        let number = value.parse::<u64>().map_err(|_| format!("{name} {value}: no number"))?;
+        match name.as_str() {
+            "--runs" => runs = number,
+            "--seed" => seed = number,
+            "--jobs" => jobs = number as usize,
+            "--one" => one = Some(number),
+            _ => return Err(format!("unknown argument {name}")),
+        }
+    }
+    let start = Instant::now();
+    let (figures, failures) = match one {
+        Some(seed) => {
+            let (figures, failure) = histories::one(seed, true);
+            (figures, failure.into_iter().collect())
+        }
+        None => {
+            let told = AtomicU64::new(0);
+            histories::run(seed, runs, jobs, &|done| {
+                let reached = done / TELL_AFTER;
+                if told.fetch_max(reached, Ordering::Relaxed) < reached {
+                    eprintln!("{done} histories after {:.0} s", start.elapsed().as_secs_f64());
+                }
+            })
+        }
+    };
+    print(&figures, start.elapsed().as_secs_f64());
+    for failure in &failures {
+        println!("seed {}: {}", failure.seed, failure.why);
+        println!("  again: cargo xtask histories --one {}", failure.seed);
+    }
+    println!("failures: {}", failures.len());
+    Ok(if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn print(figures: &Figures, seconds: f64) {
+    let f = figures;
+    println!("histories                          {}", f.histories);
+    println!("points committed, forks made       {}, {}", f.points, f.forks);
+    println!("points expired                     {}", f.expired);
+    println!("rounds, segments retired           {}, {}", f.rounds, f.retired);
+    println!("commits over a round               {}", f.over_rounds);
+    println!("commits refused, missing named     {}", f.refused);
+    println!("crashes, within a round            {}, {}", f.crashes, f.crashes_in_rounds);
+    println!("clock jumps                        {}", f.clock_jumps);
+    println!("time                               {seconds:.1} s");
+}

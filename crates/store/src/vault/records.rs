@@ -41,7 +41,12 @@ impl VaultStore {
             return Ok(());
         }
         self.check_small(&header, body)?;
-        self.room(Room::New, record.len())?;
+        // These go with a point whose content is here already.
+        let room = match header.kind {
+            Kind::Bridge | Kind::Stale => Room::Ending,
+            _ => Room::New,
+        };
+        self.room(room, record.len())?;
         let (at, _) = self.append(record, now)?;
         write(&self.state).apply(&header, body, at)
     }

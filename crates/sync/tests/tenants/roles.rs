@@ -42,7 +42,7 @@ fn who_only_reads_appends_nothing_whatever_it_says() {
             // Some are answered only if refused: a barrier behind them is not reached.
             let (refusal, text) = refused(wire.ask(&message));
             assert_eq!(refusal, Refusal::NotAuthorised, "{message:?}: {text}");
-            let words = format!("this client is a {}, and may not append", role.name());
+            let words = format!("this client is {} here, and may not append", role.name());
             assert!(text.contains(&words) && text.contains("dormouse grant"), "{text}");
             assert_eq!(wire.answer().unwrap_err(), dormouse_sync::Error::Protocol { what: "cut" });
         }

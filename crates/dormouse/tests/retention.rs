@@ -170,7 +170,7 @@ fn a_writer_may_read_what_is_set_and_an_administrator_set_it() {
         &["delete", "v@1"],
         &["undelete", "v"],
     ] {
-        stage.place.run(args).fails(5, &["this client is a writer"]);
+        stage.place.run(args).fails(5, &["this client is writer here"]);
     }
     let said = stage.place.run(&["retention"]).ok();
     assert!(said.out.contains("nothing is set: everything is kept"), "{said:?}");

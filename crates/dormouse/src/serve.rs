@@ -221,6 +221,7 @@ impl Server {
         });
         let tally = Tally::new(log.clone());
         let (wake, woken) = UnixStream::pair()?;
+        let cores = std::thread::available_parallelism().map_or(2, NonZero::get);
         // Every socket is there now; every thread begins in the jail.
         enter()?;
         let confined = introduction::can_confine();
@@ -230,7 +231,6 @@ impl Server {
         let expiring = expiring::start(access.clone(), log.clone(), stopping.clone())?;
         let collecting = collecting::start(&store, &access, &stopping, &log)?;
         let (counters, returns, takeovers) = Default::default();
-        let cores = std::thread::available_parallelism().map_or(2, NonZero::get);
         let shared = Arc::new(Shared {
             access,
             tls,

@@ -23,7 +23,9 @@ fn mirrored(place: &Place, name: &str, seed: u64) -> Vec<u8> {
 fn content(dir: &Path) -> Vec<(String, Vec<u8>)> {
     let all = common::snapshot(dir).into_iter();
     let all = all.map(|(p, b)| (p.strip_prefix(dir).unwrap().to_str().unwrap().to_owned(), b));
-    let other = ["lock", "manifest.lock", "replica.toml"];
+    // The first server's own memory, which a copy begins anew.
+    let other =
+        ["lock", "manifest.lock", "replica.toml", "audit.log", "seen.json", "expiry-clock"];
     all.filter(|(name, _)| !other.contains(&&**name) && !name.contains("/index/")).collect()
 }
 

@@ -332,7 +332,7 @@ impl Place {
     /// the lock, the log and who was seen.
     pub fn store(&self) -> Vec<(PathBuf, Vec<u8>)> {
         let data = |p: &Path| {
-            !["lock", "seen.json"].iter().any(|name| p.ends_with(name))
+            !["lock", "seen.json", "seen.json.new"].iter().any(|name| p.ends_with(name))
                 && !p.components().any(|c| c.as_os_str() == "index")
         };
         super::snapshot(&self.path("store")).into_iter().filter(|(p, _)| data(p)).collect()

@@ -1,6 +1,7 @@
 //! The command line: flags and their help, nothing else.
 
 pub mod attach;
+pub mod bucket;
 pub mod export;
 pub mod write;
 
@@ -42,8 +43,11 @@ pub struct Cli {
 pub enum Command {
     /// Run a server on a store; made at the first start
     Serve {
-        /// The store's directory
+        /// The store's directory, or s3://BUCKET/PREFIX
         store: PathBuf,
+        /// Of a store in object storage.
+        #[command(flatten)]
+        bucket: bucket::BucketArgs,
         /// Where to listen [default: what server.toml says, or 127.0.0.1:7447]
         #[arg(long, value_name = "ADDR")]
         listen: Option<String>,
@@ -51,6 +55,8 @@ pub enum Command {
         #[arg(long, value_name = "HOST:PORT")]
         url: Option<String>,
     },
+    /// Bring a server's state back out of its store in object storage
+    Rebuild(bucket::RebuildArgs),
     /// Invite a client to a store; works while the server runs
     Invite {
         /// The store's directory

@@ -18,7 +18,7 @@ use crate::out::{self, note, say};
 use crate::store_dir::StoreDir;
 use crate::text::{hex, now_ns, time_local};
 use crate::{
-    access, attach, create, daemon, demo, export, fork, list, mirror, patience, restore, scrub,
+    access, attach, bucket, create, daemon, demo, export, fork, list, mirror, patience, restore, scrub,
     serve, when, writer_file,
 };
 
@@ -27,9 +27,10 @@ pub fn run(cli: Cli) -> Result<()> {
     patience::choose(Duration::from_nanos(when::duration_ns(&cli.patience)?));
     let home = || Home::locate(cli.home.clone());
     match cli.command {
-        Command::Serve { store, listen, url } => {
-            serve::run(&store, listen.as_deref(), url.as_deref())
+        Command::Serve { store, bucket, listen, url } => {
+            serve::run(&store, &bucket, listen.as_deref(), url.as_deref())
         }
+        Command::Rebuild(args) => bucket::rebuild::run(&args),
         Command::Invite { store, client, url, expires } => {
             invite(&store, &client, url.as_deref(), &expires)
         }

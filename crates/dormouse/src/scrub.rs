@@ -6,14 +6,15 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use dormouse_format::VaultId;
 use dormouse_format::record::Kind;
-use dormouse_store::disk::DiskDir;
 use dormouse_store::scrub::{Finding, Summary, Touch, scrub};
 use serde_json::json;
 
+use crate::bucket;
 use crate::exit::{Class, fail};
+use crate::log::Log;
 use crate::out::{note, say};
 use crate::state_files::Fault;
 use crate::store_dir::StoreDir;
@@ -31,16 +32,15 @@ pub fn run(store: &Path, accept_state: bool, as_json: bool) -> Result<()> {
     for fault in &faults {
         tell_state(fault, as_json)?;
     }
-    let store = StoreDir::open(store)?;
+    let store = bucket::attach_to_read(StoreDir::open(store)?, &Log::stderr())?;
     // Held while scrubbing, so that no server starts in the middle.
     let lock = store.lock().ok();
     let live = lock.is_none();
     let mut total = Summary { findings: faults.len() as u64, ..Summary::default() };
     let mut vaults = 0;
-    for vault in vaults_of(&store)? {
+    for vault in store.vaults()? {
         vaults += 1;
-        let dir = DiskDir::open(&store.vault_path(&vault).join("segments"))
-            .with_context(|| format!("cannot open the segments of vault {vault}"))?;
+        let dir = store.segments_to_read(&vault)?;
         let mut told = Ok(());
         let mut show = |finding: Finding| {
             if told.is_ok() {
@@ -50,7 +50,7 @@ pub fn run(store: &Path, accept_state: bool, as_json: bool) -> Result<()> {
         // An unfinished end is no fault, whether a server writes it just now or died of it:
         // the next opening sets it aside. One that is on record as durable is a fault.
         let unfinished_is_fine = true;
-        let summary = scrub(&dir, vault, unfinished_is_fine, &mut show)?;
+        let summary = scrub(&*dir, vault, unfinished_is_fine, &mut show)?;
         told?;
         total.segments += summary.segments;
         total.records += summary.records;
@@ -86,18 +86,6 @@ pub fn run(store: &Path, accept_state: bool, as_json: bool) -> Result<()> {
          the store. State files (clients, invites, keys): `--accept-state` goes on with what holds.\n\
          `dormouse verify VOLUME@WHEN` tells which points are whole",
     )
-}
-
-fn vaults_of(store: &StoreDir) -> Result<Vec<VaultId>> {
-    let mut all = Vec::new();
-    for entry in std::fs::read_dir(store.path().join("vaults"))? {
-        let name = entry?.file_name();
-        if let Some(id) = name.to_str().and_then(VaultId::from_hex) {
-            all.push(id);
-        }
-    }
-    all.sort();
-    Ok(all)
 }
 
 fn tell(vault: &VaultId, finding: &Finding, as_json: bool) -> Result<()> {

@@ -25,6 +25,8 @@ use crossbeam_channel::{Receiver, Sender};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::access::Access;
+use crate::bucket;
+use crate::cli::bucket::BucketArgs;
 use crate::daemon::notify::Notify;
 use crate::exit::{Class, Failure, text_of};
 use crate::files::Lock;
@@ -389,8 +391,13 @@ fn admit(
 }
 
 /// `dormouse serve`: until SIGTERM or SIGINT.
-pub fn run(store: &std::path::Path, listen: Option<&str>, url: Option<&str>) -> Result<()> {
-    let store = StoreDir::open_or_create(store)?;
+pub fn run(
+    store: &std::path::Path,
+    bucket: &BucketArgs,
+    listen: Option<&str>,
+    url: Option<&str>,
+) -> Result<()> {
+    let store = bucket::open_to_serve(store, bucket, &Log::system())?;
     let config = store.config()?;
     limits::raise_files();
     if let Some(url) = url {

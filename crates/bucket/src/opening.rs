@@ -142,8 +142,7 @@ impl Opening<'_> {
             }
         }
         if let Some((number, there)) = newest.and_then(|n| Some((n, stored.get(&n)?)))
-            && !there.closed
-            && !self.local()?.contains(&number)
+            && !self.local()?.iter().any(|n| *n >= number)
         {
             self.fetch(number, there)?;
         }
@@ -186,7 +185,7 @@ impl Opening<'_> {
         self.dir.sync().map_err(Error::local("syncing the segments"))
     }
 
-    /// Brings the segment that goes on here.
+    /// Brings the newest segment here: the store goes on in it, or looks whether it is whole.
     fn fetch(&self, number: u64, stored: &Stored) -> Result<()> {
         let failed = || Error::local(format!("fetching {}", names::file(number)));
         match self.dir.remove(FETCHED) {
@@ -194,8 +193,14 @@ impl Opening<'_> {
             _ => {}
         }
         let file = self.dir.create(FETCHED).map_err(failed())?;
-        each(&stored.parts, &|piece| {
-            let Name::Part(_, part) = piece.object else { return Ok(()) };
+        each(&stored.pieces(number, 0, stored.end), &|piece| {
+            let Name::Part(_, part) = piece.object else {
+                let name = piece.object.of(&self.id);
+                let whole = self.shared.ask(|| self.shared.objects.get(&name, None))?;
+                let whole = whole.filter(|w| w.len() as u64 == piece.len);
+                let whole = whole.ok_or_else(|| Error::damaged(name, "it has another length"))?;
+                return file.write_at(&whole, 0).map_err(failed());
+            };
             let (found, data) = self.part(number, part)?;
             let data = data.get(..piece.len as usize).filter(|_| found.offset == piece.offset);
             let bad = || Error::damaged(found.name(), "it does not fit the parts before it");
@@ -221,6 +226,12 @@ impl Opening<'_> {
             let last = newest == Some(number);
             segment.durable = if last { segment.stored.end } else { len };
             segment.local = Some(file);
+        }
+        // Numbers of segments that were removed before they came to the bucket.
+        let known = segments.iter().filter(|(_, s)| s.stored.next > 0).map(|(n, _)| *n).max();
+        for number in known.unwrap_or(1)..newest.unwrap_or(0) {
+            let segment = segments.entry(number).or_default();
+            segment.removed = !segment.is_there();
         }
         Ok(segments)
     }

@@ -73,21 +73,21 @@ enum Job {
 /// The next object of the chain; then what can be done beside it.
 fn next(table: &Table, parts_max: usize) -> Option<Job> {
     let newest = table.newest();
-    let open = table.segments.iter().find(|(_, s)| s.is_there() && !s.stored.closed);
-    if let Some((&segment, found)) = open
-        && found.local.is_some()
-    {
+    let open = |(n, s): &(&u64, &Segment)| !s.stored.closed && (**n < newest || s.is_there());
+    if let Some((&segment, found)) = table.segments.iter().find(open) {
         let (waiting, offset) = (found.waiting(), found.stored.end);
-        if waiting > 0 {
+        if waiting > 0 && found.local.is_some() {
             let urgent = segment < newest || waiting >= MANY;
             return Some(Job::Put { segment, offset, len: waiting.min(PART_MAX), urgent });
         }
-        if segment < newest && found.durable > 0 {
+        // One that was removed is closed too: no number of the chain is left out.
+        if segment < newest && (found.durable > 0 || found.local.is_none()) {
             return Some(Job::Close(segment));
         }
     }
     let beside = |(&n, s): (&u64, &Segment)| {
-        if !s.stored.closed || s.local.is_none() || s.packing {
+        // The newest stays here: the store may have it open to write.
+        if n >= newest || !s.stored.closed || s.local.is_none() || s.packing {
             return None;
         }
         let many = !s.stored.whole && s.stored.parts.len() > parts_max;
@@ -212,8 +212,10 @@ fn pack(vault: &Vault, number: u64) -> Result<()> {
     let Some(stored) = vault.table().segments.get(&number).map(|s| s.stored.clone()) else {
         return Ok(());
     };
-    if !stored.whole {
+    if stored.is_there() && !stored.whole {
         put_whole(vault, number, stored.end)?;
+    }
+    if !stored.whole {
         let mut table = vault.table();
         let there = table.segments.get_mut(&number).filter(|s| s.stored.is_there());
         let Some(segment) = there else {
@@ -294,6 +296,8 @@ mod tests {
         }
         many.stored.closed = true;
         assert_eq!(next_of(vec![many, segment(7, 7, false)]), Some(Job::Pack(1)));
+        let removed = Segment { removed: true, ..Segment::default() };
+        assert_eq!(next_of(vec![removed, segment(7, 0, false)]), Some(Job::Close(1)));
         let large = segment(3 * PART_MAX, 0, false);
         assert_eq!(next_of(vec![large]), put(1, 0, PART_MAX, true));
     }

@@ -34,6 +34,8 @@ pub(crate) struct Segment {
     pub(crate) packing: bool,
     /// Whether the file may go when there is no room.
     pub(crate) spare: bool,
+    /// Whether the store has removed it: the chain passes over its number.
+    pub(crate) removed: bool,
 }
 
 impl Segment {
@@ -185,6 +187,11 @@ impl Vault {
         }
         let mut table = self.table();
         let segment = table.segments.entry(number).or_default();
+        if segment.removed && kind == Kind::Data {
+            segment.stored.next += 1;
+            drop(table);
+            return self.shared.objects.delete(&name);
+        }
         let waited = segment.waiting();
         segment.stored.push(number, kind, offset, data.len() as u64);
         let less = waited.saturating_sub(segment.waiting());
@@ -340,6 +347,7 @@ impl Dir for BucketDir {
         }
         segment.local = Some(self.0.dir.create(name)?);
         segment.durable = 0;
+        segment.removed = false;
         drop(table);
         Ok(self.file(number))
     }
@@ -356,6 +364,7 @@ impl Dir for BucketDir {
             segment.stored.next = stored.next;
             segment.stored.closed = stored.closed;
             segment.durable = 0;
+            segment.removed = true;
             (segment.local.take(), stored, waiting)
         };
         self.0.shared.sub_backlog(waiting);
@@ -365,7 +374,8 @@ impl Dir for BucketDir {
             self.0.dir.sync()?;
         }
         self.0.shared.cache.forget(&self.0.id, number);
-        let whole = stored.whole.then_some(Name::Whole(number));
+        // Known or not: it may be on its way.
+        let whole = [Name::Whole(number)];
         let spare = stored.spare.iter().map(|part| Name::Part(number, *part));
         let parts = stored.parts.iter().map(|p| p.object);
         for object in parts.chain(spare).chain(whole) {
@@ -419,7 +429,13 @@ impl SegmentFile {
     }
 
     fn stored_end(&self) -> u64 {
-        self.vault.table().segments.get(&self.number).map_or(0, |s| s.stored.end)
+        self.stored().0
+    }
+
+    /// How much the bucket has, and whether that is all there will be.
+    fn stored(&self) -> (u64, bool) {
+        let stored = |s: &Segment| (s.stored.end, s.stored.closed);
+        self.vault.table().segments.get(&self.number).map_or((0, false), stored)
     }
 }
 
@@ -440,7 +456,11 @@ impl File for SegmentFile {
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         let file = self.writable()?;
-        let stored = self.stored_end();
+        let (stored, closed) = self.stored();
+        if closed && offset + buf.len() as u64 > stored {
+            let why = "the bucket has all of the segment; nothing is added to it";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        }
         if offset < stored && !buf.is_empty() {
             // Recovery writes again what is there: that changes nothing.
             let same = buf.len().min((stored - offset) as usize);

@@ -45,6 +45,7 @@ fn segments_that_are_put_make_room_and_are_read_from_the_bucket() {
     for number in 1..=8 {
         assert_eq!(content(&dir, number), vec![number as u8; 400_000]);
     }
+    first.read_at(&mut some, 300_000).unwrap();
     objects.away.store(true, Ordering::SeqCst);
     first.read_at(&mut some, 300_050).unwrap();
     let cached = std::fs::read_dir(machine.dir.path().join("bucket/cache")).unwrap();

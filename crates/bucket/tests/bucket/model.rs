@@ -26,6 +26,7 @@ struct Run {
     head: Option<Arc<dyn File>>,
     number: u64,
     model: BTreeMap<u64, Expected>,
+    removed: Vec<u64>,
     durable: Durable,
 }
 
@@ -39,8 +40,9 @@ impl Run {
         let machine = Machine::new("holder", &objects, chosen);
         let bucket = machine.start(false);
         let (numbers, model) = (Numbers(seed), BTreeMap::new());
+        let (dir, head, number, removed) = (None, None, 0, Vec::new());
         let mut run =
-            Self { numbers, machine, bucket, dir: None, head: None, number: 0, model, durable };
+            Self { numbers, machine, bucket, dir, head, number, model, removed, durable };
         run.open();
         run.next_segment();
         run
@@ -52,6 +54,11 @@ impl Run {
 
     fn open(&mut self) {
         self.dir = Some(self.machine.open(&self.bucket).unwrap());
+        // As the store does with segments that it knows to be retired.
+        let listed = self.dir().list().unwrap();
+        for number in self.removed.iter().filter(|n| listed.contains(&name(**n))) {
+            self.dir().remove(&name(*number)).unwrap();
+        }
     }
 
     fn append(&mut self) {
@@ -75,6 +82,10 @@ impl Run {
             self.append();
             self.sync();
         }
+        self.begin();
+    }
+
+    fn begin(&mut self) {
         self.number += 1;
         self.model.insert(self.number, Expected::default());
         self.head = Some(self.dir().create(&name(self.number)).unwrap());
@@ -89,6 +100,7 @@ impl Run {
             let number = sealed[self.numbers.below(sealed.len() as u64) as usize];
             self.dir().remove(&name(number)).unwrap();
             self.model.remove(&number);
+            self.removed.push(number);
         }
     }
 
@@ -133,10 +145,17 @@ impl Run {
         self.machine.lose();
         self.bucket = self.machine.start(true);
         self.open();
+        let newest = self.number;
         if self.durable == Durable::Local {
             self.forget_what_is_lost();
         }
-        self.recover();
+        if self.number > 0 {
+            self.recover();
+        }
+        // What is followed by another segment is sealed: nothing is added to it.
+        if self.number < newest {
+            self.begin();
+        }
     }
 
     /// The bucket holds a prefix of what was acknowledged.
@@ -155,12 +174,6 @@ impl Run {
             }
         }
         self.model.retain(|n, _| *n <= newest);
-        if newest == 0 {
-            // Not even the first byte came there.
-            self.number = 0;
-            self.next_segment();
-            return;
-        }
         self.number = newest;
     }
 
@@ -202,8 +215,8 @@ fn histories(durable: Durable, seeds: std::ops::Range<u64>, rate: u64) {
         run.check();
         assert_eq!(run.bucket.drain(std::time::Duration::from_secs(20)), 0);
         run.machine.lose();
-        let bucket = run.machine.start(true);
-        run.dir = Some(run.machine.open(&bucket).unwrap());
+        run.bucket = run.machine.start(true);
+        run.open();
         run.check();
         drop(told);
     }

@@ -82,6 +82,10 @@ commands:
             --images DIR      bench's directory, target/bench without it
     follow     a mirror of a disk in use: what the tracker costs, lags, freezes, memory, traffic
             --seconds N       of load, 60 without it
+    disks      points and volumes over NBD beside qemu-nbd and nbdkit, with fio
+            --seconds N       each run, 60 without it
+            --rounds N        3 without it
+            --image-mib N     size of the disk, 512 without it
     strangers  a first copy while strangers hold all places of the server, against none
             --connections N   strangers, 2000 without it
             --image-mib N     size of the disk, 512 without it

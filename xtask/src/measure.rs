@@ -165,7 +165,7 @@ fn peak(process: u32) -> Result<u64> {
     bytes_in(&format!("/proc/{process}/status"), "VmHWM:").context("the server is gone")
 }
 
-fn cpu_seconds(process: u32) -> Result<f64> {
+pub fn cpu_seconds(process: u32) -> Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).context("the server is gone")?;
     // The second field is the name in parentheses and may hold spaces; utime and stime are 14 and
     // 15.

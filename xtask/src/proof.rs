@@ -1,6 +1,7 @@
 //! Proofs of what no test can show in a second: sizes and links of the real world, on the real
 //! program. Each prints what it measured and fails if a promise does not hold.
 
+mod disks;
 mod follow;
 mod latency;
 mod live;
@@ -24,6 +25,7 @@ pub fn run(arguments: &[String]) -> Result<ExitCode> {
         Some((name, rest)) if name == "latency" => latency::run(&Options::parse(rest)?),
         Some((name, rest)) if name == "strangers" => strangers::run(&Options::parse(rest)?),
         Some((name, rest)) if name == "follow" => follow::run(&Options::parse(rest)?),
+        Some((name, rest)) if name == "disks" => disks::run(&Options::parse(rest)?),
         Some((name, rest)) if name == "live" => live::run(rest),
         _ => bail!("there is no such proof: see cargo xtask help"),
     }
@@ -122,6 +124,15 @@ fn field(said: &str, name: &str) -> Result<u64> {
     let digits: String =
         event[start + name.len() + 3..].chars().take_while(char::is_ascii_digit).collect();
     digits.parse().with_context(|| format!("{name} is no number: {event}"))
+}
+
+/// Requests a second of this kind, `read` or `write`, that fio says it has made.
+fn iops(json: &[u8], kind: &str) -> Result<f64> {
+    let text = String::from_utf8_lossy(json);
+    let part = text.split_once(&format!("\"{kind}\"")).context("fio says nothing of these")?.1;
+    let number = part.split_once("\"iops\" : ").context("fio says no iops")?.1;
+    let number = number.split([',', '\n']).next().unwrap_or_default();
+    number.trim().parse().context("iops is no number")
 }
 
 #[cfg(test)]

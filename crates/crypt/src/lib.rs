@@ -17,6 +17,7 @@ pub mod keys;
 mod lanes;
 pub mod record;
 pub mod seal;
+pub mod sum;
 
 pub use digest::VaultSecrets;
 pub use keys::{Identity, Recipient, SigningKey};

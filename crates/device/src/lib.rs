@@ -103,6 +103,12 @@ pub trait BlockDevice: Send + Sync {
         self.ready(at, len)
     }
 
+    /// Whether writes wait for each other anyway, and cost little: then another thread for them gains
+    /// nothing.
+    fn writes_in_turn(&self) -> bool {
+        false
+    }
+
     /// Reads ahead, without waiting for it. Only a hint.
     fn prefetch(&self, at: u64, len: u64) -> Result<()> {
         let _ = (at, len);

@@ -395,6 +395,13 @@ impl WriteLog {
         self.room.notify_all();
     }
 
+    /// Whether so many bytes could be written now, in whole blocks or not, without waiting for room.
+    pub fn has_room(&self, bytes: u64) -> bool {
+        // An entry's head and sums are less than its data, and so are two edges.
+        let need = bytes * 2 + 4 * BLOCK;
+        self.state().bytes + need <= self.limits.bytes
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

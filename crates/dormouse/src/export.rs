@@ -99,6 +99,8 @@ pub fn run(home: &Home, options: &Options) -> Result<()> {
     let exports = exports.map_err(|why| Failure::new(Class::Usage, why))?;
     let mut server = Server::new(exports, settings);
     server.listen(listening.listener()?).with_context(|| format!("cannot listen on {place}"))?;
+    // Whoever reads what is told may look for it at once.
+    let _pid = options.pid_file.as_deref().map(PidFile::write).transpose()?;
     tell_all(&disks, &listening, secure, &mut report);
     report.said()?;
     serve(options, server, &disks, &listening, secure, (signal, signalled))
@@ -206,6 +208,22 @@ fn tell_all(disks: &[Disk], listening: &Listening, secure: bool, report: &mut Re
     report.event(json!({ "event": "exporting", "exports": exports }));
 }
 
+/// A file with the process's number, as long as this is there.
+struct PidFile<'a>(&'a Path);
+
+impl<'a> PidFile<'a> {
+    fn write(path: &'a Path) -> Result<Self> {
+        files::replace(path, format!("{}\n", std::process::id()).as_bytes(), 0o644)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for PidFile<'_> {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(self.0);
+    }
+}
+
 /// Serves until it is told to end, and ends.
 fn serve(
     options: &Options,
@@ -215,9 +233,6 @@ fn serve(
     secure: bool,
     (signal, mut signalled): (UnixStream, UnixStream),
 ) -> Result<()> {
-    if let Some(path) = &options.pid_file {
-        files::replace(path, format!("{}\n", std::process::id()).as_bytes(), 0o644)?;
-    }
     let mut notify = Notify::from_env();
     notify.status(&format!("serving {} disks on {listening}", disks.len()));
     notify.ready();
@@ -236,9 +251,6 @@ fn serve(
     listening.leave();
     if !server.stop() {
         crate::out::note!("some clients did not end in time, and were cut");
-    }
-    if let Some(path) = &options.pid_file {
-        let _ = std::fs::remove_file(path);
     }
     for disk in disks.iter().filter(|d| !d.export.device.geometry().read_only) {
         disk.export.device.flush().with_context(|| format!("flushing '{}'", disk.export.name))?;

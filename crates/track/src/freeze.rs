@@ -33,7 +33,7 @@ pub use direct::{Thawed, settle_writes, thaw_all};
 pub use error::{Action, FreezeError};
 pub use freezer::{Freezer, Frozen, Held};
 pub use helper::helper_main;
-pub use memory::{LockError, lock_memory};
+pub use memory::{LockError, Locked, lock_memory};
 pub use mounts::{FileSystem, Mount, Mounted, OnDevice, Roots, Swap, Unseen, mounted, survey};
 
 /// Most file systems that can be frozen together: as many descriptors as one message carries

@@ -65,15 +65,6 @@ fn fio(target: &Path, arguments: &str) -> Command {
     fio
 }
 
-/// Writes a second that fio says it has made.
-fn iops(json: &[u8]) -> Result<f64> {
-    let text = String::from_utf8_lossy(json);
-    let write = text.split_once("\"write\"").context("fio says nothing of writes")?.1;
-    let number = write.split_once("\"iops\" : ").context("fio says no iops")?.1;
-    let number = number.split([',', '\n']).next().unwrap_or_default();
-    number.trim().parse().context("iops is no number")
-}
-
 fn tracker(options: &Options, verdict: &mut Verdict) -> Result<()> {
     let root = options.directory.join("follow");
     fs::create_dir_all(&root)?;
@@ -86,7 +77,7 @@ fn tracker(options: &Options, verdict: &mut Verdict) -> Result<()> {
         if let Some(watch) = watch {
             watch.end()?;
         }
-        iops(&out.stdout)
+        super::iops(&out.stdout, "write")
     };
     measure(false)?;
     println!("| round | writes a second without | with the tracker | ratio |\n|--:|--:|--:|--:|");

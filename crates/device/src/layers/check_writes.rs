@@ -135,6 +135,10 @@ impl BlockDevice for CheckWrites {
         self.lower.write_ready(at, len)
     }
 
+    fn writes_in_turn(&self) -> bool {
+        self.lower.writes_in_turn()
+    }
+
     fn prefetch(&self, at: u64, len: u64) -> Result<()> {
         self.lower.prefetch(at, len)
     }

@@ -112,6 +112,10 @@ impl<G: Gate> BlockDevice for Gated<G> {
         !self.gate.waits() && self.lower.write_ready(at, len)
     }
 
+    fn writes_in_turn(&self) -> bool {
+        self.lower.writes_in_turn()
+    }
+
     fn prefetch(&self, at: u64, len: u64) -> Result<()> {
         self.lower.prefetch(at, len)
     }

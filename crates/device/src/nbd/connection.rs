@@ -236,7 +236,8 @@ impl Connection<'_> {
             Op::Zero { .. } | Op::Trim { .. } | Op::Status { .. } => false,
         };
         let local = at_once && request.len <= SMALL;
-        if !at_once || (local && self.pace.slow() && self.more_after(len)) {
+        let in_turn = matches!(op, Op::Write { .. }) && device.writes_in_turn();
+        if !at_once || (local && !in_turn && self.pace.slow() && self.more_after(len)) {
             return self.hand_over(op, request, len, local);
         }
         let begun = Instant::now();

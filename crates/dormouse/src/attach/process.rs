@@ -8,7 +8,7 @@ use std::io::Write;
 use std::os::fd::AsFd;
 
 use anyhow::{Context, Result};
-use dormouse_track::freeze::lock_memory;
+use dormouse_track::freeze::{Locked, lock_memory};
 use rustix::event::{PollFd, PollFlags, poll};
 
 /// Killed last of all but what must never be.
@@ -26,7 +26,7 @@ pub fn prepare() -> Vec<String> {
     if let Err(e) = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE) {
         missing.push(format!("it may be killed when memory is short: {e}"));
     }
-    if let Err(e) = lock_memory() {
+    if let Err(e) = lock_memory().map(Locked::for_ever) {
         missing.push(format!("its memory may be swapped out: {e}"));
     }
     missing

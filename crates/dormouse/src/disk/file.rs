@@ -7,7 +7,8 @@
 //! that the proved map has for the block, and what is read from it is digested, and its tag
 //! computed, before it is given out. A tag binds volume, address and content, so that files that
 //! are damaged, exchanged, torn by a crash or of another volume cost a fetch, and never a byte.
-//! So nothing is synced, and entries need no check of their own.
+//! So nothing is synced, and entries need no check of their own. A place that was checked so is read
+//! again by the sum that it had then ([`dormouse_crypt::sum`]), which only this process knows.
 //!
 //! The content is plaintext: files are 0600 in a directory that only its owner may enter.
 
@@ -19,7 +20,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
-use dormouse_crypt::VaultSecrets;
+use dormouse_crypt::sum::{Sum, Sums};
+use dormouse_crypt::{OsRandom, VaultSecrets};
 use dormouse_format::limits::BLOCK_SIZE;
 use dormouse_format::{Block, Tag, VolumeId};
 
@@ -50,6 +52,7 @@ pub(super) struct CacheFile {
     /// mostly lie so in the file.
     sets: u64,
     secrets: Arc<VaultSecrets>,
+    sums: Sums,
     volume: VolumeId,
     /// Writing failed, as where there is no room: what is here is used, and nothing added.
     full: AtomicBool,
@@ -61,7 +64,17 @@ struct Shard {
     ways: Ways,
     /// Tag of each place, and whether the map of the attached point has it.
     tags: Vec<(Tag, bool)>,
+    /// Sum of each place that was checked under its tag.
+    sums: Vec<Sum>,
     looks: u8,
+}
+
+impl Shard {
+    /// A place has other content from now on.
+    fn name(&mut self, place: usize, tag: (Tag, bool)) {
+        self.tags[place] = tag;
+        self.sums[place] = Sum::NONE;
+    }
 }
 
 /// Where a block may be read.
@@ -69,6 +82,7 @@ struct Shard {
 struct Found {
     slot: u64,
     tag: Tag,
+    sum: Sum,
 }
 
 impl CacheFile {
@@ -104,11 +118,14 @@ impl CacheFile {
         let shard = || Shard {
             ways: Ways::new(locals as usize),
             tags: vec![(Tag::ZERO, false); locals as usize * WAYS],
+            sums: vec![Sum::NONE; locals as usize * WAYS],
             looks: 0,
         };
         let shards = (0..SHARDS).map(|_| Mutex::new(shard())).collect();
         let (full, damaged) = (AtomicBool::new(false), AtomicU64::new(0));
-        let cache = Self { data, index, _lock: lock, shards, sets, secrets, volume, full, damaged };
+        let sums = Sums::new(&mut OsRandom);
+        let cache =
+            Self { data, index, _lock: lock, shards, sets, secrets, sums, volume, full, damaged };
         cache.load().with_context(|| format!("cannot use the cache {}", dir.display()))?;
         Ok(cache)
     }
@@ -173,7 +190,7 @@ impl CacheFile {
         // An entry that stands where its block cannot be is not its own.
         if block % self.sets == slot % self.sets && shard.ways.place(set, block).is_none() {
             shard.ways.put(place, block);
-            shard.tags[place] = (Tag(*tag), false);
+            shard.name(place, (Tag(*tag), false));
         }
     }
 
@@ -231,7 +248,8 @@ impl CacheFile {
         let (tag, proved) = shard.tags[place];
         shard.looks = shard.looks.wrapping_add(1);
         let often = shard.looks % 8 == 0;
-        proved.then(|| (Found { slot: self.slot(block, place), tag }, often))
+        let found = Found { slot: self.slot(block, place), tag, sum: shard.sums[place] };
+        proved.then_some((found, often))
     }
 
     /// Reads blocks from `first` on, as many as there is room for in `out`. `got` is told which
@@ -260,25 +278,51 @@ impl CacheFile {
             let end = (at..n).find(|i| !follows(i)).unwrap_or(n);
             let bytes = &mut out[at * BLOCK_SIZE..end * BLOCK_SIZE];
             let read = self.data.read_exact_at(bytes, start.slot * BLOCK_SIZE as u64);
+            let of_run = &found[at..end];
+            let skip = at;
+            at = end;
+            if read.is_ok() && self.known(bytes, of_run) {
+                (skip..end).for_each(|i| got(i, found[i].is_some_and(|(_, often)| often)));
+                continue;
+            }
             let mut check = |i: usize, digest| {
-                let block = first + (at + i) as u64;
-                let Some((found, often)) = found[at + i] else { return };
+                let (block, Some((found, often))) = (first + (skip + i) as u64, of_run[i]) else {
+                    return;
+                };
                 if self.secrets.tag(&self.volume, block, &digest) == found.tag {
-                    got(at + i, often);
+                    self.checked(block, found, &bytes[i * BLOCK_SIZE..]);
+                    got(skip + i, often);
                 } else {
                     self.wrong(block, found);
                 }
             };
             match read {
-                Ok(()) if end - at == 1 => check(0, self.secrets.digest(bytes)),
+                Ok(()) if of_run.len() == 1 => check(0, self.secrets.digest(bytes)),
                 Ok(()) => self.secrets.digests(bytes, &mut check),
-                Err(_) => (at..end).for_each(|i| {
+                Err(_) => (skip..end).for_each(|i| {
                     if let Some((found, _)) = found[i] {
                         self.wrong(first + i as u64, found);
                     }
                 }),
             }
-            at = end;
+        }
+    }
+
+    /// Whether each of these blocks has the sum that it had when it was checked.
+    fn known(&self, bytes: &[u8], found: &[Option<(Found, bool)>]) -> bool {
+        let blocks = bytes.as_chunks::<BLOCK_SIZE>().0;
+        found.iter().zip(blocks).all(|(found, block)| {
+            found.is_some_and(|(f, _)| f.sum != Sum::NONE && f.sum == self.sums.of(block))
+        })
+    }
+
+    /// A block was read here, and is what its tag says.
+    fn checked(&self, block: Block, found: Found, bytes: &[u8]) {
+        let Some(bytes) = bytes.first_chunk() else { return };
+        let (mut shard, set) = self.shard(block);
+        let Some(place) = shard.ways.place(set, block) else { return };
+        if shard.tags[place].0 == found.tag && self.slot(block, place) == found.slot {
+            shard.sums[place] = self.sums.of(bytes);
         }
     }
 
@@ -289,7 +333,7 @@ impl CacheFile {
         let Some(place) = shard.ways.place(set, block) else { return };
         if shard.tags[place].0 == found.tag && self.slot(block, place) == found.slot {
             shard.ways.clear(place);
-            shard.tags[place] = (Tag::ZERO, false);
+            shard.name(place, (Tag::ZERO, false));
             self.damaged.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -325,7 +369,7 @@ impl CacheFile {
         let place = shard.ways.choose(set, block);
         if shard.ways.block(place).is_some() {
             shard.ways.clear(place);
-            shard.tags[place] = (Tag::ZERO, false);
+            shard.name(place, (Tag::ZERO, false));
         }
         self.slot(block, place)
     }
@@ -356,7 +400,7 @@ impl CacheFile {
             shard.ways.clear(old);
         }
         shard.ways.put(place, block);
-        shard.tags[place] = (*tag, true);
+        shard.name(place, (*tag, true));
     }
 }
 
@@ -370,3 +414,6 @@ fn open(path: &Path) -> Result<File> {
         .open(path)
         .with_context(|| format!("cannot open {}", path.display()))
 }
+
+#[cfg(test)]
+mod tests;

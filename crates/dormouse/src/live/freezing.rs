@@ -49,7 +49,6 @@ pub(super) struct Freezing {
     freezer: Option<Freezer>,
     /// Memory for what is left; kept, because fresh memory costs time while all wait.
     memory: Option<AlignedBuf>,
-    locked: bool,
 }
 
 /// What was taken while the disk stood still.
@@ -104,11 +103,6 @@ impl Freezing {
         tracked: &Tracked,
         all: &[FileSystem],
     ) -> Result<std::result::Result<Taken, Refusal>> {
-        if !self.locked {
-            // Where it may not be, the deadline bounds what that can cost.
-            let _ = lock_memory();
-            self.locked = true;
-        }
         let freezer = match &mut self.freezer {
             Some(freezer) => freezer,
             none => {
@@ -119,6 +113,8 @@ impl Freezing {
             }
         };
         let mut memory = self.memory.take().unwrap_or_else(fresh_memory);
+        // Where it may not be, the deadline bounds what that can cost.
+        let _locked = lock_memory();
         tracked.marks()?.set_freezing(true);
         let refusal = match hold(freezer, tracked, all, &mut memory) {
             Ok(Ok(Held { dirty, places, cut, time, said })) => {

@@ -121,6 +121,7 @@ impl Worker {
             Err(error) => self.failed(pilot, &error),
         };
         pilot.teller.counters.bytes_read = self.read.load(Ordering::Relaxed);
+        pilot.teller.swap = self.tracked.left_out.note();
         if let Some(session) = &self.session {
             let moved = session.link.moved();
             pilot.teller.counters.bytes_on_link += moved - self.moved.min(moved);

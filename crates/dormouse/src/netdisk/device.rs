@@ -140,6 +140,16 @@ impl BlockDevice for NetDisk {
         true
     }
 
+    fn write_ready(&self, at: u64, len: u64) -> bool {
+        let edges = [at, at + len].into_iter().filter(|edge| !edge.is_multiple_of(BLOCK));
+        self.log.has_room(len)
+            && edges.map(|edge| edge / BLOCK * BLOCK).all(|at| self.ready(at, BLOCK))
+    }
+
+    fn writes_in_turn(&self) -> bool {
+        true
+    }
+
     fn prefetch(&self, at: u64, len: u64) -> Result<()> {
         let there = self.below.geometry().size.saturating_sub(at).min(len);
         if there == 0 {

@@ -17,7 +17,7 @@ use dormouse_sync::copy::Mode;
 use dormouse_sync::leaf::{Claim, LeafData, LeafSet};
 use dormouse_sync::live::{Again, Away, DELTAS_SMALL};
 
-use super::{Below, Kept, Options, base_of, log_dir};
+use super::{Below, Durability, Kept, Options, base_of, log_dir};
 use crate::engine::Leaves;
 use crate::exit::away_of;
 use crate::home::{Account, Anchor, Home};
@@ -29,6 +29,9 @@ use crate::writing::{How, Writing};
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
 /// A checkpoint at least this often, if points were made since.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(3600);
+/// Niceness of sending when no flush waits for it: who writes goes first, as with a kernel's own
+/// write-back. When the processors are busy it still has a tenth of them.
+const NICE: i32 = 10;
 /// The newest head is written to the home this often.
 const REMEMBER_EVERY: Duration = Duration::from_secs(600);
 
@@ -159,6 +162,10 @@ impl Sender {
 
     /// Sends until it is told to stop, and what is left then.
     pub(super) fn run(mut self) {
+        if self.options.durability == Durability::Local {
+            // Of this thread and those that it starts. It only goes slower for others without it.
+            let _ = rustix::process::setpriority_process(None, NICE);
+        }
         let mut pause = RETRY.0;
         while self.wait_for_work() {
             match self.work() {

@@ -1,5 +1,5 @@
 //! A relay between client and server that counts what goes up, and cuts connections: after so
-//! many bytes, or those that there are now.
+//! many bytes, or those that there are now; or lets them stand, and passes nothing on.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -14,6 +14,8 @@ pub struct Relay {
     /// Both ends of each connection that was made.
     open: Arc<Mutex<Vec<TcpStream>>>,
     up: Arc<AtomicU64>,
+    /// How often connections were made deaf.
+    deaf: Arc<AtomicU64>,
 }
 
 /// Bytes that may still go up (to the server) and down, of all connections together.
@@ -27,10 +29,15 @@ impl Relay {
     pub fn start(server: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let relay =
-            Self { address, limits: Arc::default(), open: Arc::default(), up: Arc::default() };
-        let (limits, open, up) =
-            (Arc::clone(&relay.limits), Arc::clone(&relay.open), Arc::clone(&relay.up));
+        let (limits, open) = (Arc::<RwLock<Limits>>::default(), Arc::default());
+        let (up, deaf) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
+        let relay = Self {
+            address,
+            limits: Arc::clone(&limits),
+            open: Arc::clone(&open),
+            up: Arc::clone(&up),
+            deaf: Arc::clone(&deaf),
+        };
         let server = server.to_owned();
         std::thread::spawn(move || {
             for client in listener.incoming() {
@@ -43,8 +50,9 @@ impl Relay {
                     .unwrap_or_else(PoisonError::into_inner)
                     .extend([server.try_clone().unwrap(), client.try_clone().unwrap()]);
                 let up = Arc::clone(&up);
-                std::thread::spawn(move || pass(client, server, limits.up, &up));
-                std::thread::spawn(move || pass(back.0, back.1, limits.down, &AtomicU64::new(0)));
+                let (one, other) = (Hearing::new(&deaf), Hearing::new(&deaf));
+                std::thread::spawn(move || pass((client, server), limits.up, &up, &one));
+                std::thread::spawn(move || pass(back, limits.down, &AtomicU64::new(0), &other));
             }
         });
         relay
@@ -70,16 +78,43 @@ impl Relay {
         }
     }
 
+    /// The connections that there are stay, and nothing goes through any more: as when the other end
+    /// has vanished and something between still answers for it.
+    pub fn swallow(&self) {
+        self.deaf.fetch_add(1, Ordering::SeqCst);
+    }
+
     /// Bytes that went up until now.
     pub fn sent(&self) -> u64 {
         self.up.load(Ordering::Relaxed)
     }
 }
 
-fn pass(mut from: TcpStream, mut to: TcpStream, limit: Option<Arc<AtomicI64>>, count: &AtomicU64) {
+/// Whether a connection still hears.
+struct Hearing(Arc<AtomicU64>, u64);
+
+impl Hearing {
+    fn new(deaf: &Arc<AtomicU64>) -> Self {
+        Self(Arc::clone(deaf), deaf.load(Ordering::SeqCst))
+    }
+
+    fn hears(&self) -> bool {
+        self.0.load(Ordering::SeqCst) == self.1
+    }
+}
+
+fn pass(
+    (mut from, mut to): (TcpStream, TcpStream),
+    limit: Option<Arc<AtomicI64>>,
+    count: &AtomicU64,
+    hearing: &Hearing,
+) {
     let mut buffer = [0; 16 << 10];
     let mut cut = false;
     while let Ok(n @ 1..) = from.read(&mut buffer) {
+        if !hearing.hears() {
+            continue;
+        }
         let left = limit.as_ref().map_or(i64::MAX, |l| l.fetch_sub(n as i64, Ordering::Relaxed));
         cut = left < n as i64;
         let n = n.min(left.max(0) as usize);
@@ -87,6 +122,9 @@ fn pass(mut from: TcpStream, mut to: TcpStream, limit: Option<Arc<AtomicI64>>, c
             break;
         }
         count.fetch_add(n as u64, Ordering::Relaxed);
+    }
+    if !hearing.hears() {
+        return;
     }
     // A goodbye is passed on in its own direction; a cut ends both.
     let how = if cut { Shutdown::Both } else { Shutdown::Write };

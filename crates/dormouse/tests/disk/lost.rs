@@ -80,6 +80,21 @@ fn reads_go_on_over_a_link_that_is_cut_again_and_again() {
     reads_whole(&*disk, &image, 100_000);
 }
 
+/// The connection stands, and nothing comes: it is left for a new one after a quarter of a minute.
+#[test]
+fn reads_go_on_when_the_link_is_half_open() {
+    let (place, server) = Place::served();
+    let image = versions(&place, 1).remove(0);
+    let relay = Relay::start(&server.address);
+    place.run(&["retarget", &relay.address]).ok();
+    let disk = open(&place, "v", &DiskOptions::default());
+    reads(&*disk, &image, 0, 4096);
+    relay.swallow();
+    let begun = Instant::now();
+    reads_whole(&*disk, &image, 1 << 20);
+    assert!(begun.elapsed() > Duration::from_secs(5), "the link was not deaf");
+}
+
 fn numbers_at(seed: u64, len: u64) -> u64 {
     crate::common::program::Numbers(seed).below(len - (1 << 20))
 }

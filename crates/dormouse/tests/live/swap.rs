@@ -96,8 +96,9 @@ fn active_swap_is_left_out_and_comes_back_when_it_is_given_up() {
     stand.start(&[]);
     stand.is_live();
     left_out(&stand);
-    let notes = stand.status().unwrap()["notes"].to_string();
-    assert!(notes.contains("p1 (16.0 MiB) is left out"), "{notes}");
+    until("it says so", || {
+        stand.status().unwrap()["notes"].to_string().contains("p1 (16.0 MiB) is left out")
+    });
     // It may be written as much as it likes: that is no work, and no point.
     until("it is settled, and quiet", || {
         let points = stand.counter("points");

@@ -25,8 +25,8 @@ use signal_hook::consts::{
 use super::hurry::Hurry;
 use super::lane::{Lane, Report, Step};
 use super::link::{self, Arrival, Body, Cause, Message};
-use super::lock_memory;
 use super::round::Round;
+use super::{Locked, lock_memory};
 
 /// What the helper asks for at its start; a bit of `Hello::refused` says which it did not get.
 pub const WISHES: [&str; 6] = [
@@ -216,7 +216,7 @@ fn tell(link: &OwnedFd, round: u32, body: Body) {
 /// Asks for what makes the helper reliable; each answer is a bit. It works without any of them.
 fn prepare(hurries: bool) -> u64 {
     let answers = [
-        lock_memory().is_ok(),
+        lock_memory().map(Locked::for_ever).is_ok(),
         rustix::process::setsid().is_ok(),
         rustix::process::setpriority_process(None, -20).is_ok(),
         std::fs::write("/proc/self/oom_score_adj", "-1000").is_ok(),

@@ -64,10 +64,20 @@ fn daemon() {
 fn locker() {
     if plays("roles::locker") {
         let result = dormouse_track::freeze::lock_memory();
-        let status = std::fs::read_to_string("/proc/self/status").unwrap();
-        let locked = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap();
+        let locked = || {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap();
+            line.trim().to_owned()
+        };
         match result {
-            Ok(()) => say(&format!("locked {}", locked.trim())),
+            Ok(lock) => {
+                let other = dormouse_track::freeze::lock_memory().unwrap();
+                drop(lock);
+                let while_held = locked();
+                drop(other);
+                assert_eq!(locked(), "0 kB", "it stays locked");
+                say(&format!("locked {while_held}"));
+            }
             Err(error) => say(&format!("refused: {error}")),
         }
     }

@@ -1,0 +1,259 @@
+//! A volume as a disk beside a plain file, served by others: fio's NBD engine, queue depth 32.
+//!
+//! One image of random bytes. `qemu-nbd` and `nbdkit file` serve copies of it; `dormouse export`
+//! serves the point of a volume that holds it, with a warm cache, and, for writing, a volume of its
+//! size (`--write --writeback`). All servers stay up; the rounds take turns, each first as often.
+//! Before a round of writes the volume has sent all that was written before (its log is empty), so
+//! a run shows what a log takes; with `--seconds` beyond what the log holds it shows what the link
+//! and the server take.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::{Options, Verdict};
+use crate::measure;
+use crate::random::SplitMix;
+use crate::world::{self, World};
+
+/// What a rate must be, beside that of each peer.
+const RATIO_LEAST: f64 = 0.9;
+const START_LIMIT: Duration = Duration::from_secs(30);
+/// The longest that a full log takes to be sent.
+const SENT_LIMIT: Duration = Duration::from_secs(300);
+const SEED: u64 = 0x64_6973_6b73;
+
+/// What fio does.
+struct Job {
+    name: &'static str,
+    arguments: &'static [&'static str],
+    writes: bool,
+}
+
+const JOBS: [Job; 4] = [
+    Job { name: "4k random read", arguments: &["--rw=randread", "--bs=4k"], writes: false },
+    Job { name: "1 MiB read", arguments: &["--rw=read", "--bs=1m"], writes: false },
+    Job { name: "4k random write", arguments: &["--rw=randwrite", "--bs=4k"], writes: true },
+    Job { name: "1 MiB write", arguments: &["--rw=write", "--bs=1m"], writes: true },
+];
+
+/// A server that runs; ended when it is dropped.
+struct Serving {
+    name: &'static str,
+    child: Child,
+    uri: String,
+}
+
+/// Requests a second, and processor time of the server for one, in microseconds.
+#[derive(Clone, Copy)]
+struct Rate {
+    requests: f64,
+    processor: f64,
+}
+
+impl Serving {
+    fn start(
+        name: &'static str,
+        socket: &Path,
+        export: &str,
+        mut command: Command,
+    ) -> Result<Self> {
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .with_context(|| format!("cannot start {}", command.get_program().display()))?;
+        let uri = format!("nbd+unix:///{export}?socket={}", socket.display());
+        let serving = Self { name, child, uri };
+        measure::wait_for(&format!("the socket of {name}"), START_LIMIT, || {
+            Ok(socket.exists().then_some(()))
+        })?;
+        Ok(serving)
+    }
+
+    /// Seconds of processor that it has used.
+    fn processor(&self) -> Result<f64> {
+        measure::cpu_seconds(self.child.id())
+    }
+
+    fn fio(&self, job: &Job, seconds: u64) -> Result<Rate> {
+        let before = self.processor()?;
+        let out = Command::new("fio")
+            .args(["--name=x", "--ioengine=nbd", "--iodepth=32", "--time_based"])
+            .args(["--randrepeat=1", "--norandommap", "--output-format=json"])
+            .arg(format!("--uri={}", self.uri))
+            .arg(format!("--runtime={seconds}"))
+            .args(job.arguments)
+            .output()
+            .context("cannot start fio")?;
+        let said = String::from_utf8_lossy(&out.stderr);
+        ensure!(out.status.success(), "fio with {}: {}", self.name, said.trim());
+        let requests = super::iops(&out.stdout, if job.writes { "write" } else { "read" })?;
+        ensure!(requests > 0.0, "fio did nothing with {}", self.name);
+        let used = self.processor()? - before;
+        Ok(Rate { requests, processor: used * 1e6 / (requests * seconds as f64) })
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM);
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs the proof.
+pub fn run(options: &Options) -> Result<ExitCode> {
+    for program in ["fio", "qemu-nbd", "nbdkit"] {
+        ensure!(
+            Command::new(program).arg("--version").output().is_ok(),
+            "{program} is not installed: apt-get install fio qemu-utils nbdkit"
+        );
+    }
+    let root = options.directory.join("disks");
+    let world = World::fresh(&options.dormouse, &root)?;
+    let server = world.serve()?;
+    world.join(server.address)?;
+    let image = root.join("image");
+    fill(&image, options.image_mib)?;
+    world::output(world.mirror(&image, "point"))?;
+    let peers = [qemu(&root, &image)?, nbdkit(&root, &image)?];
+    let mut verdict = Verdict::default();
+    println!(
+        "| | round | qemu-nbd | nbdkit | dormouse | µs of processor each |\n|---|--:|--:|--:|--:|---|"
+    );
+    let point = point(&world, &root)?;
+    for job in JOBS.iter().filter(|job| !job.writes) {
+        compare(job, options, &peers, &point, &mut verdict, || Ok(()))?;
+    }
+    drop(point);
+    let size = format!("{}MiB", options.image_mib);
+    let mut create = world.client();
+    create.args(["create", "disk", &size]);
+    world::output(create)?;
+    let disk = disk(&world, &root)?;
+    for job in JOBS.iter().filter(|job| job.writes) {
+        compare(job, options, &peers, &disk, &mut verdict, || sent(&world))?;
+    }
+    drop(disk);
+    drop(peers);
+    fs::remove_dir_all(&root)?;
+    Ok(verdict.code())
+}
+
+/// Random bytes, in pieces of a MiB that differ.
+fn fill(image: &Path, mib: usize) -> Result<()> {
+    let mut file = File::create(image)?;
+    let mut random = SplitMix::new(SEED);
+    let mut piece = vec![0; 1 << 20];
+    for _ in 0..mib {
+        for bytes in piece.chunks_exact_mut(8) {
+            bytes.copy_from_slice(&random.next().to_le_bytes());
+        }
+        file.write_all(&piece)?;
+    }
+    Ok(file.sync_all()?)
+}
+
+fn qemu(root: &Path, image: &Path) -> Result<Serving> {
+    let (socket, copy) = (root.join("qemu.sock"), root.join("qemu.img"));
+    fs::copy(image, &copy)?;
+    let mut command = Command::new("qemu-nbd");
+    command.args(["--format=raw", "--persistent", "--shared=4", "--socket"]);
+    command.arg(&socket).arg(&copy);
+    Serving::start("qemu-nbd", &socket, "", command)
+}
+
+fn nbdkit(root: &Path, image: &Path) -> Result<Serving> {
+    let (socket, copy) = (root.join("nbdkit.sock"), root.join("nbdkit.img"));
+    fs::copy(image, &copy)?;
+    let mut command = Command::new("nbdkit");
+    command.args(["--foreground", "--exit-with-parent", "--unix"]).arg(&socket);
+    command.arg("file").arg(&copy);
+    Serving::start("nbdkit", &socket, "", command)
+}
+
+/// The point, with a cache that holds all of it.
+fn point(world: &World, root: &Path) -> Result<Serving> {
+    let socket = root.join("point.sock");
+    let mut command = world.client();
+    command.args(["export", "point", "--cache"]).arg(root.join("cache"));
+    command.arg("--nbd").arg(format!("unix:{}", socket.display()));
+    let serving = Serving::start("a point", &socket, "point", command)?;
+    let mut copy = Command::new("nbdcopy");
+    copy.args([&serving.uri, "null:"]);
+    world::output(copy)?;
+    Ok(serving)
+}
+
+/// A volume that is written, all of it once.
+fn disk(world: &World, root: &Path) -> Result<Serving> {
+    let socket = root.join("disk.sock");
+    let mut command = world.client();
+    command.args(["export", "disk", "--write", "--writeback"]);
+    command.arg("--nbd").arg(format!("unix:{}", socket.display()));
+    let serving = Serving::start("a volume", &socket, "disk", command)?;
+    let mut copy = Command::new("nbdcopy");
+    copy.arg(root.join("image")).arg(&serving.uri);
+    world::output(copy)?;
+    Ok(serving)
+}
+
+/// Waits until all that was written is sent.
+fn sent(world: &World) -> Result<()> {
+    let log: PathBuf = world.homes.join("client/writing/disk");
+    measure::wait_for("an empty write log", SENT_LIMIT, || {
+        let mut bytes = 0;
+        for entry in fs::read_dir(&log)? {
+            // A file that was sent goes while it is counted.
+            bytes += entry?.metadata().map_or(0, |meta| meta.len());
+        }
+        Ok((bytes < 64 << 10).then_some(()))
+    })
+}
+
+fn compare(
+    job: &Job,
+    options: &Options,
+    peers: &[Serving; 2],
+    own: &Serving,
+    verdict: &mut Verdict,
+    ready: impl Fn() -> Result<()>,
+) -> Result<()> {
+    let servers = [&peers[0], &peers[1], own];
+    let mut ratios = [Vec::new(), Vec::new()];
+    for round in 1..=options.rounds {
+        let mut rates = [Rate { requests: 0.0, processor: 0.0 }; 3];
+        for turn in 0..servers.len() {
+            let which = (turn + round) % servers.len();
+            ready()?;
+            rates[which] = servers[which].fio(job, options.seconds)?;
+        }
+        let [a, b, own] = rates;
+        println!(
+            "| {} | {round} | {:.0} | {:.0} | {:.0} | {:.1} {:.1} {:.1} |",
+            job.name, a.requests, b.requests, own.requests, a.processor, b.processor, own.processor
+        );
+        ratios[0].push(own.requests / a.requests);
+        ratios[1].push(own.requests / b.requests);
+    }
+    for (peer, ratios) in peers.iter().zip(&mut ratios) {
+        ratios.sort_by(f64::total_cmp);
+        let median = ratios[ratios.len() / 2];
+        let (least, most) = (ratios[0], ratios[ratios.len() - 1]);
+        verdict.check(
+            &format!(
+                "{}: at least {RATIO_LEAST} of {}: {median:.2} ({least:.2} to {most:.2})",
+                job.name, peer.name
+            ),
+            median >= RATIO_LEAST,
+        );
+    }
+    Ok(())
+}

@@ -52,7 +52,7 @@ impl Default for Settings {
             cache_max: 16 << 30,
             put_every: Duration::from_secs(1),
             parts_max: 4,
-            patience: Duration::from_secs(60),
+            patience: Duration::from_secs(30),
             pause: Duration::from_millis(100),
         }
     }

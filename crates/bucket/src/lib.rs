@@ -10,6 +10,7 @@
 
 mod cache;
 mod chain;
+mod dir;
 mod error;
 mod held;
 mod lease;
@@ -33,13 +34,13 @@ use bytes::Bytes;
 use dormouse_format::VaultId;
 use dormouse_store::Dir;
 
+pub use dir::BucketDir;
 pub use error::{Error, Result};
 pub use lease::Who;
 pub use objects::{Item, Objects, Put};
 pub use remote::{Remote, Url};
 pub use shared::{Durable, Settings, Tell};
 pub use state::StateFile;
-pub use vault::BucketDir;
 
 use opening::Mode;
 use shared::{Shared, lock};
@@ -107,7 +108,9 @@ impl Bucket {
         nonce: &str,
         tell: Tell,
     ) -> Result<Self> {
-        lease::probe(&*objects, nonce)?;
+        if !settings.alone {
+            lease::probe(&*objects, nonce)?;
+        }
         let generation = lease::take(&*objects, who)?;
         let held = held::add(dir, generation)?;
         let snapshots = Snapshots::open(&*objects, generation)?;
@@ -173,13 +176,13 @@ impl Bucket {
 
     /// Opens the segments of a vault; `dir` is where those on this machine lie.
     pub fn segments(&self, vault: VaultId, dir: Arc<dyn Dir>) -> Result<BucketDir> {
-        opening::open(&self.shared, vault, dir, self.mode).map(BucketDir)
+        opening::open(&self.shared, vault, dir, self.mode).map(BucketDir::new)
     }
 
     /// Puts what a server that was killed has left on this machine; bytes that are not put after
     /// so long. The vault must not be open.
     pub fn push(&self, vault: VaultId, dir: Arc<dyn Dir>, most: Duration) -> Result<u64> {
-        self.segments(vault, dir)?.0.push(most)
+        self.segments(vault, dir)?.push(most)
     }
 
     /// Bytes that are acknowledged and not put.

@@ -71,9 +71,7 @@ impl Opening<'_> {
     fn stored(&self) -> Result<BTreeMap<u64, Stored>> {
         let below = names::segments(&self.id);
         let items = self.shared.ask(|| self.shared.objects.list(&below))?;
-        chain::read(&self.id, &items, |segment, part| {
-            Ok(self.part(segment, part)?.0.offset)
-        })
+        chain::read(&self.id, &items, |segment, part| Ok(self.part(segment, part)?.0.offset))
     }
 
     /// Reads a part, checked.
@@ -250,8 +248,7 @@ fn each<T: Sync>(items: &[T], f: &(impl Fn(&T) -> Result<()> + Sync)) -> Result<
         Ok(())
     };
     thread::scope(|scope| {
-        let threads: Vec<_> =
-            (0..READERS.min(items.len())).map(|_| scope.spawn(work)).collect();
+        let threads: Vec<_> = (0..READERS.min(items.len())).map(|_| scope.spawn(work)).collect();
         let done = threads.into_iter().map(|t| t.join().unwrap_or(Err(Error::Stopping)));
         done.collect::<Vec<_>>().into_iter().collect()
     })
@@ -280,4 +277,3 @@ fn warm(vault: &Arc<Vault>) {
     };
     let _ = each(&wanted, &fetch);
 }
-

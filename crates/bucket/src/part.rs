@@ -105,9 +105,8 @@ impl Part {
     ) -> Result<(Self, &'a [u8])> {
         let (part, len, check) = Self::head(object, vault, segment, number)?;
         let bad = |why: &str| Error::damaged(part.name(), why);
-        let (padding, data) = object[HEAD..]
-            .split_at_checked(part.kind.padding())
-            .ok_or_else(|| bad("it is cut"))?;
+        let (padding, data) =
+            object[HEAD..].split_at_checked(part.kind.padding()).ok_or_else(|| bad("it is cut"))?;
         if padding.iter().any(|b| *b != 0) || data.len() as u64 != u64::from(len) {
             return Err(bad("its length is not what it says"));
         }

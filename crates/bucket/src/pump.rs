@@ -63,7 +63,12 @@ impl Pace {
 /// What is to be done next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Job {
-    Put { segment: u64, offset: u64, len: u64, urgent: bool },
+    Put {
+        segment: u64,
+        offset: u64,
+        len: u64,
+        urgent: bool,
+    },
     Close(u64),
     Pack(u64),
     /// The segment's file may go.

@@ -57,13 +57,15 @@ impl FromStr for Url {
         let prefix = prefix.trim_end_matches('/');
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         if bucket.is_empty() || !bucket.chars().all(plain) {
-            return Err(bad("the bucket's name is empty, or has other characters than a-z 0-9 . -"));
+            return Err(bad(
+                "the bucket's name is empty, or has other characters than a-z 0-9 . -",
+            ));
         }
-        let part = |p: &str| {
-            !matches!(p, "" | "." | "..") && p.chars().all(plain)
-        };
+        let part = |p: &str| !matches!(p, "" | "." | "..") && p.chars().all(plain);
         if !prefix.is_empty() && !prefix.split('/').all(part) {
-            return Err(bad("the prefix has empty parts, or other characters than a-z 0-9 . _ - /"));
+            return Err(bad(
+                "the prefix has empty parts, or other characters than a-z 0-9 . _ - /",
+            ));
         }
         Ok(Self { bucket: bucket.to_owned(), prefix: prefix.to_owned() })
     }
@@ -73,13 +75,16 @@ impl FromStr for Url {
 pub struct Remote {
     store: Arc<dyn ObjectStore>,
     prefix: String,
+    /// Whether the storage excludes when several create one object.
+    excludes: bool,
     runtime: Runtime,
 }
 
 impl Remote {
     /// A bucket of S3-compatible storage; endpoint, region and credentials are what the usual
-    /// environment variables say.
-    pub fn s3(url: &Url) -> Result<Self> {
+    /// environment variables say. `alone`: nobody else uses the prefix, and the storage need not
+    /// know create-if-absent.
+    pub fn s3(url: &Url, alone: bool) -> Result<Self> {
         // Who installs it first does not matter: it is the same one.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let settings = |why: String| Error::Settings { why };
@@ -89,7 +94,8 @@ impl Remote {
             .with_connect_timeout(CONNECT)
             .with_timeout(ANSWER)
             .with_allow_http(plain);
-        let backoff = BackoffConfig { init_backoff: Duration::from_millis(50), ..Default::default() };
+        let backoff =
+            BackoffConfig { init_backoff: Duration::from_millis(50), ..Default::default() };
         let retry = RetryConfig { max_retries: 1, retry_timeout: CONNECT, backoff };
         let mut builder = AmazonS3Builder::from_env()
             .with_bucket_name(&url.bucket)
@@ -106,7 +112,8 @@ impl Remote {
                  AWS_REGION, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             ))
         })?;
-        Self::over(Arc::new(store), &url.prefix)
+        let remote = Self::over(Arc::new(store), &url.prefix)?;
+        Ok(Self { excludes: !alone, ..remote })
     }
 
     /// Any back end that knows create-if-absent.
@@ -117,7 +124,7 @@ impl Remote {
             .enable_all()
             .build()
             .map_err(Error::local("starting a thread for the object storage"))?;
-        Ok(Self { store, prefix: prefix.to_owned(), runtime })
+        Ok(Self { store, prefix: prefix.to_owned(), excludes: true, runtime })
     }
 
     fn path(&self, name: &str) -> Path {
@@ -148,7 +155,9 @@ fn failed(what: String, error: &object_store::Error) -> Error {
     why.truncate(why.char_indices().nth(600).map_or(why.len(), |(at, _)| at));
     match error {
         E::PermissionDenied { .. } | E::Unauthenticated { .. } => Error::Refused { what, why },
-        E::NotFound { .. } => Error::Refused { what, why: format!("there is no such bucket: {why}") },
+        E::NotFound { .. } => {
+            Error::Refused { what, why: format!("there is no such bucket: {why}") }
+        }
         _ => Error::Away { what, why },
     }
 }
@@ -156,7 +165,11 @@ fn failed(what: String, error: &object_store::Error) -> Error {
 impl Objects for Remote {
     fn put_new(&self, name: &str, bytes: Bytes) -> Result<Put> {
         let path = self.path(name);
-        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        if !self.excludes && self.get(name, Some(0..1))?.is_some() {
+            return Ok(Put::Taken);
+        }
+        let mode = if self.excludes { PutMode::Create } else { PutMode::Overwrite };
+        let options = PutOptions { mode, ..PutOptions::default() };
         let put = self.store.put_opts(&path, PutPayload::from_bytes(bytes), options);
         match self.wait(put) {
             Ok(_) => Ok(Put::Made),
@@ -183,7 +196,8 @@ impl Objects for Remote {
     fn list(&self, below: &str) -> Result<Vec<Item>> {
         let path = self.path(below);
         let path = Some(&path).filter(|p| !p.as_ref().is_empty());
-        let strip = if self.prefix.is_empty() { String::new() } else { format!("{}/", self.prefix) };
+        let strip =
+            if self.prefix.is_empty() { String::new() } else { format!("{}/", self.prefix) };
         let listing = async {
             let mut items = Vec::new();
             let mut stream = self.store.list(path);
@@ -228,7 +242,8 @@ mod tests {
             assert_eq!((url.bucket.as_str(), url.prefix.as_str()), (bucket, prefix));
             assert_eq!(url.to_string().parse::<Url>().unwrap(), url);
         }
-        for bad in ["b/x", "s3://", "s3:///x", "s3://b/a//b", "s3://b/../x", "s3://b/ü", "s3://b c"] {
+        for bad in ["b/x", "s3://", "s3:///x", "s3://b/a//b", "s3://b/../x", "s3://b/ü", "s3://b c"]
+        {
             let error = bad.parse::<Url>().unwrap_err().to_string();
             assert!(error.contains("s3://BUCKET/PREFIX"), "{error}");
         }

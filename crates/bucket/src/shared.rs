@@ -40,6 +40,8 @@ pub struct Settings {
     pub parts_max: usize,
     /// How long a question to the bucket is asked again, where somebody waits for the answer.
     pub patience: Duration,
+    /// Nobody else uses the prefix, for certain: it is not tried whether create-if-absent excludes.
+    pub alone: bool,
     /// The first pause before something is tried again; each next is twice as long.
     pub pause: Duration,
 }
@@ -53,6 +55,7 @@ impl Default for Settings {
             put_every: Duration::from_secs(1),
             parts_max: 4,
             patience: Duration::from_secs(30),
+            alone: false,
             pause: Duration::from_millis(100),
         }
     }

@@ -68,7 +68,7 @@ pub struct Options {
 impl Options {
     /// What the command line says.
     pub fn of(args: &BucketArgs) -> Result<Self> {
-        let mut settings = Settings::default();
+        let mut settings = Settings { alone: args.only_server, ..Settings::default() };
         if args.durable == crate::cli::bucket::DurableArg::Remote {
             settings.durable = Durable::Remote;
         }
@@ -104,9 +104,9 @@ pub fn url_of(store: &Path) -> Option<&str> {
     store.to_str().filter(|text| text.starts_with(SCHEME))
 }
 
-fn reach(url: &str) -> Result<(Url, Arc<dyn Objects>)> {
+fn reach(url: &str, options: &Options) -> Result<(Url, Arc<dyn Objects>)> {
     let url: Url = url.parse()?;
-    let objects = Remote::s3(&url)?;
+    let objects = Remote::s3(&url, options.settings.alone)?;
     Ok((url, Arc::new(objects)))
 }
 
@@ -123,11 +123,11 @@ pub fn open_to_serve(store: &Path, args: &BucketArgs, log: &Log) -> Result<Store
         }
         let store = StoreDir::open_or_create(store)?;
         let Some(note) = store.note().cloned() else { return Ok(store) };
-        let (_, objects) = reach(&note.url)?;
+        let (_, objects) = reach(&note.url, &options)?;
         return attach(store, objects, &note, &options, log);
     };
     let state = state_dir(args)?;
-    let (url, objects) = reach(url)?;
+    let (url, objects) = reach(url, &options)?;
     let store = match StoreDir::open(&state) {
         Ok(store) => store,
         Err(_) if is_new(&state)? => make(&state, &url, &*objects)?,
@@ -212,7 +212,11 @@ fn attach(
         None if dir.join("generations").exists() => {
             return fail(
                 Class::Damaged,
-                format!("{} is empty, and {} says that it was in use", note.url, store.path().display()),
+                format!(
+                    "{} is empty, and {} says that it was in use",
+                    note.url,
+                    store.path().display()
+                ),
                 "look for what removed its objects, or whether the address is right; nothing was changed",
             );
         }
@@ -258,7 +262,7 @@ fn push_left(store: &StoreDir, bucket: &Bucket, log: &Log) -> Result<()> {
 /// Opens the bucket of a state directory to read, as scrub does; beside a server that writes.
 pub fn attach_to_read(store: StoreDir, log: &Log) -> Result<StoreDir> {
     let Some(note) = store.note().cloned() else { return Ok(store) };
-    let (_, objects) = reach(&note.url)?;
+    let (_, objects) = reach(&note.url, &Options::default())?;
     let dir = store.path().join(DIR).join("reading");
     let settings = Settings { cache_max: 1 << 30, ..Settings::default() };
     let bucket = Arc::new(Bucket::read_only(objects, settings, &dir, tell(log))?);
@@ -273,7 +277,12 @@ fn tell(log: &Log) -> dormouse_bucket::Tell {
 
 impl BucketStore {
     /// The segments of a vault; `None` if there are none and none are to be made.
-    pub fn segments(&self, vault: &VaultId, dir: &Path, make: bool) -> Result<Option<Box<dyn Dir>>> {
+    pub fn segments(
+        &self,
+        vault: &VaultId,
+        dir: &Path,
+        make: bool,
+    ) -> Result<Option<Box<dyn Dir>>> {
         let here = std::fs::read_dir(dir).is_ok_and(|mut d| d.next().is_some());
         if !make && !here && !self.bucket.has_vault(vault)? {
             return Ok(None);

@@ -18,8 +18,8 @@ use crate::out::{self, note, say};
 use crate::store_dir::StoreDir;
 use crate::text::{hex, now_ns, time_local};
 use crate::{
-    access, attach, bucket, create, daemon, demo, export, fork, list, mirror, patience, restore, scrub,
-    serve, when, writer_file,
+    access, attach, bucket, create, daemon, demo, export, fork, list, mirror, patience, restore,
+    scrub, serve, when, writer_file,
 };
 
 /// Runs one command.

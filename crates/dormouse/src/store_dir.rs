@@ -73,6 +73,15 @@ impl StoreDir {
     pub fn open(path: &Path) -> Result<Self> {
         let Some(text) = header(path)? else {
             let shown = path.display();
+            if crate::bucket::url_of(path).is_some() {
+                return fail(
+                    Class::Usage,
+                    format!(
+                        "{shown} is a bucket, and what is asked for lies in its state directory"
+                    ),
+                    "name the directory that `dormouse serve` was given with --state",
+                );
+            }
             let (class, why) = if path.is_dir() {
                 (Class::Place, format!("{shown} is not a Dormouse store"))
             } else if path.exists() {

@@ -41,8 +41,7 @@ impl Run {
         let bucket = machine.start(false);
         let (numbers, model) = (Numbers(seed), BTreeMap::new());
         let (dir, head, number, removed) = (None, None, 0, Vec::new());
-        let mut run =
-            Self { numbers, machine, bucket, dir, head, number, model, removed, durable };
+        let mut run = Self { numbers, machine, bucket, dir, head, number, model, removed, durable };
         run.open();
         run.next_segment();
         run

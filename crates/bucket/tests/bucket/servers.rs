@@ -99,7 +99,10 @@ fn what_another_server_wrote_meanwhile_is_not_mixed_with_what_lies_here() {
     let dir = a.open(&again).unwrap();
     assert_eq!(content(&dir, 1), b"both know this, b goes on");
     let aside = dir.list().unwrap().into_iter().find(|n| n.contains(".aside-")).unwrap();
-    assert_eq!(std::fs::read(a.segments().join(aside)).unwrap(), b"both know this, only a knows this");
+    assert_eq!(
+        std::fs::read(a.segments().join(aside)).unwrap(),
+        b"both know this, only a knows this"
+    );
 }
 
 /// Looks, waits, then writes: create-if-absent of a careless back end.

@@ -14,7 +14,7 @@ use dormouse_store::{Options as StoreOptions, VaultStore};
 use zeroize::Zeroizing;
 
 use super::saver::Saver;
-use super::{BucketStore, DIR, Note, UNCLEAN, Options, files, is_new, reach, tell, url_of, who};
+use super::{BucketStore, DIR, Note, Options, UNCLEAN, files, is_new, reach, tell, url_of, who};
 use crate::cli::bucket::{BucketArgs, RebuildArgs};
 use crate::exit::{Class, Failure, fail};
 use crate::log::Log;
@@ -35,6 +35,7 @@ pub fn run(args: &RebuildArgs) -> Result<()> {
     };
     let flags = BucketArgs {
         takeover: args.takeover,
+        only_server: args.only_server,
         cache: args.cache.clone(),
         ..BucketArgs::default()
     };
@@ -46,7 +47,7 @@ pub fn run(args: &RebuildArgs) -> Result<()> {
             "name a new directory; nothing was changed",
         );
     }
-    let (url, objects) = reach(url)?;
+    let (url, objects) = reach(url, &options)?;
     let Some(id) = store_id(&*objects)? else {
         return fail(
             Class::NotFound,

@@ -26,6 +26,11 @@ pub struct BucketArgs {
     /// Keep the server's key in the bucket, sealed to this age recipient
     #[arg(long, value_name = "age1…")]
     pub key_to: Option<String>,
+    /// No other server will ever use this prefix: for a storage that cannot exclude others
+    ///
+    /// Without it, a storage without an atomic create-if-absent (`If-None-Match: *`) is refused.
+    #[arg(long)]
+    pub only_server: bool,
     /// Take the bucket from another server, which then writes nothing more
     #[arg(long)]
     pub takeover: bool,
@@ -52,6 +57,9 @@ pub struct RebuildArgs {
     /// The server that had the bucket is gone for good, or is to write nothing more
     #[arg(long)]
     pub takeover: bool,
+    /// As for `serve`
+    #[arg(long)]
+    pub only_server: bool,
     /// A copy of the lost server.key
     #[arg(long, value_name = "FILE", conflicts_with_all = ["identity", "new_key"])]
     pub server_key: Option<PathBuf>,

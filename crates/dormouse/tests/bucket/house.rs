@@ -210,7 +210,9 @@ impl House {
 /// The points in what `points --json` says.
 fn points_in(json: &serde_json::Value) -> Vec<serde_json::Value> {
     match json {
-        serde_json::Value::Array(all) if all.iter().all(|v| v.get("point").is_some()) => all.clone(),
+        serde_json::Value::Array(all) if all.iter().all(|v| v.get("point").is_some()) => {
+            all.clone()
+        }
         serde_json::Value::Array(all) => all.iter().flat_map(points_in).collect(),
         serde_json::Value::Object(all) => all.values().flat_map(points_in).collect(),
         _ => Vec::new(),

@@ -126,11 +126,20 @@ fn of_two_servers_one_writes() {
 /// `s3s-fs` as it is: looks first, writes then.
 #[test]
 fn a_storage_whose_create_does_not_exclude_is_refused() {
-    let house = House::on(S3::start(false), &[]);
+    let mut house = House::on(S3::start(false), &["--only-server"]);
     let state = house.place.name("state");
     let args = ["serve", house::URL, "--state", &state, "--listen", "127.0.0.1:0"];
-    house.run(&args).fails(8, &["If-None-Match", "overwrite each other"]);
+    house.run(&args).fails(8, &["If-None-Match", "overwrite each other", "--only-server"]);
     assert!(house.s3.objects().iter().all(|(name, _)| !name.contains("leases")));
+    // Who promises to be alone may use it.
+    house.serve(&[]);
+    house.join();
+    let image = Numbers(3).noise(300_000);
+    house.write("v", &image);
+    house.mirror();
+    house.stop();
+    house.serve(&[]);
+    house.place.restores("v", &image);
 }
 
 #[test]
@@ -153,6 +162,7 @@ fn what_cannot_work_says_why() {
     run(&serve(house::URL), &wrong).fails(5, &["refuses", "AWS_SECRET_ACCESS_KEY"]);
     let rebuild = ["rebuild", house::URL, "--state", &state].map(str::to_owned);
     run(&rebuild, &[]).fails(4, &["there is no store"]);
+    run(&["clients".into(), house::URL.into()], &[]).fails(2, &["state directory"]);
 }
 
 /// The server's key goes to the bucket only sealed, and comes back with the identity.

@@ -96,7 +96,7 @@ async fn answer(
         Some(mutex) if puts => Some(mutex.lock().await),
         _ => None,
     };
-    let response = shared.service.call(request).await;
+    let response = Service::call(&shared.service, request).await;
     let n = shared.requests.fetch_add(1, Ordering::Relaxed);
     // Spread evenly, without two in a row.
     if n * 619 % 1000 < shared.unanswered.load(Ordering::Relaxed) {

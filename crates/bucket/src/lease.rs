@@ -19,6 +19,7 @@ const TEXT_MAX: usize = 4096;
 const KEPT: u64 = 16;
 /// Rounds and threads of the probe.
 const ROUNDS: u32 = 3;
+const ROUNDS_MAX: u32 = 9;
 const TRIES: u32 = 6;
 
 /// Who wants a lease.
@@ -107,22 +108,33 @@ pub(crate) fn is_superseded(objects: &dyn Objects, generation: u64) -> Result<bo
 }
 
 /// Shows that of several who create one object at once exactly one succeeds, and that a
-/// later one fails. `nonce` makes names that nobody used.
+/// later one fails. `nonce` makes names that nobody used. A round in which an answer was lost
+/// shows nothing, and is done again.
 pub(crate) fn probe(objects: &dyn Objects, nonce: &str) -> Result<()> {
-    for round in 0..ROUNDS {
-        let name = format!("{}/{nonce}-{round}", names::PROBE);
-        let put = |i: u32| objects.put_new(&name, Bytes::from(format!("probe {nonce} {i}\n")));
-        let tries: Vec<Result<Put>> = thread::scope(|scope| {
-            let threads: Vec<_> = (0..TRIES).map(|i| scope.spawn(move || put(i))).collect();
-            let joined = threads.into_iter().map(|t| t.join());
-            joined.map(|r| r.unwrap_or(Err(Error::Stopping))).collect()
-        });
-        let judged = judge(objects, &name, nonce, &tries, put(TRIES));
-        // Where nothing may be removed, it stays.
-        let _ = objects.delete(&name);
-        judged?;
+    let mut shown = 0;
+    let mut round = 0;
+    while shown < ROUNDS {
+        match one_round(objects, &format!("{}/{nonce}-{round}", names::PROBE), nonce) {
+            Ok(()) => shown += 1,
+            Err(Error::Away { .. }) if round < ROUNDS_MAX => {}
+            Err(e) => return Err(e),
+        }
+        round += 1;
     }
     Ok(())
+}
+
+fn one_round(objects: &dyn Objects, name: &str, nonce: &str) -> Result<()> {
+    let put = |i: u32| objects.put_new(name, Bytes::from(format!("probe {nonce} {i}\n")));
+    let tries: Vec<Result<Put>> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..TRIES).map(|i| scope.spawn(move || put(i))).collect();
+        let joined = threads.into_iter().map(|t| t.join());
+        joined.map(|r| r.unwrap_or(Err(Error::Stopping))).collect()
+    });
+    let judged = judge(objects, name, nonce, &tries, put(TRIES));
+    // Where nothing may be removed, it stays.
+    let _ = objects.delete(name);
+    judged
 }
 
 fn judge(
@@ -144,6 +156,11 @@ fn judge(
     }
     if late? == Put::Made {
         return refuse("an object that was there was created once more".into());
+    }
+    if made.is_empty() {
+        // It was asked again, as its answer was lost, and then was told that the name is taken.
+        let why = "whoever created it got no answer".into();
+        return Err(Error::Away { what: format!("creating {name}"), why });
     }
     if made.len() != 1 {
         let (n, of) = (made.len(), tries.len());

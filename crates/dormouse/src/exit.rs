@@ -204,7 +204,9 @@ const fn of_bucket(error: &BucketError) -> (Class, &'static str) {
             (Class::NotAuthorised, "the key must be able to list, read, put and remove objects")
         }
         BucketError::Settings { .. } => (Class::Usage, "docs/object-storage.md has an example"),
-        BucketError::NotAtomic { .. } => (Class::Place, "nothing was written but a probe"),
+        BucketError::NotAtomic { .. } => {
+            (Class::Place, "if no other server will ever use this prefix: --only-server")
+        }
         BucketError::Held { .. } | BucketError::Lost { .. } => {
             (Class::InUse, "one server at a time uses a bucket's prefix: end the other one")
         }

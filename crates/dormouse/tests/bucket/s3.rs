@@ -26,7 +26,6 @@ struct Shared {
     /// Of 1,000 requests so many are done, and not answered.
     unanswered: AtomicU64,
     requests: AtomicU64,
-    puts: AtomicU64,
 }
 
 pub struct S3 {
@@ -48,7 +47,6 @@ impl S3 {
             excludes: excludes.then(|| Mutex::new(())),
             unanswered: AtomicU64::new(0),
             requests: AtomicU64::new(0),
-            puts: AtomicU64::new(0),
         });
         let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
@@ -60,10 +58,6 @@ impl S3 {
     /// Of 1,000 requests so many get no answer, though they were done.
     pub fn leave_unanswered(&self, of_thousand: u64) {
         self.shared.unanswered.store(of_thousand, Ordering::Relaxed);
-    }
-
-    pub fn puts(&self) -> u64 {
-        self.shared.puts.load(Ordering::Relaxed)
     }
 
     /// Names of all objects, and their bytes.
@@ -91,7 +85,6 @@ async fn answer(
     request: Request<Incoming>,
 ) -> Result<hyper::Response<s3s::Body>, std::io::Error> {
     let puts = request.method() == Method::PUT;
-    shared.puts.fetch_add(u64::from(puts), Ordering::Relaxed);
     let _one = match &shared.excludes {
         Some(mutex) if puts => Some(mutex.lock().await),
         _ => None,

@@ -29,6 +29,7 @@ use dormouse_format::message::{Base, Deframer, Message, Refusal, VolumeItem};
 use dormouse_format::point::{Grade, Point, SignedPoint, StoredPoint};
 use dormouse_format::record::{Header, Kind};
 use dormouse_format::segment::{self, Item, Seal, Tail, Trailer};
+use dormouse_format::stale::Stale;
 use dormouse_format::vault::{self, Signed};
 use dormouse_format::*;
 
@@ -257,6 +258,7 @@ fn point(checkpoint: bool) -> Point {
         time: TIME,
         size: 5 << 20,
         grade,
+        stale: false,
         checkpoint: 1,
         epoch: 1,
         prev,
@@ -417,6 +419,12 @@ fn distrust_body() -> Bytes {
     })
 }
 
+fn stale_body() -> Bytes {
+    let w = world();
+    let (vault, writer, runs) = (w.vault, w.writer.writer_id(), vec![(7, 2), (1 << 33, 300)]);
+    w.writer.sign_body(&Stale { vault, volume: VOLUME, writer, seq: 5, blocks: 400, runs })
+}
+
 fn generation_body() -> Bytes {
     let (writer, instance) = (world().writer.writer_id(), InstanceId([0xf1; 16]));
     vault::Generation { volume: VOLUME, generation: 3, writer, instance }.encode()
@@ -557,6 +565,8 @@ fn good() -> Vec<Good> {
     add("point_checkpoint", "a checkpoint, signed", signed, signed_point_again);
     let signed = stored(false).signed.encode().to_vec();
     add("point_delta", "the point after it, signed", signed, signed_point_again);
+    let stale = w.writer.sign_point(Point { stale: true, ..point(false) }).encode().to_vec();
+    add("point_stale", "the same, with stale blocks", stale, signed_point_again);
     add(
         "stored_point",
         "the checkpoint as the store keeps it",
@@ -572,6 +582,7 @@ fn good() -> Vec<Good> {
     add("volume", "a volume's body", volume_body(), again::<vault::Volume>);
     add("volume_fork", "the body of a volume that is a fork", fork_body(), again::<vault::Volume>);
     add("distrust", "a distrust's body", distrust_body(), again::<vault::Distrust>);
+    add("stale", "the body of a record of stale blocks", stale_body(), again::<Stale>);
     add("generation", "a generation's body", generation_body(), |b| {
         vault::Generation::decode(b).unwrap().encode()
     });
@@ -706,7 +717,7 @@ fn identities(add: Add<'_>) {
 fn signatures(add: Add<'_>) {
     let w = world();
     let (authority, writer) = ([0x11; 32], [0x22; 32]);
-    let bodies: [(&str, &[u8; 32], &str, Bytes); 7] = [
+    let bodies: [(&str, &[u8; 32], &str, Bytes); 8] = [
         ("vault_signature", &authority, "vault", vault_body()),
         ("cert_signature", &authority, "certificate", cert_body()),
         ("vault_keys_signature", &authority, "vault keys", vault_keys(w.wrapped_keys.clone())),
@@ -714,6 +725,7 @@ fn signatures(add: Add<'_>) {
         ("volume_signature", &writer, "volume", volume_body()),
         ("volume_fork_signature", &writer, "volume", fork_body()),
         ("distrust_signature", &writer, "distrust", distrust_body()),
+        ("stale_signature", &writer, "stale blocks", stale_body()),
     ];
     for (name, seed, domain, body) in bodies {
         let (signed, signature) = body.split_at(body.len() - 64);

@@ -18,6 +18,7 @@ use crate::link::Link;
 use crate::remote::{Freshness, Session, Span};
 use crate::report::Report;
 use crate::text;
+use crate::unread;
 use crate::when::{self, VolumeAt};
 
 /// A point that can be fetched, and the means.
@@ -59,10 +60,8 @@ pub fn choose(home: &Home, what: &VolumeAt, how: How<'_>, report: &mut Report) -
     let identity = Arc::new(home.identity()?);
     let name = &what.volume;
     let mut session = Session::open(home, &account, Some(name), Span::All)?;
-    let (volume, tags) = {
-        let volume = &session.volume(name)?.volume;
-        (volume.id, volume.tags())
-    };
+    let listed = session.volume(name)?.volume.clone();
+    let (volume, tags) = (listed.id, listed.tags());
     let (mut points, fresh) = match how.expect_head {
         Some(hash) => session.history_with(&volume, hash)?,
         None => session.history(&volume)?,
@@ -94,6 +93,7 @@ pub fn choose(home: &Home, what: &VolumeAt, how: How<'_>, report: &mut Report) -
         "grade": p.grade.name(), "size": p.size, "hash": hash_of(&point.signed).to_string(),
         "fresh": fresh == Freshness::Proved,
     }));
+    unread::tell(&link, &trust, (&listed, &p), report)?;
     let trust = Arc::new(trust);
     points.truncate(at + 1);
     Ok(Chosen {

@@ -55,6 +55,7 @@ pub mod store_dir;
 pub mod text;
 pub mod tls;
 pub mod unix_socket;
+mod unread;
 pub mod volume_name;
 pub mod when;
 mod which_disk;

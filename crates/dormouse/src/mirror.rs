@@ -170,6 +170,7 @@ fn copy_once(
         size: source.size(),
         leaves,
         mode: if options.all { copy::Mode::Check } else { copy::Mode::Scan },
+        stale: false,
         window: copy::WINDOW,
     };
     let mut copy = Copy::new(plan, Arc::clone(&sealing.secrets), Arc::clone(&sealing.signer))?;

@@ -275,6 +275,7 @@ mod tests {
             time: 0,
             size: 0,
             grade,
+            stale: false,
             checkpoint: seq,
             epoch: 1,
             prev: Hash::ZERO,

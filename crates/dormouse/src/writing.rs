@@ -106,6 +106,7 @@ impl Writing {
             size,
             leaves,
             mode,
+            stale: false,
             window: WINDOW,
         };
         let (secrets, signer) =

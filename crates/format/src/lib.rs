@@ -21,6 +21,7 @@ pub mod point;
 pub mod record;
 pub mod seeded;
 pub mod segment;
+pub mod stale;
 pub mod vault;
 
 pub use codec::{Error, Reader, Result, Writer};

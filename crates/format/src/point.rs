@@ -11,6 +11,7 @@ const WHAT: &str = "point";
 const MAGIC: [u8; 4] = *b"DMPT";
 const VERSION: u8 = 1;
 const FLAG_CHECKPOINT: u8 = 1;
+const FLAG_STALE: u8 = 1 << 1;
 
 /// Bytes that the signature covers.
 pub const SIGNED_LEN: usize = 216;
@@ -80,6 +81,9 @@ pub struct Point {
     pub size: u64,
     /// How good it is.
     pub grade: Grade,
+    /// Whether there are blocks that the disk did not give: a record names them
+    /// ([`crate::stale`]). The grade is of the others.
+    pub stale: bool,
     /// Sequence number of the checkpoint that it builds on; its own if it is one.
     pub checkpoint: Seq,
     /// Epoch of the digest and map keys.
@@ -101,7 +105,8 @@ impl Point {
     /// The bytes that are signed and hashed.
     pub fn encode(&self) -> [u8; SIGNED_LEN] {
         let mut w = Writer::with_capacity(SIGNED_LEN);
-        let flags = if self.is_checkpoint() { FLAG_CHECKPOINT } else { 0 };
+        let flag = |set, flag| if set { flag } else { 0 };
+        let flags = flag(self.is_checkpoint(), FLAG_CHECKPOINT) | flag(self.stale, FLAG_STALE);
         w.bytes(&MAGIC).u8(VERSION).u8(self.grade as u8).u8(flags).reserved(1);
         w.u64(self.seq).u64(self.generation).u64(self.time).u64(self.size);
         w.u64(self.checkpoint).u32(self.epoch).reserved(4);
@@ -137,6 +142,7 @@ impl Point {
             time,
             size,
             grade,
+            stale: flags & FLAG_STALE != 0,
             checkpoint,
             epoch,
             prev: Hash(r.array()?),
@@ -152,7 +158,7 @@ impl Point {
         if self.seq == 0 || self.checkpoint == 0 || self.checkpoint > self.seq {
             return Err(invalid(WHAT, "the sequence numbers are not possible"));
         }
-        if flags != u8::from(self.is_checkpoint()) {
+        if flags & !FLAG_STALE != u8::from(self.is_checkpoint()) {
             return Err(invalid(WHAT, "the flags do not fit the sequence numbers"));
         }
         if self.is_checkpoint() != self.deltas.is_zero() {
@@ -259,6 +265,7 @@ pub(crate) mod tests {
             time: 4,
             size: 5,
             grade: Grade::Settled,
+            stale: true,
             checkpoint: 2,
             epoch: 1,
             prev: Hash([6; 32]),

@@ -53,11 +53,13 @@ pub enum Kind {
     Mark = 13,
     /// A volume's generation, raised by a takeover.
     Generation = 14,
+    /// Blocks that the disk did not give, said by the writer.
+    Stale = 20,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Chunk,
         Self::Page,
         Self::Node,
@@ -72,6 +74,7 @@ impl Kind {
         Self::Seal,
         Self::Mark,
         Self::Generation,
+        Self::Stale,
     ];
 
     /// The kind with this number.
@@ -86,7 +89,15 @@ impl Kind {
 
     /// Whether a client may put a record of this kind as it is.
     pub const fn from_client(self) -> bool {
-        matches!(self, Self::Chunk | Self::DataKey | Self::Cert | Self::VaultKeys | Self::Distrust)
+        matches!(
+            self,
+            Self::Chunk
+                | Self::DataKey
+                | Self::Cert
+                | Self::VaultKeys
+                | Self::Distrust
+                | Self::Stale
+        )
     }
 
     /// Whether the store finds records of this kind by id.
@@ -138,6 +149,7 @@ impl Kind {
             Self::VaultKeys => "vault keys",
             Self::DataKey => "data key",
             Self::Distrust => "distrust",
+            Self::Stale => "stale blocks",
             Self::Seal => "seal",
             Self::Mark => "mark",
             Self::Generation => "generation",

@@ -179,6 +179,7 @@ impl World {
             time: seq,
             size,
             grade: Grade::Settled,
+            stale: false,
             checkpoint: seq,
             epoch: 1,
             prev: last.map_or(Hash::ZERO, |p| hash::point(&p.encode())),

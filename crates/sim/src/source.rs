@@ -79,7 +79,19 @@ impl Disk {
         let (vault, size) = (machine.vault, self.size);
         let generation = copy::Generation::Given(generation);
         let window = copy::WINDOW;
-        copy::Plan { vault, volume, generation, head, checkpoint, size, leaves, mode, window }
+        let stale = false;
+        copy::Plan {
+            vault,
+            volume,
+            generation,
+            head,
+            checkpoint,
+            size,
+            leaves,
+            mode,
+            stale,
+            window,
+        }
     }
 
     /// The blocks of a leaf that have data, or those of `only` whatever they have.

@@ -162,7 +162,7 @@ impl State {
             }
             Kind::Volume => self.add_volume(body)?,
             Kind::Generation => return self.raise(&Generation::decode(body)?),
-            Kind::VaultKeys => {}
+            Kind::VaultKeys | Kind::Stale => {}
             _ => return Ok(()),
         }
         if self.known.insert((header.kind, header.id)) {

@@ -64,6 +64,8 @@ pub struct Plan {
     pub leaves: LeafSet,
     /// What the leaves are.
     pub mode: Mode,
+    /// Whether there are blocks that the source does not give, and that the copy leaves out.
+    pub stale: bool,
     /// Bytes of leaves in flight, at most; [`WINDOW`] where memory does not matter.
     pub window: u64,
 }
@@ -457,6 +459,7 @@ impl Copy {
             time,
             size,
             grade,
+            stale: self.plan.stale,
             checkpoint,
             epoch: self.secrets.epoch,
             prev,

@@ -15,6 +15,7 @@ use dormouse_format::limits::{CHUNK_TRIES_MAX, HAVE_MAX, POINTS_MAX};
 use dormouse_format::message::{Base, Message, Refusal, VolumeItem};
 use dormouse_format::record::Kind;
 use dormouse_format::seeded::seeded;
+use dormouse_format::stale::Stale;
 use dormouse_format::vault::{Cert, DataKey, Distrust, Signed, VaultKeys, name_is_valid};
 use dormouse_format::{
     ChunkId, InstanceId, PublicKey, RecordId, Seq, Signature, TimeNs, VaultId, VolumeId, WriterId,
@@ -493,7 +494,7 @@ impl Open {
     fn get_small(&self, kind: Kind, ids: &[RecordId], out: Out<'_>) -> Step {
         if !matches!(
             kind,
-            Kind::Vault | Kind::Cert | Kind::VaultKeys | Kind::DataKey | Kind::Volume
+            Kind::Vault | Kind::Cert | Kind::VaultKeys | Kind::DataKey | Kind::Volume | Kind::Stale
         ) || (kind == Kind::DataKey && ids.is_empty())
         {
             return Err(Refused::new(
@@ -580,6 +581,13 @@ impl Open {
                 let value: DataKey = self.verified(body)?;
                 if value.vault != self.client.vault || value.writer != self.client.writer {
                     return Err(bad("the data key is not this client's"));
+                }
+            }
+            Kind::Stale => {
+                let value: Stale = self.verified(body)?;
+                let open = self.volume.is_some_and(|(volume, _)| volume == value.volume);
+                if value.vault != self.client.vault || !open {
+                    return Err(bad("the stale blocks are not of the volume that is open"));
                 }
             }
             Kind::Cert => {

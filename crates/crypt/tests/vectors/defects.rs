@@ -177,7 +177,7 @@ fn bad_points() -> Vec<Bad> {
             ("point_bad_magic", at(0, b"X"), magic),
             ("point_bad_version", at(4, &[2]), "point: unknown version"),
             ("point_bad_grade", at(5, &[5]), "point: unknown grade"),
-            ("point_bad_flags", at(6, &[3]), flags),
+            ("point_bad_flags", at(6, &[5]), flags),
             ("point_flag_missing", at(6, &[0]), flags),
             ("point_reserved", at(7, &[1]), reserved),
             ("point_reserved_epoch", at(52, &[1]), reserved),

@@ -24,6 +24,7 @@ use dormouse_track::freeze::{
 use super::REST_MAX;
 use super::disk::Tracked;
 use super::pilot::now;
+use super::stale::Stale;
 use crate::daemon::config::Hook;
 use crate::engine::Leaves;
 use crate::source::{ALIGN, AlignedBuf, Source};
@@ -101,6 +102,7 @@ impl Freezing {
     pub(super) fn take(
         &mut self,
         tracked: &Tracked,
+        stale: &Stale,
         all: &[FileSystem],
     ) -> Result<std::result::Result<Taken, Refusal>> {
         let freezer = match &mut self.freezer {
@@ -116,7 +118,7 @@ impl Freezing {
         // Where it may not be, the deadline bounds what that can cost.
         let _locked = lock_memory();
         tracked.marks()?.set_freezing(true);
-        let refusal = match hold(freezer, tracked, all, &mut memory) {
+        let refusal = match hold(freezer, (tracked, stale), all, &mut memory) {
             Ok(Ok(Held { dirty, places, cut, time, said })) => {
                 return Ok(Ok(Taken { dirty, places, memory, cut, time, said }));
             }
@@ -162,13 +164,13 @@ struct Held {
 
 fn hold(
     freezer: &mut Freezer,
-    tracked: &Tracked,
+    (tracked, stale): (&Tracked, &Stale),
     all: &[FileSystem],
     memory: &mut AlignedBuf,
 ) -> std::result::Result<std::result::Result<Held, Refusal>, FreezeError> {
     let frozen = freezer.freeze(all, HOLD_MAX)?;
     let (cut, time, began) = (now(), text::now_ns(), Instant::now());
-    let read = read_rest(tracked, memory);
+    let read = read_rest(tracked, stale, memory);
     let reading = began.elapsed();
     // From here on it goes on, whatever was read.
     let held = frozen.thaw()?;
@@ -200,6 +202,7 @@ type Read = (Dirty, Vec<(u64, usize)>);
 /// Takes the marks and reads what they name. Nothing of it may be written meanwhile.
 fn read_rest(
     tracked: &Tracked,
+    stale: &Stale,
     memory: &mut AlignedBuf,
 ) -> Result<std::result::Result<Read, Refusal>> {
     let marks = tracked.marks()?;
@@ -208,6 +211,7 @@ fn read_rest(
     let left_out = tracked.left_out.blocks();
     let (mut dirty, whole) = marks.carried(usize::MAX, REST_MAX / BLOCK_SIZE as u64 + 1, left_out);
     dirty.truncate(tracked.blocks());
+    stale.spare(&mut dirty);
     if !whole || dirty.blocks() * BLOCK_SIZE as u64 > memory.len() as u64 {
         let text = "more was written than fits into memory: sent first, and tried again".into();
         return Ok(Err((Unfrozen::TooLarge, text)));

@@ -34,7 +34,7 @@ use crate::engine::{self, Leaves};
 use crate::exit::away_of;
 use crate::home::{Account, Anchor, Home};
 use crate::pace::Pace;
-use crate::{connect, text, writing};
+use crate::{connect, text, unread, writing};
 
 /// Bytes of leaves in flight: enough for a link of 80 MB/s and 100 ms.
 const WINDOW: u64 = 8 << 20;
@@ -70,6 +70,8 @@ pub(super) struct Worker {
     waiting: u64,
     freezing: Freezing,
     stale: Stale,
+    /// The right to write under which stale blocks were told, and how many times they had changed.
+    told: Option<(u64, u64)>,
     sweep: Sweep,
     probe: probe::Probe,
     /// Bytes that had crossed the present link when they were last counted.
@@ -101,6 +103,7 @@ impl Worker {
             waiting: 0,
             freezing: Freezing::default(),
             stale: Stale::default(),
+            told: None,
             sweep: Sweep::default(),
             probe: probe::Probe::default(),
             moved: 0,
@@ -220,6 +223,7 @@ impl Worker {
             size: self.tracked.size(),
             leaves,
             mode,
+            stale: self.stale.len() > 0,
             window: WINDOW,
         })
     }
@@ -297,6 +301,7 @@ impl Worker {
         let (cut, time) = (now(), text::now_ns());
         let sweep::Taken { mut dirty, whole, sent, next, .. } = self.cut(cut, deltas_max, hot)?;
         self.stale.leave_out(&mut dirty, self.tracked.blocks());
+        self.tell_stale()?;
         let (zeros, all_zeros) = self.tracked.left_out.zeros();
         let carried = dirty.or(&zeros);
         let (tracked, stale, failed) = (&self.tracked, &self.stale, Failed::default());
@@ -305,12 +310,11 @@ impl Worker {
         let (only, left_out) = (Some(&carried), &tracked.left_out);
         let source = Reading { source, only, zeros: left_out.blocks(), read, failed: &failed };
         let plan = self.plan(copy::Mode::Changes, leaf_set(tracked.size(), &carried))?;
-        // A block that was left out, or could not be read, is not as it is on the disk.
+        // The server lacks what it is to have of these; but the point says so.
         let behind = stale.blocks().any(|block| !dirty.has(block));
         let mut finish = || {
             let all = whole
                 && all_zeros
-                && !behind
                 && failed.is_empty()
                 && left_out.holds()
                 && tracked.is_awake()?;
@@ -330,6 +334,22 @@ impl Worker {
         self.sweep = next;
         let sent = sent.filter(|_| !behind && failed.is_empty());
         self.made(pilot, &outcome, Cut { at: cut, sent })
+    }
+
+    /// Names the blocks that the disk does not give, for the points from the next one on, if they are
+    /// others than those that were named.
+    fn tell_stale(&mut self) -> Result<()> {
+        let session = self.session()?;
+        let told = Some((session.generation, self.stale.changes()));
+        if self.stale.len() == 0 || self.told == told {
+            return Ok(());
+        }
+        let seq = session.head.map_or(1, |head| head.point().seq + 1);
+        let of = (self.account.vault, session.volume.id);
+        let record = unread::record(&session.sealing.signer, of, seq, self.stale.blocks());
+        connect::send(&session.link, record)?;
+        self.told = told;
+        Ok(())
     }
 
     /// Of what was to be read, this could not be: it is no part of `dirty` any more.
@@ -371,6 +391,7 @@ impl Worker {
     }
 
     fn send_frozen(&mut self, pilot: &mut Pilot<'_>, taken: &Taken) -> Result<Event> {
+        self.tell_stale()?;
         let plan = self.plan(copy::Mode::Changes, leaf_set(self.tracked.size(), &taken.dirty))?;
         let (tracked, sweep) = (&self.tracked, &self.sweep);
         let earned = (Taken::GRADE, taken.time);
@@ -389,10 +410,6 @@ impl Worker {
         &mut self,
         pilot: &mut Pilot<'_>,
     ) -> Result<std::result::Result<Taken, freezing::Refusal>> {
-        if self.stale.len() > 0 {
-            let why = format!("{} blocks cannot be read", self.stale.len());
-            return Ok(Err((Unfrozen::Impossible, why)));
-        }
         let all = match freezing::file_systems(&self.tracked)? {
             Ok(all) => all,
             Err(refusal) => return Ok(Err(refusal)),
@@ -407,7 +424,7 @@ impl Worker {
                 self.pass(pilot, u64::MAX, true)?;
             }
         }
-        self.freezing.take(&self.tracked, &all)
+        self.freezing.take(&self.tracked, &self.stale, &all)
     }
 
     fn checkpoint(&mut self, pilot: &mut Pilot<'_>) -> Result<Event> {

@@ -2,8 +2,9 @@
 //! read.
 //!
 //! Invariant: they stay marked, also those that a scan has met, so a daemon that comes back tries them
-//! again; as long as there is one, no point is better than fuzzy. They are left out of passes but now and then, because a
-//! disk that fails takes seconds for each.
+//! again; each point says that there are some, and a record which ([`crate::unread`]). A point that has
+//! only just met one is fuzzy. They are left out of passes but now and then, because a disk that fails
+//! takes seconds for each.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -27,6 +28,10 @@ const BLOCKS_MAX: usize = 64 << 10;
 pub(super) struct Stale {
     blocks: BTreeSet<u64>,
     tried: Option<Instant>,
+    /// The last pass met some: the next one earns its grade without them.
+    met: bool,
+    /// How often they have become others.
+    changes: u64,
 }
 
 /// So much cannot be read that there is no use in going on.
@@ -41,6 +46,17 @@ impl Stale {
         self.blocks.len() as u64
     }
 
+    pub(super) const fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// Leaves them out of what is read while nothing may wait.
+    pub(super) fn spare(&self, dirty: &mut Dirty) {
+        if !self.blocks.is_empty() {
+            dirty.remove(&self.blocks);
+        }
+    }
+
     pub(super) fn blocks(&self) -> impl Iterator<Item = u64> + '_ {
         self.blocks.iter().copied()
     }
@@ -53,16 +69,23 @@ impl Stale {
     /// Leaves them out of a pass, unless it is time to try, or there is nothing else to do. What
     /// lies behind the end of the disk is not waited for any more.
     pub(super) fn leave_out(&mut self, dirty: &mut Dirty, end: u64) {
-        self.blocks.retain(|block| *block < end);
+        self.keep(|block| block < end);
         if self.blocks.is_empty() {
             return;
         }
         let others = dirty.blocks() > self.len();
-        if others && self.tried.is_some_and(|tried| tried.elapsed() < AGAIN) {
+        let lately = self.tried.is_some_and(|tried| tried.elapsed() < AGAIN);
+        if std::mem::take(&mut self.met) || (others && lately) {
             dirty.remove(&self.blocks);
         } else {
             self.tried = Some(Instant::now());
         }
+    }
+
+    fn keep(&mut self, which: impl Fn(u64) -> bool) {
+        let known = self.blocks.len();
+        self.blocks.retain(|block| which(*block));
+        self.changes += u64::from(self.blocks.len() != known);
     }
 
     /// What a pass found: of what it carried these could not be read. They are no part of it any
@@ -70,7 +93,7 @@ impl Stale {
     pub(super) fn found(&mut self, failed: &Failed, dirty: &mut Dirty) -> (u64, Vec<String>) {
         let failed = failed.all();
         dirty.remove(&failed.iter().map(|(block, _)| *block).collect());
-        self.blocks.retain(|block| !dirty.has(*block));
+        self.keep(|block| !dirty.has(block));
         let mut new: Vec<_> = failed.iter().filter(|(b, _)| !self.blocks.contains(b)).collect();
         new.sort();
         let runs: Vec<_> = new.chunk_by(|a, b| a.0 + 1 == b.0 && a.1 == b.1).collect();
@@ -80,12 +103,15 @@ impl Stale {
             lines.push(format!("and {more} more blocks cannot be read"));
         }
         let new = new.len();
-        if !failed.is_empty() {
+        self.met = !failed.is_empty();
+        if self.met {
             self.tried = Some(Instant::now());
         }
         // What is not remembered stays marked all the same, and is tried in each pass.
         let room = BLOCKS_MAX.saturating_sub(self.blocks.len());
+        let known = self.blocks.len();
         self.blocks.extend(failed.iter().map(|(block, _)| *block).take(room));
+        self.changes += u64::from(self.blocks.len() != known);
         (new as u64, lines)
     }
 }

@@ -259,6 +259,17 @@ impl Stand {
         dest
     }
 
+    /// The newest point that can be taken.
+    pub fn newest(&self) -> Vec<u8> {
+        std::fs::read(self.restored(None)).unwrap()
+    }
+
+    /// What a restore of it says.
+    pub fn said_at_restore(&self) -> String {
+        let dest = self.image.with_file_name("restored");
+        self.place.run(&["restore", &self.volume, text(&dest), "--force"]).ok().err
+    }
+
     /// The newest point, whatever its grade.
     pub fn newest_fuzzy(&self) -> Vec<u8> {
         let dest = self.image.with_file_name("fuzzy");

@@ -273,6 +273,7 @@ pub(crate) fn fields_of_point(input: &mut Input<'_>) -> Point {
     };
     Point {
         grade: Grade::from_u8(1 + input.u8() % 4).unwrap(),
+        stale: false,
         seq: input.number(),
         checkpoint: input.number(),
         generation: input.number(),

@@ -223,7 +223,7 @@ impl<'a> Opening<'a> {
     fn tolerate(&mut self, kind: Kind, at: &RecordRef, e: Error) -> Result<()> {
         match kind {
             Kind::Point => self.replay.missing_points += 1,
-            Kind::DataKey | Kind::VaultKeys | Kind::Distrust => {}
+            Kind::DataKey | Kind::VaultKeys | Kind::Distrust | Kind::Stale => {}
             _ => return Err(e),
         }
         self.fault(at, e.to_string());

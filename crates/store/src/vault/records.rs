@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use dormouse_crypt::{hash, keys, record};
 use dormouse_format::record::{Header, Kind};
 use dormouse_format::seeded::seeded;
+use dormouse_format::stale::Stale;
 use dormouse_format::vault::{Cert, DataKey, Distrust, Signed, VaultKeys};
 use dormouse_format::{ChunkId, PublicKey, RecordId, TimeNs, WriterId};
 
@@ -94,6 +95,11 @@ impl VaultStore {
             Kind::Distrust => {
                 let by = Distrust::decode(body)?.0.by;
                 let value: Distrust = keys::verify_body(&writer(&by)?, body).map_err(bad)?;
+                value.vault
+            }
+            Kind::Stale => {
+                let by = Stale::decode(body)?.0.writer;
+                let value: Stale = keys::verify_body(&writer(&by)?, body).map_err(bad)?;
                 value.vault
             }
             kind => return Err(Error::bad(format!("a {} is not put as a record", kind.name()))),

@@ -161,6 +161,7 @@ impl Kit {
             time: seq,
             size: plan.size,
             grade: Grade::Settled,
+            stale: false,
             checkpoint,
             epoch: 1,
             prev: head.map_or(Hash::ZERO, |h| hash::point(&h.point().encode())),

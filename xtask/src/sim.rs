@@ -14,7 +14,7 @@ const CANARIES: &[(&str, u64)] = &[
     ("generation-unsynced", 20),
     ("seal-unsynced", 20),
     ("segment-name-unsynced", 20),
-    ("durable-ahead", 20),
+    ("durable-ahead", 60),
     ("reopen-unwritten", 80),
 ];
 

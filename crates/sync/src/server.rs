@@ -431,18 +431,8 @@ fn writer_key(
 
 /// Questions that wait for an answer, and change nothing if that is 'not found': it does not
 /// end the connection.
-const fn is_read(message: &Message) -> bool {
-    matches!(
-        message,
-        Message::ListVolumes
-            | Message::ListPoints { .. }
-            | Message::GetSmall { .. }
-            | Message::GetChunks { .. }
-            | Message::GetNode { .. }
-            | Message::GetLeaves { .. }
-            | Message::GetDeltas { .. }
-            | Message::Keep(_)
-    )
+fn is_read(message: &Message) -> bool {
+    need_of(message) == Some(Need::Read) || matches!(message, Message::Keep(_))
 }
 
 impl Open {

@@ -216,7 +216,7 @@ pub fn duration_ns(text: &str) -> Result<u64> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::exit::class_of;
     use dormouse_format::point::{Grade, Point, SignedPoint};
@@ -275,7 +275,7 @@ mod tests {
         grades.into_iter().zip(1..).map(|(grade, seq)| point(seq, grade)).collect()
     }
 
-    fn point(seq: u64, grade: Grade) -> StoredPoint {
+    pub(crate) fn point(seq: u64, grade: Grade) -> StoredPoint {
         let point = Point {
             vault: VaultId::ZERO,
             volume: VolumeId::ZERO,

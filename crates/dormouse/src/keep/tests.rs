@@ -1,32 +1,14 @@
 //! Which points a range names.
 
-use dormouse_format::point::{Grade, Point, SignedPoint};
-use dormouse_format::{Hash, RecordId, Signature, VaultId, WriterId};
+use dormouse_format::point::Grade;
 
 use super::*;
 use crate::exit::class_of;
 
 fn point(seq: Seq) -> StoredPoint {
-    let point = Point {
-        vault: VaultId::ZERO,
-        volume: VolumeId::ZERO,
-        writer: WriterId::ZERO,
-        seq,
-        generation: 1,
-        time: 0,
-        size: 0,
-        grade: Grade::Settled,
-        stale: false,
-        checkpoint: seq,
-        epoch: 1,
-        prev: Hash::ZERO,
-        root: Hash::ZERO,
-        deltas: Hash::ZERO,
-    };
-    let signed = SignedPoint { point, signature: Signature([0; 64]) };
     let receipt =
         crate::text::parse_time("2026-11-20T00:00:00Z").unwrap() + seq * 3_600_000_000_000;
-    StoredPoint { signed, receipt, top: Hash::ZERO, top_record: RecordId::ZERO }
+    StoredPoint { receipt, ..crate::when::tests::point(seq, Grade::Settled) }
 }
 
 #[test]

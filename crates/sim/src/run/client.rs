@@ -444,6 +444,7 @@ impl Client {
         };
         let volume = &mut self.volumes[job.volume()];
         around.model.acknowledged(&outcome.point)?;
+        Model::told(volume.anchor.as_ref(), &outcome.point)?;
         volume.anchor = Some(outcome.point);
         volume.base = Some(hash_of(&outcome.point));
         Ok(true)
@@ -470,6 +471,7 @@ impl Client {
             return Err(Stop::Broken(Violation("another point than the signed one".into())));
         };
         around.model.acknowledged(&signed)?;
+        Model::told(volume.anchor.as_ref(), &signed)?;
         volume.anchor = Some(signed);
         if volume.base == Some(point.prev) {
             volume.base = Some(hash_of(&signed));

@@ -39,6 +39,9 @@ struct Volume {
     visible: Vec<StoredPoint>,
     /// What a client was told of as durable.
     acknowledged: BTreeMap<Seq, SignedPoint>,
+    /// What was acknowledged and lost to rot, before another client, which had not seen it,
+    /// went on from the point before.
+    replaced: Vec<SignedPoint>,
     generation: u64,
 }
 
@@ -63,15 +66,36 @@ impl Model {
     }
 
     /// A client was told that a point is durable.
+    ///
+    /// Rot at the end of the last segment looks like a torn write: what it hits is lost with
+    /// the point in it, and a client that never saw that point goes on without it. The one
+    /// that saw it must not: [`told`](Self::told).
     pub fn acknowledged(&mut self, point: &SignedPoint) -> Judged {
         let volume = self.volumes.entry(point.point.volume).or_default();
         let seq = point.point.seq;
         let visible = volume.visible.get(seq as usize - 1).map(|v| v.signed);
         let before = volume.acknowledged.insert(seq, *point);
         if visible.or(before).is_some_and(|other| other != *point) {
+            if self.rot {
+                let lost = volume.acknowledged.split_off(&(seq + 1)).into_values();
+                volume.replaced.extend(before.filter(|b| b != point).into_iter().chain(lost));
+                volume.visible.truncate(seq as usize - 1);
+                return Ok(());
+            }
             return broken(format!("point {seq} was acknowledged, and is another one"));
         }
         Ok(())
+    }
+
+    /// A client that remembers this point is told that another is durable: a later one.
+    pub fn told(remembered: Option<&SignedPoint>, point: &SignedPoint) -> Judged {
+        match remembered {
+            Some(known) if known != point && known.point.seq >= point.point.seq => broken(format!(
+                "a client that knew point {} has made another point {}",
+                known.point.seq, point.point.seq
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// A client was given the right to write.
@@ -138,7 +162,8 @@ impl Model {
 
     /// How many points of a volume were acknowledged that are not among these.
     pub fn lost(&self, volume: &VolumeId, points: &[StoredPoint]) -> u64 {
-        let all = self.volumes.get(volume).into_iter().flat_map(|v| v.acknowledged.values());
+        let volume = self.volumes.get(volume);
+        let all = volume.into_iter().flat_map(|v| v.acknowledged.values().chain(&v.replaced));
         all.filter(|signed| points.iter().all(|p| p.signed != **signed)).count() as u64
     }
 

@@ -30,10 +30,11 @@ pub fn run(cli: Cli) -> Result<()> {
     patience::choose(Duration::from_nanos(when::duration_ns(&cli.patience)?));
     let home = || Home::locate(cli.home.clone());
     match cli.command {
-        Command::Serve { store, listen, url, metrics, log, require_jail } => {
+        Command::Serve { store, bucket, listen, url, metrics, log, require_jail } => {
             let metrics = metrics.as_deref().map(str::parse).transpose()?;
             let json_log = log == tenants::LogArg::Json;
-            serve::run(&store, &ServeOptions { listen, url, metrics, json_log, require_jail })
+            let options = ServeOptions { bucket, listen, url, metrics, json_log, require_jail };
+            serve::run(&store, &options)
         }
         Command::Invite { store, client, role, url, expires } => {
             invite(&store, &client, role.into(), url.as_deref(), &expires)
@@ -94,7 +95,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Undelete(a) => keep::undelete(&home()?, &a.place.place(), &a.volume),
         Command::Doctor(args) => doctor::run(args.store.as_deref(), args.json),
         Command::JailProbe(args) => jail::probe::run(&args.dir, &args.without),
-        Command::Rebuild(args) => rebuild::run(&args.store, args.new_key),
+        Command::Rebuild(args) => rebuild::run(&args),
         Command::Replicate(args) => replicate::run(&args.store, &args.target, args.json),
         Command::Promote(args) => replicate::promote(&args.target),
         Command::Scrub { store, accept_state, repair_from, json } => {

@@ -1,6 +1,7 @@
 //! `dormouse rebuild STORE`: makes anew what can be made anew.
 //!
-//! Owns: the order: state files first, then every vault's index, from its segments. Invariant:
+//! For a lost machine's store in a bucket that is the whole state ([`crate::bucket::rebuild`]);
+//! here, for a directory that is there. Owns: the order: state files first, then every vault's index, from its segments. Invariant:
 //! segments are not touched but as at every start (an unfinished end is set aside); a state file
 //! that does not hold is moved to `set-aside/`, never deleted; what cannot be made anew (a
 //! client's key) is said by name, with what to do.
@@ -13,12 +14,28 @@ use dormouse_format::VaultId;
 use dormouse_store::disk::DiskDir;
 use dormouse_store::{Options, VaultStore};
 
-use crate::access;
+use crate::cli::bucket::{LostArgs, RebuildArgs};
+use crate::exit::{Class, fail};
 use crate::out::{note, say};
 use crate::store_dir::StoreDir;
+use crate::{access, bucket};
 
 /// Runs the command.
-pub fn run(path: &Path, new_key: bool) -> Result<()> {
+pub fn run(args: &RebuildArgs) -> Result<()> {
+    if let Some(url) = bucket::url_of(&args.store) {
+        return bucket::rebuild::run(url, args);
+    }
+    if args.lost != LostArgs::default() {
+        return fail(
+            Class::Usage,
+            format!("{} is a directory, and of the flags only --new-key goes with it", args.store.display()),
+            "for a machine that is lost: dormouse rebuild s3://BUCKET/PREFIX --state DIR",
+        );
+    }
+    directory(&args.store, args.new_key)
+}
+
+fn directory(path: &Path, new_key: bool) -> Result<()> {
     for line in StoreDir::revive(path, new_key)? {
         note!("{line}");
     }

@@ -42,6 +42,8 @@ use dormouse_sync::server::{Client, Refused};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::access::Access;
+use crate::bucket;
+use crate::cli::bucket::BucketArgs;
 use crate::daemon::notify::Notify;
 use crate::exit::{Class, Failure, fail, text_of};
 use crate::files::Lock;
@@ -474,6 +476,8 @@ fn admit(
 /// What `dormouse serve` is told.
 #[derive(Debug, Clone, Default)]
 pub struct ServeOptions {
+    /// How a store in object storage is used.
+    pub bucket: BucketArgs,
     /// Where to listen.
     pub listen: Option<String>,
     /// How clients reach this server.
@@ -488,7 +492,7 @@ pub struct ServeOptions {
 
 /// `dormouse serve`: until SIGTERM or SIGINT.
 pub fn run(store: &std::path::Path, options: &ServeOptions) -> Result<()> {
-    let store = StoreDir::open_or_create(store)?;
+    let store = bucket::open_to_serve(store, &options.bucket, &Log::system())?;
     let config = store.config()?;
     config.quota()?;
     limits::raise_files();

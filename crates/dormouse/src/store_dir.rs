@@ -6,26 +6,33 @@
 //! `server.toml` is the administrator's, and is not.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use dormouse_crypt::{OsRandom, Random, SigningKey, hash};
 use dormouse_format::VaultId;
+use dormouse_store::Dir;
+use dormouse_store::disk::DiskDir;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::access::Quota;
+use crate::bucket::{BucketStore, Note};
 use crate::exit::{Class, Failure, fail};
 use crate::files::{self, Lock};
+use crate::log::Log;
 use crate::state_files::{Fault, Kind, StateFiles};
 use crate::text::{hex, unhex_array};
 
 mod reviving;
 
-const HEADER: &str = "dormouse-store";
+pub(crate) const HEADER: &str = "dormouse-store";
 const FORMAT: &str = "dormouse store";
+/// Of a directory that is the state of a store in object storage.
+const STATE_FORMAT: &str = "dormouse bucket state";
 /// The version of the store's layout that this program writes.
 pub const VERSION: u32 = 1;
-const KEY: &str = "server.key";
+pub(crate) const KEY: &str = "server.key";
 /// What marks a directory as a second copy of a store ([`crate::replicate`]).
 pub const REPLICA: &str = "replica.toml";
 
@@ -42,6 +49,8 @@ const STATE: Kind = Kind {
 struct Header {
     format: String,
     version: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bucket: Option<Note>,
 }
 
 /// What an administrator may set, in `server.toml`.
@@ -74,6 +83,10 @@ impl Config {
 #[derive(Debug, Clone)]
 pub struct StoreDir {
     path: PathBuf,
+    /// The bucket that its header names.
+    note: Option<Note>,
+    /// That bucket, where it was opened.
+    bucket: Option<Arc<BucketStore>>,
 }
 
 impl StoreDir {
@@ -81,6 +94,15 @@ impl StoreDir {
     pub fn open(path: &Path) -> Result<Self> {
         let Some(text) = header(path)? else {
             let shown = path.display();
+            if crate::bucket::url_of(path).is_some() {
+                return fail(
+                    Class::Usage,
+                    format!(
+                        "{shown} is a bucket, and what is asked for lies in its state directory"
+                    ),
+                    "name the directory that `dormouse serve` was given with --state",
+                );
+            }
             let (class, why) = if path.is_dir() {
                 (Class::Place, format!("{shown} is not a Dormouse store"))
             } else if path.exists() {
@@ -94,8 +116,8 @@ impl StoreDir {
                 "a store is made by `dormouse serve STORE`, in an empty or new directory",
             );
         };
-        check_header(path, &text)?;
-        let store = Self { path: std::path::absolute(path)? };
+        let note = check_header(path, &text)?;
+        let store = Self { path: std::path::absolute(path)?, note, bucket: None };
         for sub in STATE.dirs.iter().chain(&["vaults"]) {
             files::make_dir(&store.path.join(sub))?;
         }
@@ -105,12 +127,13 @@ impl StoreDir {
     /// Opens a store, and makes it first if the directory is empty or not there.
     pub fn open_or_create(path: &Path) -> Result<Self> {
         if header(path)?.is_none() {
-            Self::create(path)?;
+            Self::create_with(path, None)?;
         }
         Self::open(path)
     }
 
-    fn create(path: &Path) -> Result<()> {
+    /// Makes a store's directory; with a note it is the state of one in object storage.
+    pub(crate) fn create_with(path: &Path, note: Option<Note>) -> Result<()> {
         if path.exists() {
             if !path.is_dir() {
                 return fail(
@@ -141,7 +164,96 @@ impl StoreDir {
             make_key(&state)?;
         }
         // Last, because it is what makes the directory a store.
-        make_header(&state)
+        make_header(&state, note)
+    }
+
+    /// Ends the making of a state directory whose other files were brought back.
+    pub(crate) fn restored(path: &Path, note: Note, seed: &[u8; 32]) -> Result<Self> {
+        state_of(path).write(KEY, &Zeroizing::new(hex(seed)), 0o600)?;
+        make_header(&state_of(path), Some(note))?;
+        Self::open(path)
+    }
+
+    /// The same with its bucket open.
+    pub(crate) fn in_bucket(mut self, bucket: Arc<BucketStore>) -> Self {
+        self.bucket = Some(bucket);
+        self
+    }
+
+    /// The bucket to which this directory is the state.
+    pub const fn note(&self) -> Option<&Note> {
+        self.note.as_ref()
+    }
+
+    /// Fails if this is the state of a store in object storage, which a server must open.
+    pub fn must_be_whole(&self) -> Result<()> {
+        let Some(note) = &self.note else { return Ok(()) };
+        fail(
+            Class::Place,
+            format!("{} is the state of the store in {}", self.path.display(), note.url),
+            format!("serve it, and join that server: dormouse serve {}", self.path.display()),
+        )
+    }
+
+    /// The segments of a vault, to write; `None` if there are none and none are to be made.
+    pub fn segments(&self, vault: &VaultId, make: bool) -> Result<Option<Box<dyn Dir>>> {
+        let path = self.vault_path(vault).join("segments");
+        if let Some(bucket) = &self.bucket {
+            return bucket.segments(vault, &path, make);
+        }
+        self.must_be_whole()?;
+        let there = std::fs::read_dir(&path).is_ok_and(|mut d| d.next().is_some());
+        if !there && !make {
+            return Ok(None);
+        }
+        let dir = DiskDir::create_or_open(&path);
+        Ok(Some(Box::new(dir.with_context(|| format!("cannot open {}", path.display()))?)))
+    }
+
+    /// The segments of a vault, to read.
+    pub fn segments_to_read(&self, vault: &VaultId) -> Result<Box<dyn Dir>> {
+        let path = self.vault_path(vault).join("segments");
+        if let Some(bucket) = &self.bucket {
+            let none = || Failure::new(Class::NotFound, format!("there is no vault {vault}"));
+            return Ok(bucket.segments(vault, &path, false)?.ok_or_else(none)?);
+        }
+        self.must_be_whole()?;
+        let dir = DiskDir::open(&path);
+        Ok(Box::new(dir.with_context(|| format!("cannot open the segments of vault {vault}"))?))
+    }
+
+    /// All vaults.
+    pub fn vaults(&self) -> Result<Vec<VaultId>> {
+        let mut all = Vec::new();
+        for entry in std::fs::read_dir(self.path.join("vaults"))? {
+            let name = entry?.file_name();
+            all.extend(name.to_str().and_then(VaultId::from_hex));
+        }
+        if let Some(bucket) = &self.bucket {
+            all.extend(bucket.vaults()?);
+        }
+        all.sort();
+        all.dedup();
+        Ok(all)
+    }
+
+    /// Clients or invites have changed: what keeps them elsewhere is told.
+    pub fn state_changed(&self) -> Result<()> {
+        self.bucket.as_ref().map_or(Ok(()), |bucket| bucket.state_changed())
+    }
+
+    /// Brings what is only here into the bucket, for some time; vaults are still open.
+    pub fn drain(&self) {
+        if let Some(bucket) = &self.bucket {
+            bucket.drain();
+        }
+    }
+
+    /// Ends the use of the bucket.
+    pub fn finish(&self, log: &Log) {
+        if let Some(bucket) = &self.bucket {
+            bucket.finish(log);
+        }
     }
 
     /// Goes on with the state files that hold, also where the store cannot be opened.
@@ -169,6 +281,11 @@ impl StoreDir {
 
     /// The server's transport key.
     pub fn key(&self) -> Result<SigningKey> {
+        Ok(SigningKey::from_seed(*self.seed()?)?)
+    }
+
+    /// The seed of that key.
+    pub(crate) fn seed(&self) -> Result<Zeroizing<[u8; 32]>> {
         let path = self.path.join(KEY);
         let text = self.state().read(KEY)?;
         let seed = text.as_deref().and_then(|t| unhex_array(t));
@@ -176,7 +293,7 @@ impl StoreDir {
             Failure::new(Class::Damaged, format!("{} is missing, or no key", path.display()))
                 .hint("bring it back from a backup; with a new key every client must join again")
         })?;
-        Ok(SigningKey::from_seed(seed)?)
+        Ok(Zeroizing::new(seed))
     }
 
     /// Fingerprint of the server's key.
@@ -242,18 +359,6 @@ impl StoreDir {
         sizes.sum()
     }
 
-    /// The vaults that are there.
-    pub fn vaults(&self) -> Result<Vec<VaultId>> {
-        let path = self.path.join("vaults");
-        let entries = std::fs::read_dir(&path);
-        let mut all = Vec::new();
-        for entry in entries.with_context(|| format!("cannot read {}", path.display()))? {
-            all.extend(entry?.file_name().to_str().and_then(VaultId::from_hex));
-        }
-        all.sort();
-        Ok(all)
-    }
-
     /// The directory of a vault.
     pub fn vault_path(&self, vault: &VaultId) -> PathBuf {
         self.path.join("vaults").join(vault.to_string())
@@ -265,9 +370,10 @@ fn make_key(state: &StateFiles) -> Result<()> {
     state.write(KEY, &Zeroizing::new(hex(&*seed)), 0o600)
 }
 
-fn make_header(state: &StateFiles) -> Result<()> {
-    let header = toml::to_string(&Header { format: FORMAT.into(), version: VERSION })?;
-    state.write(HEADER, &header, 0o644)
+fn make_header(state: &StateFiles, bucket: Option<Note>) -> Result<()> {
+    let format = if bucket.is_some() { STATE_FORMAT } else { FORMAT };
+    let header = Header { format: format.into(), version: VERSION, bucket };
+    state.write(HEADER, &toml::to_string(&header)?, 0o644)
 }
 
 fn state_of(path: &Path) -> StateFiles {
@@ -281,12 +387,14 @@ fn header(path: &Path) -> Result<Option<Zeroizing<String>>> {
     state_of(path).read(HEADER)
 }
 
-pub(crate) fn check_header(path: &Path, text: &str) -> Result<()> {
+/// Checks a header; the bucket that it names.
+pub(crate) fn check_header(path: &Path, text: &str) -> Result<Option<Note>> {
     let header: Header = toml::from_str(text).map_err(|_| {
         Failure::new(Class::Damaged, format!("{}/{HEADER} cannot be understood", path.display()))
             .hint(format!("it should say: format = \"{FORMAT}\" and version = {VERSION}"))
     })?;
-    if header.format != FORMAT {
+    let expected = if header.bucket.is_some() { STATE_FORMAT } else { FORMAT };
+    if header.format != expected {
         return fail(
             Class::Place,
             format!("{} is a '{}', not a '{FORMAT}'", path.display(), header.format),
@@ -304,7 +412,7 @@ pub(crate) fn check_header(path: &Path, text: &str) -> Result<()> {
             "update dormouse on this machine; nothing was changed",
         );
     }
-    Ok(())
+    Ok(header.bucket)
 }
 
 #[cfg(test)]

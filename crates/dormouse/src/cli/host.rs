@@ -24,16 +24,6 @@ pub struct JailProbeArgs {
     pub without: Vec<String>,
 }
 
-/// Of `rebuild`.
-#[derive(Debug, Args)]
-pub struct RebuildArgs {
-    /// The store's directory
-    pub store: PathBuf,
-    /// Make a new server key if there is none: every client must then join again
-    #[arg(long)]
-    pub new_key: bool,
-}
-
 /// Of `replicate`.
 #[derive(Debug, Args)]
 pub struct ReplicateArgs {

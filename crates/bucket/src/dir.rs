@@ -1,7 +1,8 @@
 //! A vault's segments as the store sees them: a directory of files.
 //!
 //! Invariants: bytes of a segment that are in the bucket never change, and nothing is added to a
-//! segment that is closed there; a sync returns when what it covers is durable as was chosen.
+//! segment that is closed there; a sync returns when what it covers is durable as was chosen; what
+//! is removed goes at once here, and from the bucket when it holds why ([`Doomed`]).
 //! Files that are no segments (what recovery has set aside) are on this machine only.
 
 use std::io;
@@ -11,9 +12,10 @@ use std::time::Duration;
 use dormouse_store::{Dir, File};
 
 use crate::error::Result;
-use crate::names::{self, Name};
+use crate::names;
 use crate::part::Kind;
-use crate::vault::{Segment, Vault};
+use crate::pump;
+use crate::vault::{Doomed, Segment, Vault};
 
 /// A vault's segments as the store sees them.
 pub struct BucketDir(Arc<Vault>);
@@ -53,10 +55,13 @@ impl BucketDir {
 
 impl Dir for BucketDir {
     fn list(&self) -> io::Result<Vec<String>> {
+        if !self.0.writes {
+            self.0.look_again()?;
+        }
         let mut names = self.0.dir.list()?;
         names.retain(|n| names::number(n).is_none());
         let table = self.0.table();
-        let there = table.segments.iter().filter(|(_, s)| s.is_there());
+        let there = table.segments.iter().filter(|(_, s)| s.is_seen());
         names.extend(there.map(|(n, _)| names::file(*n)));
         Ok(names)
     }
@@ -64,7 +69,7 @@ impl Dir for BucketDir {
     fn open(&self, name: &str) -> io::Result<Arc<dyn File>> {
         let Some(number) = names::number(name) else { return self.0.dir.open(name) };
         let table = self.0.table();
-        let there = table.segments.get(&number).is_some_and(Segment::is_there);
+        let there = table.segments.get(&number).is_some_and(Segment::is_seen);
         if there { Ok(self.file(number)) } else { Err(io::ErrorKind::NotFound.into()) }
     }
 
@@ -86,34 +91,22 @@ impl Dir for BucketDir {
     fn remove(&self, name: &str) -> io::Result<()> {
         let Some(number) = names::number(name) else { return self.0.dir.remove(name) };
         self.writable()?;
-        let (local, stored, waiting) = {
-            let mut table = self.0.table();
-            let segment = table.segments.get_mut(&number).ok_or(io::ErrorKind::NotFound)?;
-            let waiting = segment.waiting();
-            let stored = std::mem::take(&mut segment.stored);
-            // The chain may end here, and goes on behind its last part.
-            segment.stored.next = stored.next;
-            segment.stored.closed = stored.closed;
-            segment.durable = 0;
-            segment.removed = true;
-            (segment.local.take(), stored, waiting)
-        };
-        self.0.shared.sub_backlog(waiting);
-        // Here first: what is only in the bucket is found by the next opening, and removed again.
-        if local.is_some() {
-            self.0.dir.remove(name)?;
-            self.0.dir.sync()?;
+        let mut table = self.0.table();
+        let behind = table.newest();
+        let len = table.segments.get(&behind).map_or(0, |s| s.durable);
+        let segment = table.segments.get_mut(&number).filter(|s| s.is_seen());
+        let segment = segment.ok_or(io::ErrorKind::NotFound)?;
+        if segment.durable > 0 || segment.stored.is_there() {
+            segment.doomed = Some(Doomed { behind, len, stays: false });
+            pump::ensure(&self.0, &mut table);
+            self.0.changed.notify_all();
+            return Ok(());
         }
-        self.0.shared.cache.forget(&self.0.id, number);
-        // Known or not: it may be on its way.
-        let whole = [Name::Whole(number)];
-        let spare = stored.spare.iter().map(|part| Name::Part(number, *part));
-        let parts = stored.parts.iter().map(|p| p.object);
-        for object in parts.chain(spare).chain(whole) {
-            let name = self.0.object(object);
-            self.0.shared.ask(|| self.0.shared.objects.delete(&name))?;
-        }
-        Ok(())
+        // Nothing of it was ever durable, so nothing of it is needed.
+        segment.local = None;
+        segment.removed = true;
+        drop(table);
+        self.0.dir.remove(name)
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {

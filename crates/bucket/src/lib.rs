@@ -19,6 +19,7 @@ mod objects;
 mod opening;
 mod part;
 mod pump;
+mod reach;
 mod remote;
 mod room;
 mod shared;
@@ -38,6 +39,7 @@ pub use dir::BucketDir;
 pub use error::{Error, Result};
 pub use lease::Who;
 pub use objects::{Item, Objects, Put};
+pub use reach::{Endpoint, Environment, Names, Reach};
 pub use remote::{Remote, Url};
 pub use shared::{Durable, Settings, Tell};
 pub use state::StateFile;
@@ -55,6 +57,7 @@ pub struct Bucket {
     mode: Mode,
     snapshots: Mutex<Option<Snapshots>>,
     id: String,
+    removes: bool,
 }
 
 impl std::fmt::Debug for Bucket {
@@ -111,10 +114,14 @@ impl Bucket {
         if !settings.alone {
             lease::probe(&*objects, nonce)?;
         }
+        // An object that never was: what counts is whether it is allowed.
+        let gone = format!("{}/{nonce}-gone", names::PROBE);
+        let removes = !matches!(objects.delete(&gone), Err(Error::Refused { .. }));
         let generation = lease::take(&*objects, who)?;
         let held = held::add(dir, generation)?;
         let snapshots = Snapshots::open(&*objects, generation)?;
-        Self::with(objects, settings, dir, held, Some(snapshots), tell)
+        let opened = Self::with(objects, settings, dir, held, Some(snapshots), tell)?;
+        Ok(Self { removes, ..opened })
     }
 
     /// Opens a store to read: no lease, nothing is put.
@@ -142,7 +149,7 @@ impl Bucket {
         let cache = opened.map_err(Error::local(format!("opening {}", dir.display())))?;
         let mode = if snapshots.is_some() { Mode::Write } else { Mode::Read };
         let shared = Arc::new(Shared::new(objects, settings, held, cache, tell));
-        Ok(Self { shared, mode, snapshots: Mutex::new(snapshots), id })
+        Ok(Self { shared, mode, snapshots: Mutex::new(snapshots), id, removes: false })
     }
 
     /// The store's id.
@@ -153,6 +160,11 @@ impl Bucket {
     /// Generation of the lease; zero if it is open to read only.
     pub fn generation(&self) -> u64 {
         self.shared.generation
+    }
+
+    /// Whether objects may be removed: without that, collection would only add to the bucket.
+    pub const fn removes(&self) -> bool {
+        self.removes
     }
 
     /// Ids of the vaults that the bucket has.

@@ -61,6 +61,21 @@ pub(crate) fn open(
     Ok(vault)
 }
 
+/// What the bucket has of a vault.
+pub(crate) fn stored(shared: &Shared, id: &VaultId) -> Result<BTreeMap<u64, Stored>> {
+    let below = names::segments(id);
+    let items = shared.ask(|| shared.objects.list(&below))?;
+    chain::read(id, &items, |segment, number| Ok(part(shared, id, segment, number)?.0.offset))
+}
+
+fn part(shared: &Shared, id: &VaultId, segment: u64, number: u32) -> Result<(Part, Vec<u8>)> {
+    let name = Name::Part(segment, number).of(id);
+    let object = shared.ask(|| shared.objects.get(&name, None))?;
+    let object = object.ok_or_else(|| Error::damaged(name, "it vanished"))?;
+    let (part, data) = Part::decode(&object, id, segment, number)?;
+    Ok((part, data.to_vec()))
+}
+
 struct Opening<'a> {
     shared: &'a Arc<Shared>,
     id: VaultId,
@@ -69,18 +84,12 @@ struct Opening<'a> {
 
 impl Opening<'_> {
     fn stored(&self) -> Result<BTreeMap<u64, Stored>> {
-        let below = names::segments(&self.id);
-        let items = self.shared.ask(|| self.shared.objects.list(&below))?;
-        chain::read(&self.id, &items, |segment, part| Ok(self.part(segment, part)?.0.offset))
+        stored(self.shared, &self.id)
     }
 
     /// Reads a part, checked.
     fn part(&self, segment: u64, number: u32) -> Result<(Part, Vec<u8>)> {
-        let name = Name::Part(segment, number).of(&self.id);
-        let object = self.shared.ask(|| self.shared.objects.get(&name, None))?;
-        let object = object.ok_or_else(|| Error::damaged(name, "it vanished"))?;
-        let (part, data) = Part::decode(&object, &self.id, segment, number)?;
-        Ok((part, data.to_vec()))
+        part(self.shared, &self.id, segment, number)
     }
 
     /// Puts a fence where the chain ends; what the bucket has then is all there will be of others.
@@ -136,7 +145,7 @@ impl Opening<'_> {
             // What is left of a segment that was removed.
             for part in there.spare.iter().filter(|_| !there.is_there()) {
                 let name = Name::Part(*number, *part).of(&self.id);
-                self.shared.ask(|| self.shared.objects.delete(&name))?;
+                self.shared.ask(|| self.shared.delete(&name))?;
             }
         }
         if let Some((number, there)) = newest.and_then(|n| Some((n, stored.get(&n)?)))

@@ -6,17 +6,20 @@
 //! then costs about one put a second. Packing parts into one object, and removing them, is done
 //! beside it, for it must not keep commits waiting.
 
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use crate::chain::Stored;
 use crate::error::{Error, Result};
-use crate::names::Name;
+use crate::names::{self, Name};
 use crate::objects::Put;
 use crate::part::{Kind, PART_MAX};
-use crate::vault::{Segment, Table, Vault};
+use crate::vault::{Doomed, Segment, Table, Vault};
 
 /// Bytes that are put without waiting for their time.
 const MANY: u64 = 8 << 20;
@@ -73,6 +76,8 @@ enum Job {
     Pack(u64),
     /// The segment's file may go.
     Spare(u64, u64),
+    /// All of the segment goes.
+    Remove(u64),
 }
 
 /// The next object of the chain; then what can be done beside it.
@@ -92,7 +97,13 @@ fn next(table: &Table, parts_max: usize) -> Option<Job> {
     }
     let beside = |(&n, s): (&u64, &Segment)| {
         // The newest stays here: the store may have it open to write.
-        if n >= newest || !s.stored.closed || s.local.is_none() || s.packing {
+        if n >= newest || !s.stored.closed || s.busy {
+            return None;
+        }
+        if let Some(doomed) = &s.doomed {
+            return (!doomed.stays && table.may_go(doomed)).then_some(Job::Remove(n));
+        }
+        if s.local.is_none() {
             return None;
         }
         let many = !s.stored.whole && s.stored.parts.len() > parts_max;
@@ -135,11 +146,11 @@ fn run(vault: &Arc<Vault>) {
                 };
                 table = vault.wait(table, wait);
             };
-            if let Job::Pack(n) | Job::Spare(n, _) = job
+            if let Job::Pack(n) | Job::Spare(n, _) | Job::Remove(n) = job
                 && let Some(segment) = table.segments.get_mut(&n)
             {
-                segment.packing = matches!(job, Job::Pack(_));
-                segment.spare = !segment.packing;
+                segment.spare = matches!(job, Job::Spare(..));
+                segment.busy = !segment.spare;
             }
             job
         };
@@ -154,21 +165,29 @@ fn run(vault: &Arc<Vault>) {
                 });
             }
             Job::Spare(segment, bytes) => shared.room.add(Arc::downgrade(vault), segment, bytes),
-            Job::Pack(segment) => {
-                let own = vault.clone();
-                let thread = thread::Builder::new().name("pack".into()).stack_size(STACK);
-                let packed = move || {
-                    insist(&own, || pack(&own, segment));
-                    if let Some(s) = own.table().segments.get_mut(&segment) {
-                        s.packing = false;
-                    }
-                    own.changed.notify_all();
-                };
-                if thread.spawn(packed).is_err() {
-                    let _ = shared.pause(0);
-                }
-            }
+            Job::Pack(segment) => beside(vault, segment, pack),
+            Job::Remove(segment) => beside(vault, segment, remove),
         }
+    }
+}
+
+/// Does what must not keep commits waiting, in a thread of its own.
+fn beside(vault: &Arc<Vault>, segment: u64, job: fn(&Vault, u64) -> Result<()>) {
+    let done = move |vault: &Vault| {
+        if let Some(s) = vault.table().segments.get_mut(&segment) {
+            s.busy = false;
+        }
+        vault.changed.notify_all();
+    };
+    let own = vault.clone();
+    let thread = thread::Builder::new().name("pack".into()).stack_size(STACK);
+    let work = move || {
+        insist(&own, || job(&own, segment));
+        done(&own);
+    };
+    if thread.spawn(work).is_err() {
+        let _ = vault.shared.pause(0);
+        done(vault);
     }
 }
 
@@ -201,7 +220,7 @@ fn read(vault: &Vault, segment: u64, offset: u64, len: u64) -> Result<Vec<u8>> {
     let file = vault.table().segments.get(&segment).and_then(|s| s.local.clone());
     let file = file.ok_or(Error::Stopping)?;
     let mut bytes = vec![0; len as usize];
-    let what = format!("reading {} for the bucket", crate::names::file(segment));
+    let what = format!("reading {} for the bucket", names::file(segment));
     file.read_at(&mut bytes, offset).map_err(Error::local(what))?;
     Ok(bytes)
 }
@@ -226,7 +245,7 @@ fn pack(vault: &Vault, number: u64) -> Result<()> {
         let Some(segment) = there else {
             drop(table);
             // It was removed meanwhile.
-            return vault.shared.objects.delete(&vault.object(Name::Whole(number)));
+            return vault.shared.delete(&vault.object(Name::Whole(number))).map(drop);
         };
         let part = |p: &crate::chain::Piece| match p.object {
             Name::Part(_, part) => Some(part),
@@ -238,13 +257,52 @@ fn pack(vault: &Vault, number: u64) -> Result<()> {
     }
     let spare = vault.table().segments.get(&number).map(|s| s.stored.spare.clone());
     for part in spare.unwrap_or_default() {
-        vault.shared.objects.delete(&vault.object(Name::Part(number, part)))?;
+        vault.shared.delete(&vault.object(Name::Part(number, part)))?;
     }
     if let Some(segment) = vault.table().segments.get_mut(&number)
         && segment.stored.whole
     {
         segment.stored.spare.clear();
         segment.stored.parts.clear();
+    }
+    Ok(())
+}
+
+/// Removes all of a segment. Here first: what is only in the bucket is found by the next opening,
+/// and removed again by the store, which knows why.
+fn remove(vault: &Vault, number: u64) -> Result<()> {
+    let (local, objects) = {
+        let table = vault.table();
+        let Some(segment) = table.segments.get(&number) else { return Ok(()) };
+        let stored = &segment.stored;
+        let spare = stored.spare.iter().map(|part| Name::Part(number, *part));
+        // Known or not: it may have been on its way when another server died.
+        let whole = [Name::Whole(number)];
+        let all = stored.parts.iter().map(|p| p.object).chain(spare).chain(whole);
+        (segment.local.is_some(), all.collect::<BTreeSet<_>>())
+    };
+    if local {
+        let file = names::file(number);
+        let gone = vault.dir.remove(&file).or_else(|e| match e.kind() {
+            ErrorKind::NotFound => Ok(()),
+            _ => Err(e),
+        });
+        gone.and_then(|()| vault.dir.sync()).map_err(Error::local(format!("removing {file}")))?;
+    }
+    vault.shared.cache.forget(&vault.id, number);
+    let mut stays = false;
+    for object in objects {
+        stays |= !vault.shared.delete(&vault.object(object))?;
+    }
+    if let Some(segment) = vault.table().segments.get_mut(&number) {
+        segment.local = None;
+        if stays {
+            segment.doomed = segment.doomed.map(|doomed| Doomed { stays, ..doomed });
+            return Ok(());
+        }
+        let Stored { next, closed, .. } = segment.stored;
+        segment.stored = Stored { next, closed, ..Stored::default() };
+        (segment.durable, segment.doomed, segment.removed) = (0, None, true);
     }
     Ok(())
 }
@@ -269,7 +327,6 @@ fn put_whole(vault: &Vault, number: u64, end: u64) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chain::Stored;
     use dormouse_store::Dir;
     use dormouse_store::memory::MemDir;
 
@@ -303,6 +360,16 @@ mod tests {
         assert_eq!(next_of(vec![many, segment(7, 7, false)]), Some(Job::Pack(1)));
         let removed = Segment { removed: true, ..Segment::default() };
         assert_eq!(next_of(vec![removed, segment(7, 0, false)]), Some(Job::Close(1)));
+        let doomed = |len, stays| {
+            let doomed = Some(Doomed { behind: 2, len, stays });
+            Segment { doomed, ..segment(100, 100, true) }
+        };
+        let why = || segment(7, 5, true);
+        assert_eq!(next_of(vec![doomed(5, false), why()]), Some(Job::Remove(1)));
+        assert_eq!(next_of(vec![doomed(6, false), why()]), None, "the bucket does not know why");
+        assert_eq!(next_of(vec![doomed(5, true), why()]), None, "it may not go");
+        let unput = Segment { doomed: doomed(7, false).doomed, ..segment(100, 40, false) };
+        assert_eq!(next_of(vec![unput, segment(7, 0, false)]), put(1, 40, 60, true), "until then");
         let large = segment(3 * PART_MAX, 0, false);
         assert_eq!(next_of(vec![large]), put(1, 0, PART_MAX, true));
     }

@@ -1,6 +1,6 @@
 //! The objects of a prefix in S3-compatible storage, by the `object_store` crate.
 //!
-//! Owns: the address, the environment, one small runtime. Invariant: an answer that may pass
+//! Owns: the address, one small runtime. Invariant: an answer that may pass
 //! (no answer, too busy) is told apart from one that says no. Retrying is left to the callers,
 //! who know for how long.
 
@@ -8,24 +8,19 @@ use std::future::Future;
 use std::ops::Range;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
-use object_store::aws::{AmazonS3Builder, Checksum, S3ConditionalPut};
 use object_store::path::Path;
 use object_store::{
-    BackoffConfig, ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode,
-    PutOptions, PutPayload, RetryConfig,
+    GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
 };
 use tokio::runtime::{Builder, Runtime};
 
 use crate::error::{Error, Result};
 use crate::objects::{Item, Objects, Put};
+use crate::reach::Reach;
 
-/// How long a connection may take to be made, and an answer to come.
-const CONNECT: Duration = Duration::from_secs(10);
-const ANSWER: Duration = Duration::from_secs(180);
 /// Objects in one listing at most.
 const LISTED_MAX: usize = 20_000_000;
 
@@ -81,39 +76,10 @@ pub struct Remote {
 }
 
 impl Remote {
-    /// A bucket of S3-compatible storage; endpoint, region and credentials are what the usual
-    /// environment variables say. `alone`: nobody else uses the prefix, and the storage need not
-    /// know create-if-absent.
-    pub fn s3(url: &Url, alone: bool) -> Result<Self> {
-        // Who installs it first does not matter: it is the same one.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let settings = |why: String| Error::Settings { why };
-        let endpoint = std::env::var("AWS_ENDPOINT_URL_S3").or(std::env::var("AWS_ENDPOINT_URL"));
-        let plain = endpoint.as_ref().is_ok_and(|e| e.starts_with("http://"));
-        let client = ClientOptions::new()
-            .with_connect_timeout(CONNECT)
-            .with_timeout(ANSWER)
-            .with_allow_http(plain);
-        let backoff =
-            BackoffConfig { init_backoff: Duration::from_millis(50), ..Default::default() };
-        let retry = RetryConfig { max_retries: 1, retry_timeout: CONNECT, backoff };
-        let mut builder = AmazonS3Builder::from_env()
-            .with_bucket_name(&url.bucket)
-            .with_conditional_put(S3ConditionalPut::ETagMatch)
-            .with_checksum_algorithm(Checksum::SHA256)
-            .with_client_options(client)
-            .with_retry(retry);
-        if let Ok(endpoint) = endpoint {
-            builder = builder.with_endpoint(endpoint);
-        }
-        let store = builder.build().map_err(|e| {
-            settings(format!(
-                "{url} cannot be used: {e}; set AWS_ENDPOINT_URL (unless it is Amazon's), \
-                 AWS_REGION, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-            ))
-        })?;
-        let remote = Self::over(Arc::new(store), &url.prefix)?;
-        Ok(Self { excludes: !alone, ..remote })
+    /// A bucket that can be reached: from here on there is a thread.
+    pub fn start(reach: Reach) -> Result<Self> {
+        let remote = Self::over(reach.store, &reach.prefix)?;
+        Ok(Self { excludes: reach.excludes, ..remote })
     }
 
     /// Any back end that knows create-if-absent.

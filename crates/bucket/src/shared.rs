@@ -96,6 +96,8 @@ pub(crate) struct Shared {
     stopping: AtomicBool,
     lost: Mutex<Option<String>>,
     away: AtomicBool,
+    /// Whether it was told that objects stay.
+    stays: AtomicBool,
 }
 
 impl Shared {
@@ -119,6 +121,7 @@ impl Shared {
             stopping: AtomicBool::new(false),
             lost: Mutex::default(),
             away: AtomicBool::new(false),
+            stays: AtomicBool::new(false),
         }
     }
 
@@ -154,6 +157,21 @@ impl Shared {
     pub(crate) fn is_back(&self) {
         if self.away.swap(false, Ordering::AcqRel) {
             (self.tell)("the object storage answers again");
+        }
+    }
+
+    /// Removes an object; false where that is not allowed: it stays then, and that is told once.
+    pub(crate) fn delete(&self, name: &str) -> Result<bool> {
+        match self.objects.delete(name) {
+            Err(error @ Error::Refused { .. }) => {
+                if !self.stays.swap(true, Ordering::AcqRel) {
+                    (self.tell)(&format!(
+                        "what is not needed any more stays in the bucket: {error}"
+                    ));
+                }
+                Ok(false)
+            }
+            done => done.map(|()| true),
         }
     }
 

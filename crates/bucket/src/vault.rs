@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::names::{self, Name};
 use crate::part::{Kind, Part};
 use crate::shared::{Durable, Shared, lock};
-use crate::{objects::Put, pump};
+use crate::{objects::Put, opening, pump};
 
 /// A segment.
 #[derive(Default)]
@@ -29,17 +29,37 @@ pub(crate) struct Segment {
     pub(crate) local: Option<Arc<dyn File>>,
     /// Bytes of the file that are durable here.
     pub(crate) durable: u64,
-    /// Whether somebody is packing it, or has tried to.
-    pub(crate) packing: bool,
+    /// Whether somebody is packing or removing it.
+    pub(crate) busy: bool,
     /// Whether the file may go when there is no room.
     pub(crate) spare: bool,
-    /// Whether the store has removed it: the chain passes over its number.
+    /// The store has removed it, and does not see it any more; what there is goes later.
+    pub(crate) doomed: Option<Doomed>,
+    /// Whether all of it is gone: the chain passes over its number.
     pub(crate) removed: bool,
+}
+
+/// A segment that is to go. Before it does, the bucket must have what was durable here when it was
+/// removed: the store removes what it has written again elsewhere, after it noted so. Until then
+/// it is brought to the bucket like any other, so that what a lost machine leaves is whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Doomed {
+    /// The segment that was the newest then.
+    pub(crate) behind: u64,
+    /// How much of it was durable.
+    pub(crate) len: u64,
+    /// Whether the bucket does not let it go.
+    pub(crate) stays: bool,
 }
 
 impl Segment {
     pub(crate) const fn is_there(&self) -> bool {
         self.local.is_some() || self.stored.is_there()
+    }
+
+    /// Whether the store sees it.
+    pub(crate) const fn is_seen(&self) -> bool {
+        self.is_there() && self.doomed.is_none()
     }
 
     /// Bytes that are durable here and not in the bucket.
@@ -61,6 +81,12 @@ impl Table {
     pub(crate) fn newest(&self) -> u64 {
         let there = |(n, s): (&u64, &Segment)| s.is_there().then_some(*n);
         self.segments.iter().rev().find_map(there).unwrap_or(0)
+    }
+
+    /// Whether the bucket has what must be there before a segment goes.
+    pub(crate) fn may_go(&self, doomed: &Doomed) -> bool {
+        let behind = self.segments.get(&doomed.behind);
+        behind.is_none_or(|s| s.removed || s.stored.end >= doomed.len)
     }
 }
 
@@ -126,24 +152,55 @@ impl Vault {
 
     /// Reads from the bucket, through the cache where the segment does not change any more.
     pub(crate) fn read_stored(&self, number: u64, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        let (stored, closed) = {
-            let table = self.table();
-            let segment = table.segments.get(&number).ok_or(io::ErrorKind::NotFound)?;
-            (segment.stored.clone(), segment.stored.closed)
-        };
+        let before = self.stored(number)?;
+        let Err(error) = self.read_from(&before, number, buf, offset) else { return Ok(()) };
+        // It may have been packed or removed meanwhile.
+        if !self.writes {
+            self.look_again()?;
+        }
+        let now = self.stored(number)?;
+        if now == before { Err(error) } else { self.read_from(&now, number, buf, offset) }
+    }
+
+    fn stored(&self, number: u64) -> io::Result<Stored> {
+        let table = self.table();
+        let there = table.segments.get(&number).filter(|s| s.stored.is_there());
+        Ok(there.ok_or(io::ErrorKind::NotFound)?.stored.clone())
+    }
+
+    fn read_from(
+        &self,
+        stored: &Stored,
+        number: u64,
+        buf: &mut [u8],
+        offset: u64,
+    ) -> io::Result<()> {
         let end = offset.checked_add(buf.len() as u64).filter(|end| *end <= stored.end);
         let end = end.ok_or(io::ErrorKind::UnexpectedEof)?;
         // Long reads are a scrub's, which would drive everything else out.
-        if !closed || buf.len() as u64 >= 4 * PIECE {
+        if !stored.closed || buf.len() as u64 >= 4 * PIECE {
             return Ok(self.fetch(&stored.pieces(number, offset, end - offset), buf)?);
         }
         for piece in offset / PIECE..end.div_ceil(PIECE) {
-            let bytes = self.piece(&stored, number, piece)?;
+            let bytes = self.piece(stored, number, piece)?;
             let at = piece * PIECE;
             let (from, to) = (offset.max(at), end.min(at + bytes.len() as u64));
             buf[(from - offset) as usize..(to - offset) as usize]
                 .copy_from_slice(&bytes[(from - at) as usize..(to - at) as usize]);
         }
+        Ok(())
+    }
+
+    /// The listing of the bucket anew, for who reads beside the server that writes: what was
+    /// packed or removed since lies elsewhere, or nowhere.
+    pub(crate) fn look_again(&self) -> Result<()> {
+        let mut stored = opening::stored(&self.shared, &self.id)?;
+        let mut table = self.table();
+        for (number, segment) in &mut table.segments {
+            segment.stored = stored.remove(number).unwrap_or_default();
+        }
+        let new = |(n, stored)| (n, Segment { stored, ..Segment::default() });
+        table.segments.extend(stored.into_iter().map(new));
         Ok(())
     }
 
@@ -182,7 +239,7 @@ impl Vault {
         if segment.removed && kind == Kind::Data {
             segment.stored.next += 1;
             drop(table);
-            return self.shared.objects.delete(&name);
+            return self.shared.delete(&name).map(drop);
         }
         let waited = segment.waiting();
         segment.stored.push(number, kind, offset, data.len() as u64);
@@ -212,7 +269,7 @@ impl Vault {
         let mut table = self.table();
         let Some(segment) = table.segments.get_mut(&number) else { return };
         let whole = segment.stored.closed && segment.stored.end >= segment.durable;
-        if segment.packing || !segment.spare || !whole || segment.local.is_none() {
+        if segment.busy || !segment.spare || !whole || segment.local.is_none() {
             return;
         }
         // Whoever has it open reads from the bucket from now on.

@@ -32,6 +32,10 @@ pub struct Faulty {
     pub rate: AtomicU64,
     /// Nothing answers.
     pub away: AtomicBool,
+    /// Nothing is put.
+    pub no_puts: AtomicBool,
+    /// Nothing may be removed.
+    pub no_deletes: AtomicBool,
     pub puts: AtomicU64,
     pub deleted: Mutex<Vec<String>>,
 }
@@ -43,6 +47,8 @@ impl Faulty {
             numbers: Mutex::new(Numbers(seed)),
             rate: AtomicU64::new(rate),
             away: AtomicBool::new(false),
+            no_puts: AtomicBool::new(false),
+            no_deletes: AtomicBool::new(false),
             puts: AtomicU64::new(0),
             deleted: Mutex::default(),
         })
@@ -68,6 +74,9 @@ impl Faulty {
 impl Objects for Faulty {
     fn put_new(&self, name: &str, bytes: Bytes) -> Result<Put> {
         self.puts.fetch_add(1, Ordering::Relaxed);
+        if self.no_puts.load(Ordering::SeqCst) {
+            return Err(Error::Away { what: "a put".into(), why: "a fault".into() });
+        }
         self.does(|| self.inner.put_new(name, bytes))
     }
 
@@ -80,7 +89,11 @@ impl Objects for Faulty {
     }
 
     fn delete(&self, name: &str) -> Result<()> {
+        if self.no_deletes.load(Ordering::SeqCst) {
+            return Err(Error::Refused { what: "removing".into(), why: "a policy".into() });
+        }
+        let done = self.does(|| self.inner.delete(name));
         self.deleted.lock().unwrap().push(name.into());
-        self.does(|| self.inner.delete(name))
+        done
     }
 }

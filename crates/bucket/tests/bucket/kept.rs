@@ -70,11 +70,14 @@ fn many_parts_become_one_object() {
         let all = dormouse_bucket::Objects::list(&*objects, &below).unwrap();
         all.into_iter().filter(|i| i.name.contains(&name(n))).count()
     };
-    let until = Instant::now() + Duration::from_secs(10);
-    while objects_of(1) > 3 && Instant::now() < until {
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    assert_eq!(objects_of(1), 3, "the whole, a fence, a close");
+    let becomes = |n: usize, what: &str| {
+        let until = Instant::now() + Duration::from_secs(10);
+        while objects_of(1) > n && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(objects_of(1), n, "{what}");
+    };
+    becomes(3, "the whole, a fence, a close");
     drop((file, dir));
     let mut machine = machine;
     machine.lose();
@@ -82,7 +85,128 @@ fn many_parts_become_one_object() {
     let dir = machine.open(&bucket).unwrap();
     assert_eq!(content(&dir, 1), (0..50).flat_map(|i| [i; 10]).collect::<Vec<u8>>());
     dir.remove(&name(1)).unwrap();
-    assert_eq!(objects_of(1), 2, "fence and close stay");
+    becomes(2, "fence and close stay");
+}
+
+/// The store removes a segment when it has noted why, and the bucket must know that first.
+#[test]
+fn a_segment_goes_from_the_bucket_after_what_was_written_before_it_was_removed() {
+    let objects = Faulty::over(memory(), 3, 0);
+    let machine = Machine::new("a", &objects, settings(Durable::Local));
+    let bucket = machine.start(false);
+    let dir = machine.open(&bucket).unwrap();
+    fill(&*dir.create(&name(1)).unwrap(), 1, 1000);
+    let head = dir.create(&name(2)).unwrap();
+    fill(&*head, 2, 10);
+    assert_eq!(bucket.drain(Duration::from_secs(10)), 0);
+    objects.no_puts.store(true, Ordering::SeqCst);
+    head.write_at(b"it is retired", 10).unwrap();
+    head.sync().unwrap();
+    dir.remove(&name(1)).unwrap();
+    assert!(dir.open(&name(1)).is_err() && !dir.list().unwrap().contains(&name(1)));
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(objects.deleted.lock().unwrap().iter().all(|n| !n.contains(&name(1))));
+    // A machine that is lost now has noted it in vain.
+    let other = Machine::new("b", &objects, settings(Durable::Local));
+    bucket.stop();
+    drop((head, dir));
+    objects.no_puts.store(false, Ordering::SeqCst);
+    let second = other.start(true);
+    let there = other.open(&second).unwrap();
+    assert_eq!((content(&there, 1), content(&there, 2)), (vec![1; 1000], vec![2; 10]));
+    // Beside the same machine that comes back, nothing is known of it either: it removes it again.
+    drop(there);
+    let head = b"it is retired";
+    let there = other.open(&second).unwrap();
+    let file = there.open(&name(2)).unwrap();
+    file.write_at(head, 10).unwrap();
+    file.sync().unwrap();
+    there.remove(&name(1)).unwrap();
+    let gone = || objects.deleted.lock().unwrap().iter().any(|n| n.contains(&name(1)));
+    let until = Instant::now() + Duration::from_secs(10);
+    while !gone() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(gone());
+}
+
+/// Object storage whose key may not remove: it goes on, and nothing waits for it.
+#[test]
+fn where_nothing_may_be_removed_the_server_goes_on() {
+    let objects = Faulty::over(memory(), 3, 0);
+    objects.no_deletes.store(true, Ordering::SeqCst);
+    let mut chosen = settings(Durable::Remote);
+    chosen.parts_max = 1;
+    let machine = Machine::new("a", &objects, chosen);
+    let bucket = machine.start(false);
+    assert!(!bucket.removes());
+    let dir = machine.open(&bucket).unwrap();
+    let file = dir.create(&name(1)).unwrap();
+    for i in 0..5 {
+        file.write_at(&[i; 10], u64::from(i) * 10).unwrap();
+        file.sync().unwrap();
+    }
+    fill(&*dir.create(&name(2)).unwrap(), 2, 10);
+    let whole = format!("vaults/{}/segments/{}", crate::stand::VAULT, name(1));
+    let until = Instant::now() + Duration::from_secs(10);
+    while dormouse_bucket::Objects::get(&*objects, &whole, None).unwrap().is_none() {
+        assert!(Instant::now() < until, "it is not packed");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    dir.remove(&name(1)).unwrap();
+    assert!(!dir.list().unwrap().contains(&name(1)));
+    fill(&*dir.create(&name(3)).unwrap(), 3, 10);
+    assert_eq!(bucket.drain(Duration::from_secs(10)), 0);
+    drop((file, dir));
+    bucket.finish();
+    // The next start finds it, and cannot remove it either.
+    let bucket = machine.start(false);
+    let dir = machine.open(&bucket).unwrap();
+    assert_eq!(content(&dir, 1).len(), 50);
+    dir.remove(&name(1)).unwrap();
+    assert_eq!(content(&dir, 3), vec![3; 10]);
+    objects.no_deletes.store(false, Ordering::SeqCst);
+    assert!(machine.start(false).removes());
+}
+
+/// Who reads beside a server sees what it has packed, written and removed since.
+#[test]
+fn a_reader_beside_the_server_looks_again() {
+    let objects = Faulty::over(memory(), 3, 0);
+    let mut chosen = settings(Durable::Remote);
+    chosen.parts_max = 1;
+    let machine = Machine::new("a", &objects, chosen);
+    let bucket = machine.start(false);
+    let dir = machine.open(&bucket).unwrap();
+    let file = dir.create(&name(1)).unwrap();
+    for i in 0..5 {
+        file.write_at(&[i; 10], u64::from(i) * 10).unwrap();
+        file.sync().unwrap();
+    }
+    let reader = Machine::new("r", &objects, chosen);
+    let reading = reader.read(&bucket_of(&objects), chosen);
+    let open = reading.open(&name(1)).unwrap();
+    fill(&*dir.create(&name(2)).unwrap(), 2, 10);
+    let packed = || objects.deleted.lock().unwrap().iter().any(|n| n.contains(&name(1)));
+    let until = Instant::now() + Duration::from_secs(10);
+    while !packed() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let mut some = [9; 10];
+    open.read_at(&mut some, 20).unwrap();
+    assert_eq!(some, [2; 10], "its part is gone, and it is read from the whole");
+    assert!(reading.list().unwrap().contains(&name(2)));
+    assert!(reading.create(&name(3)).is_err() && reading.remove(&name(1)).is_err());
+    dir.remove(&name(1)).unwrap();
+    let until = Instant::now() + Duration::from_secs(10);
+    while reading.list().unwrap().contains(&name(1)) {
+        assert!(Instant::now() < until, "it is still there");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn bucket_of(objects: &std::sync::Arc<Faulty>) -> std::sync::Arc<dyn dormouse_bucket::Objects> {
+    objects.clone()
 }
 
 #[test]

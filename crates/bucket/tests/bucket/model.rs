@@ -1,7 +1,7 @@
 //! Random histories: append, sync, new segment, remove, crash, loss of the machine, while the
 //! bucket fails. Judged against plain vectors.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -18,6 +18,14 @@ struct Expected {
     acknowledged: usize,
 }
 
+/// A segment that was removed after a note of it was durable.
+struct Removed {
+    number: u64,
+    expected: Expected,
+    /// Where the note ends.
+    note: (u64, usize),
+}
+
 struct Run {
     numbers: Numbers,
     machine: Machine,
@@ -26,7 +34,7 @@ struct Run {
     head: Option<Arc<dyn File>>,
     number: u64,
     model: BTreeMap<u64, Expected>,
-    removed: Vec<u64>,
+    removed: Vec<Removed>,
     durable: Durable,
 }
 
@@ -53,10 +61,23 @@ impl Run {
 
     fn open(&mut self) {
         self.dir = Some(self.machine.open(&self.bucket).unwrap());
+        // Of those whose note is lost nobody knows that they were removed: they are there again.
+        let mut gone = BTreeSet::new();
+        let mut known = Vec::new();
+        for removed in std::mem::take(&mut self.removed).into_iter().rev() {
+            let (at, end) = removed.note;
+            if gone.contains(&at) || content(self.dir(), at).len() >= end {
+                gone.insert(removed.number);
+                known.insert(0, removed);
+            } else {
+                self.model.insert(removed.number, removed.expected);
+            }
+        }
+        self.removed = known;
         // As the store does with segments that it knows to be retired.
         let listed = self.dir().list().unwrap();
-        for number in self.removed.iter().filter(|n| listed.contains(&name(**n))) {
-            self.dir().remove(&name(*number)).unwrap();
+        for number in gone.into_iter().filter(|n| listed.contains(&name(*n))) {
+            self.dir().remove(&name(number)).unwrap();
         }
     }
 
@@ -97,9 +118,12 @@ impl Run {
         let sealed: Vec<u64> = self.model.keys().copied().filter(|n| *n < self.number).collect();
         if sealed.len() > 3 {
             let number = sealed[self.numbers.below(sealed.len() as u64) as usize];
+            self.append();
+            self.sync();
+            let note = (self.number, self.model[&self.number].acknowledged);
             self.dir().remove(&name(number)).unwrap();
-            self.model.remove(&number);
-            self.removed.push(number);
+            let expected = self.model.remove(&number).unwrap();
+            self.removed.push(Removed { number, expected, note });
         }
     }
 

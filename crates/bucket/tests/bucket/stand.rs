@@ -74,6 +74,13 @@ impl Machine {
         bucket.segments(VAULT, Arc::new(local))
     }
 
+    /// Beside a server that writes.
+    pub fn read(&self, objects: &Arc<dyn Objects>, settings: Settings) -> BucketDir {
+        let (dir, tell) = (self.dir.path().join("bucket"), Arc::new(|_: &str| {}));
+        let bucket = Bucket::read_only(objects.clone(), settings, &dir, tell).unwrap();
+        self.open(&bucket).unwrap()
+    }
+
     /// The machine burns down, and another takes its place.
     pub fn lose(&mut self) {
         self.dir = tempfile::tempdir().unwrap();

@@ -1,20 +1,24 @@
 //! A store whose segments lie in object storage: `s3://BUCKET/PREFIX`, and a state directory.
 //!
-//! Owns: opening both together, the thread that brings the server's state into the bucket, the
+//! Owns: joining both ([`ready`] for a server that goes into its jail), the thread that brings the server's state into the bucket, the
 //! end. Invariants: the state directory and the bucket name each other by an id, and are never
 //! mixed; the server's key leaves this machine only sealed to a recipient that was named.
 //! Leaves to others: objects, lease and fences (`dormouse_bucket`), and what segments mean.
 
 mod files;
+pub mod names;
+pub mod ready;
 pub mod rebuild;
 mod saver;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use dormouse_bucket::{Bucket, Durable, Objects, Remote, Settings, Url, Who, store_id};
+use dormouse_bucket::{
+    Bucket, Durable, Environment, Objects, Remote, Settings, Url, Who, store_id,
+};
 use dormouse_crypt::{OsRandom, Random, Recipient};
 use dormouse_format::VaultId;
 use dormouse_store::Dir;
@@ -33,7 +37,7 @@ use saver::Saver;
 /// What the address of a bucket begins with.
 pub const SCHEME: &str = "s3://";
 /// What the state directory knows of the bucket.
-const DIR: &str = "bucket";
+pub(crate) const DIR: &str = "bucket";
 const UNCLEAN: &str = "unclean";
 /// How long a stop waits for what is not put yet.
 const STOP_WAIT: Duration = Duration::from_secs(20);
@@ -49,11 +53,14 @@ pub struct Note {
     pub id: String,
     /// Id of this state directory, for leases.
     pub holder: String,
+    /// Whether no other server will ever use the prefix (`--only-server`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub alone: bool,
 }
 
 impl Note {
-    fn new(url: &Url, id: String) -> Self {
-        Self { url: url.to_string(), id, holder: hex(&OsRandom.array::<8>()) }
+    fn new(url: &Url, id: String, alone: bool) -> Self {
+        Self { url: url.to_string(), id, holder: hex(&OsRandom.array::<8>()), alone }
     }
 }
 
@@ -84,6 +91,15 @@ impl Options {
         })?;
         Ok(Self { settings, takeover: args.takeover, key_to })
     }
+
+    /// What was said once holds: [`Note::alone`].
+    const fn remember(&mut self, note: &Note) {
+        self.settings.alone |= note.alone;
+    }
+
+    const fn alone(&self) -> bool {
+        self.settings.alone
+    }
 }
 
 /// An open bucket, and what keeps the server's state in it.
@@ -93,6 +109,14 @@ pub struct BucketStore {
     /// A file that is there while a server may have left something here.
     unclean: PathBuf,
     saver: Option<Saver>,
+    /// Listed once: a listing goes over every object.
+    vaults: OnceLock<Vec<VaultId>>,
+}
+
+impl BucketStore {
+    fn new(bucket: Arc<Bucket>, unclean: PathBuf, saver: Option<Saver>) -> Arc<Self> {
+        Arc::new(Self { bucket, unclean, saver, vaults: OnceLock::new() })
+    }
 }
 
 fn who(note: &Note, takeover: bool) -> Who {
@@ -104,43 +128,11 @@ pub fn url_of(store: &Path) -> Option<&str> {
     store.to_str().filter(|text| text.starts_with(SCHEME))
 }
 
+/// Reaches a bucket from a command, which has no jail.
 fn reach(url: &str, options: &Options) -> Result<(Url, Arc<dyn Objects>)> {
     let url: Url = url.parse()?;
-    let objects = Remote::s3(&url, options.settings.alone)?;
-    Ok((url, Arc::new(objects)))
-}
-
-/// Opens what `dormouse serve` was given: a directory, or a bucket with its state directory.
-pub fn open_to_serve(store: &Path, args: &BucketArgs, log: &Log) -> Result<StoreDir> {
-    let options = Options::of(args)?;
-    let Some(url) = url_of(store) else {
-        if args.state.is_some() {
-            return fail(
-                Class::Usage,
-                "--state goes with a store in object storage",
-                "dormouse serve s3://BUCKET/PREFIX --state DIR",
-            );
-        }
-        let store = StoreDir::open_or_create(store)?;
-        let Some(note) = store.note().cloned() else { return Ok(store) };
-        let (_, objects) = reach(&note.url, &options)?;
-        return attach(store, objects, &note, &options, log);
-    };
-    let state = state_dir(args)?;
-    let (url, objects) = reach(url, &options)?;
-    let store = match StoreDir::open(&state) {
-        Ok(store) => store,
-        Err(_) if is_new(&state)? => make(&state, &url, &*objects)?,
-        Err(error) => return Err(error),
-    };
-    let Some(note) = store.note().cloned() else {
-        return fail(
-            Class::Place,
-            format!("{} is a store of its own, not the state of one in {url}", state.display()),
-            "name another directory with --state",
-        );
-    };
-    attach(store, objects, &note, &options, log)
+    let reach = Environment::of(&url)?.reach(options.alone(), None)?;
+    Ok((url, Arc::new(Remote::start(reach)?)))
 }
 
 /// Where the state lies, which must be said.
@@ -167,33 +159,15 @@ fn is_new(path: &Path) -> Result<bool> {
     Ok(!entries.any(|e| e.is_ok_and(|e| e.file_name() != "lost+found")))
 }
 
-/// Makes a new store: first here, then there, so that a cut leaves nothing that is in the way.
-fn make(state: &Path, url: &Url, objects: &dyn Objects) -> Result<StoreDir> {
-    if store_id(objects)?.is_some() {
-        return fail(
-            Class::Place,
-            format!("{url} holds a store already, and {} is not its state", state.display()),
-            format!(
-                "if the machine that had the state is lost: dormouse rebuild {url} --state {}\n\
-                 else name the right directory with --state, or another prefix",
-                state.display()
-            ),
-        );
-    }
-    StoreDir::create_with(state, Some(Note::new(url, hex(&OsRandom.array::<16>()))))?;
-    StoreDir::open(state)
-}
-
-/// Opens the bucket of a state directory for writing.
+/// Opens the bucket of a state directory for writing. The caller holds the directory's lock: who
+/// has that is the holder of the lease.
 fn attach(
     store: StoreDir,
     objects: Arc<dyn Objects>,
-    note: &Note,
     options: &Options,
     log: &Log,
 ) -> Result<StoreDir> {
-    // Held before the lease: whoever has the directory is the holder.
-    drop(store.lock()?);
+    let Some(note) = store.note().cloned() else { return Ok(store) };
     let dir = store.path().join(DIR);
     match store_id(&*objects)? {
         Some(id) if id == note.id => {}
@@ -224,7 +198,7 @@ fn attach(
     }
     let bucket = Bucket::open(
         objects,
-        &who(note, options.takeover),
+        &who(&note, options.takeover),
         options.settings,
         &dir,
         &hex(&OsRandom.array::<8>()),
@@ -241,7 +215,7 @@ fn attach(
     }
     let saver = Saver::start(bucket.clone(), store.clone(), options, log.clone())?;
     let unclean = dir.join(UNCLEAN);
-    Ok(store.in_bucket(Arc::new(BucketStore { bucket, unclean, saver: Some(saver) })))
+    Ok(store.in_bucket(BucketStore::new(bucket, unclean, Some(saver))))
 }
 
 /// Puts what a server that was killed has left here: its clients may not come back soon.
@@ -266,8 +240,29 @@ pub fn attach_to_read(store: StoreDir, log: &Log) -> Result<StoreDir> {
     let dir = store.path().join(DIR).join("reading");
     let settings = Settings { cache_max: 1 << 30, ..Settings::default() };
     let bucket = Arc::new(Bucket::read_only(objects, settings, &dir, tell(log))?);
+    if bucket.id() != note.id {
+        return fail(
+            Class::Place,
+            format!(
+                "{} does not hold the store to which {} is the state",
+                note.url,
+                store.path().display()
+            ),
+            "name the directory that belongs to that bucket",
+        );
+    }
     let unclean = dir.join(UNCLEAN);
-    Ok(store.in_bucket(Arc::new(BucketStore { bucket, unclean, saver: None })))
+    Ok(store.in_bucket(BucketStore::new(bucket, unclean, None)))
+}
+
+/// Opens the bucket of a state directory to write, as a command beside no server does; any other
+/// store is as it is. The caller holds its lock, and ends with [`StoreDir::finish`].
+pub fn attach_to_write(store: StoreDir, log: &Log) -> Result<StoreDir> {
+    let Some(note) = store.note().cloned() else { return Ok(store) };
+    let mut options = Options::default();
+    options.remember(&note);
+    let (_, objects) = reach(&note.url, &options)?;
+    attach(store, objects, &options, log)
 }
 
 fn tell(log: &Log) -> dormouse_bucket::Tell {
@@ -292,9 +287,26 @@ impl BucketStore {
         Ok(Some(Box::new(self.bucket.segments(*vault, Arc::new(local))?)))
     }
 
-    /// Vaults that the bucket has.
+    /// Fails if the bucket lets nothing be removed: collection would only add to it.
+    pub fn can_collect(&self) -> Result<()> {
+        if self.bucket.removes() {
+            return Ok(());
+        }
+        fail(
+            Class::NotAuthorised,
+            "the bucket does not let this key remove objects, so collection would only add to it",
+            "give the key the right to remove objects of the prefix, or take `collect = true` out of \
+             server.toml",
+        )
+    }
+
+    /// Vaults that the bucket had when it was opened; those that are made here have a directory.
     pub fn vaults(&self) -> Result<Vec<VaultId>> {
-        Ok(self.bucket.vaults()?)
+        if let Some(vaults) = self.vaults.get() {
+            return Ok(vaults.clone());
+        }
+        let vaults = self.bucket.vaults()?;
+        Ok(self.vaults.get_or_init(|| vaults).clone())
     }
 
     /// The server's state has changed: it is in the bucket on return, or soon, as was chosen.

@@ -285,6 +285,9 @@ pub enum Command {
     /// Tries what a server in its jail must not; started by `doctor`
     #[command(hide = true)]
     JailProbe(host::JailProbeArgs),
+    /// Resolves a name for a server; started by it
+    #[command(hide = true)]
+    NameHelper(host::NameHelperArgs),
     /// Make anew what can be made anew: index, manifest and header of a store, or, for
     /// s3://BUCKET/PREFIX, the whole state directory of a machine that is lost
     Rebuild(bucket::RebuildArgs),

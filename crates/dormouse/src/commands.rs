@@ -21,8 +21,8 @@ use crate::serve::ServeOptions;
 use crate::store_dir::StoreDir;
 use crate::text::{hex, now_ns, time_local};
 use crate::{
-    access, attach, audit, collect, create, daemon, demo, doctor, export, fork, jail, keep, list,
-    mirror, patience, rebuild, replicate, restore, scrub, serve, when, writer_file,
+    access, attach, audit, bucket, collect, create, daemon, demo, doctor, export, fork, jail, keep,
+    list, mirror, patience, rebuild, replicate, restore, scrub, serve, when, writer_file,
 };
 
 /// Runs one command.
@@ -94,7 +94,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Delete(a) => keep::delete(&home()?, &a.place.place(), &a.what, &a.grace),
         Command::Undelete(a) => keep::undelete(&home()?, &a.place.place(), &a.volume),
         Command::Doctor(args) => doctor::run(args.store.as_deref(), args.json),
-        Command::JailProbe(args) => jail::probe::run(&args.dir, &args.without),
+        Command::NameHelper(args) => bucket::names::serve(&args.host),
+        Command::JailProbe(args) => jail::probe::run(&args.dir, args.bucket, &args.without),
         Command::Rebuild(args) => rebuild::run(&args),
         Command::Replicate(args) => replicate::run(&args.store, &args.target, args.json),
         Command::Promote(args) => replicate::promote(&args.target),

@@ -83,6 +83,29 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// Stack of a connection's thread. Touched pages count, not this.
 const STACK: usize = 1 << 20;
 
+/// What a server needs of its host, opened before it goes into the jail; no thread runs yet.
+struct Outside {
+    listener: TcpListener,
+    pages: Option<Ready>,
+    wake: (UnixStream, UnixStream),
+    limits: Limits,
+    cores: usize,
+}
+
+impl Outside {
+    fn open(listener: TcpListener, pages: Option<Ready>, log: &Log) -> Result<Self> {
+        listener.set_nonblocking(true)?;
+        // The library's own queue is short: a few strangers would keep all others out.
+        rustix::net::listen(&listener, BACKLOG)?;
+        let (wake, limits) = (UnixStream::pair()?, Limits::of_system(log));
+        let cores = std::thread::available_parallelism().map_or(2, NonZero::get);
+        // Both are read from files the first time, which a jail hides.
+        crate::text::time_local(0);
+        crate::keep::clock::prepare();
+        Ok(Self { listener, pages, wake, limits, cores })
+    }
+}
+
 /// A running server.
 #[derive(Debug)]
 pub struct Server {
@@ -189,31 +212,28 @@ impl Server {
 
     /// With a given TLS side: for tests of a version mismatch.
     pub fn start_with(store: StoreDir, listen: &str, log: Log, tls: ServerTls) -> Result<Self> {
-        Self::start_in(store, || Ok((door::listen(listen)?, None)), log, tls, || Ok(()))
+        let lock = store.lock()?;
+        let outside = Outside::open(door::listen(listen)?, None, &log)?;
+        Self::start_in(store, lock, outside, log, tls)
     }
 
-    /// The same; `enter` is called when all is opened that will be, and no thread runs yet.
+    /// The same, in the jail or not: whatever it needs of the host is there already.
     fn start_in(
         store: StoreDir,
-        open: impl FnOnce() -> Result<(TcpListener, Option<Ready>)>,
+        lock: Lock,
+        outside: Outside,
         log: Log,
         tls: ServerTls,
-        enter: impl FnOnce() -> Result<()>,
     ) -> Result<Self> {
-        let lock = store.lock()?;
+        let Outside { listener, pages, wake, limits, cores } = outside;
         let fingerprint = store.fingerprint()?;
         // Clients whose files hold are served; the others are told of here, once.
         for fault in store.state().check()? {
             log.line(&text_of(&Failure::from(fault).into()));
         }
-        let (listener, pages) = open()?;
-        listener.set_nonblocking(true)?;
-        // The library's own queue is short: a few strangers would keep all others out.
-        rustix::net::listen(&listener, BACKLOG)?;
         let address = listener.local_addr()?;
         let (stop, stopping) = crossbeam_channel::bounded(0);
         let access = Arc::new(Access::new(store.clone(), log.clone()));
-        let limits = Limits::of_system(&log);
         let table = Mutex::new(Table {
             next: 0,
             open: HashMap::new(),
@@ -222,10 +242,7 @@ impl Server {
             members: Members::new(Seen::read(access.store()).times()),
         });
         let tally = Tally::new(log.clone());
-        let (wake, woken) = UnixStream::pair()?;
-        let cores = std::thread::available_parallelism().map_or(2, NonZero::get);
-        // Every socket is there now; every thread begins in the jail.
-        enter()?;
+        let (wake, woken) = wake;
         let confined = introduction::can_confine();
         if let Err(why) = &confined {
             log.line(&format!("strangers are listened to by threads that may do anything: {why}"));
@@ -492,13 +509,12 @@ pub struct ServeOptions {
 
 /// `dormouse serve`: until SIGTERM or SIGINT.
 pub fn run(store: &std::path::Path, options: &ServeOptions) -> Result<()> {
-    let store = bucket::open_to_serve(store, &options.bucket, &Log::system())?;
-    let config = store.config()?;
+    // First, so that no process that is started inherits it.
+    let handed = door::handed()?;
+    let ready = bucket::ready::Ready::of(store, &options.bucket)?;
+    let config = ready.config()?;
     config.quota()?;
     limits::raise_files();
-    if let Some(url) = &options.url {
-        store.save_url(url)?;
-    }
     let listen = options.listen.clone().or(config.listen);
     let listen = listen.unwrap_or_else(|| "127.0.0.1:7447".to_owned());
     let (signal, mut signalled) = UnixStream::pair()?;
@@ -509,14 +525,18 @@ pub fn run(store: &std::path::Path, options: &ServeOptions) -> Result<()> {
     // In the jail no socket can be made.
     let mut notify = Notify::from_env();
     let log = if options.json_log { Log::json() } else { Log::system() };
-    let plan = Plan::of_store(store.path())?;
+    let plan = Plan { ports: ready.port().into_iter().collect(), ..Plan::of_store(ready.dir())? };
+    let door = handed.map_or_else(|| door::listen(&listen), Ok)?;
+    let pages = options.metrics.as_ref().map(Ready::open).transpose()?;
+    let outside = Outside::open(door, pages, &log)?;
+    // Every socket is there now, but for those to a bucket; every thread begins in the jail.
+    enter_jail(&plan, ready.missing(), options.require_jail, &log)?;
+    let (store, lock) = ready.open(&log)?;
+    if let Some(url) = &options.url {
+        store.save_url(url)?;
+    }
     let tls = ServerTls::new(&store.key()?)?;
-    let open = || {
-        let door = door::handed()?.map_or_else(|| door::listen(&listen), Ok)?;
-        Ok((door, options.metrics.as_ref().map(Ready::open).transpose()?))
-    };
-    let enter = || enter_jail(&plan, options.require_jail, &log);
-    let server = Server::start_in(store, open, log.clone(), tls, enter)?;
+    let server = Server::start_in(store, lock, outside, log.clone(), tls)?;
     // In one write: who started this may read one line and close its end.
     let said =
         format!("listening on {}\nfingerprint {}\n", server.address(), hex(server.fingerprint()));
@@ -535,11 +555,9 @@ pub fn run(store: &std::path::Path, options: &ServeOptions) -> Result<()> {
 }
 
 /// Goes into the jail; says which layers do not hold, and fails for them if they are required.
-fn enter_jail(plan: &Plan, required: bool, log: &Log) -> Result<()> {
-    // Read from files the first time.
-    crate::text::time_local(0);
+fn enter_jail(plan: &Plan, beside: &[jail::Standing], required: bool, log: &Log) -> Result<()> {
     let mut missing = Vec::new();
-    for standing in jail::enter(plan) {
+    for standing in jail::enter(plan).iter().chain(beside) {
         if let Err(why) = &standing.held {
             let layer = standing.layer;
             let text = format!(

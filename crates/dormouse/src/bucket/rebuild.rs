@@ -53,7 +53,7 @@ pub fn run(url: &str, args: &RebuildArgs) -> Result<()> {
     let log = Log::stderr();
     // What is missing is told before anything is changed; read again when nobody else writes.
     seed(&dormouse_bucket::newest_state(&*objects)?, args)?;
-    let held = Note::new(&url, id);
+    let held = Note::new(&url, id, options.alone());
     let nonce = hex(&OsRandom.array::<8>());
     let (who, own) = (who(&held, options.takeover), dir.join(DIR));
     let bucket = Bucket::open(objects, &who, options.settings, &own, &nonce, tell(&log))?;
@@ -64,7 +64,7 @@ pub fn run(url: &str, args: &RebuildArgs) -> Result<()> {
     let store = StoreDir::restored(dir, held, &seed)?;
     let saver = Saver::start(bucket.clone(), store.clone(), &options, log.clone())?;
     let unclean = own.join(UNCLEAN);
-    let store = store.in_bucket(Arc::new(BucketStore { bucket, unclean, saver: Some(saver) }));
+    let store = store.in_bucket(BucketStore::new(bucket, unclean, Some(saver)));
     let done = vaults(&store);
     store.finish(&log);
     done?;

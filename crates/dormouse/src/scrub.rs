@@ -39,7 +39,6 @@ pub fn run(
     }
     let store = StoreDir::open(store)?;
     if let Some(copy) = repair_from {
-        store.must_be_whole()?;
         crate::replicate::repair(&store, copy, as_json)?;
     }
     let store = bucket::attach_to_read(store, &Log::stderr())?;

@@ -11,8 +11,6 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use dormouse_crypt::{OsRandom, Random, SigningKey, hash};
 use dormouse_format::VaultId;
-use dormouse_store::Dir;
-use dormouse_store::disk::DiskDir;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -20,11 +18,11 @@ use crate::access::Quota;
 use crate::bucket::{BucketStore, Note};
 use crate::exit::{Class, Failure, fail};
 use crate::files::{self, Lock};
-use crate::log::Log;
 use crate::state_files::{Fault, Kind, StateFiles};
 use crate::text::{hex, unhex_array};
 
 mod reviving;
+mod segments;
 
 pub(crate) const HEADER: &str = "dormouse-store";
 const FORMAT: &str = "dormouse store";
@@ -94,15 +92,7 @@ impl StoreDir {
     pub fn open(path: &Path) -> Result<Self> {
         let Some(text) = header(path)? else {
             let shown = path.display();
-            if crate::bucket::url_of(path).is_some() {
-                return fail(
-                    Class::Usage,
-                    format!(
-                        "{shown} is a bucket, and what is asked for lies in its state directory"
-                    ),
-                    "name the directory that `dormouse serve` was given with --state",
-                );
-            }
+            no_bucket(path)?;
             let (class, why) = if path.is_dir() {
                 (Class::Place, format!("{shown} is not a Dormouse store"))
             } else if path.exists() {
@@ -134,6 +124,7 @@ impl StoreDir {
 
     /// Makes a store's directory; with a note it is the state of one in object storage.
     pub(crate) fn create_with(path: &Path, note: Option<Note>) -> Result<()> {
+        no_bucket(path)?;
         if path.exists() {
             if !path.is_dir() {
                 return fail(
@@ -172,88 +163,6 @@ impl StoreDir {
         state_of(path).write(KEY, &Zeroizing::new(hex(seed)), 0o600)?;
         make_header(&state_of(path), Some(note))?;
         Self::open(path)
-    }
-
-    /// The same with its bucket open.
-    pub(crate) fn in_bucket(mut self, bucket: Arc<BucketStore>) -> Self {
-        self.bucket = Some(bucket);
-        self
-    }
-
-    /// The bucket to which this directory is the state.
-    pub const fn note(&self) -> Option<&Note> {
-        self.note.as_ref()
-    }
-
-    /// Fails if this is the state of a store in object storage, which a server must open.
-    pub fn must_be_whole(&self) -> Result<()> {
-        let Some(note) = &self.note else { return Ok(()) };
-        fail(
-            Class::Place,
-            format!("{} is the state of the store in {}", self.path.display(), note.url),
-            format!("serve it, and join that server: dormouse serve {}", self.path.display()),
-        )
-    }
-
-    /// The segments of a vault, to write; `None` if there are none and none are to be made.
-    pub fn segments(&self, vault: &VaultId, make: bool) -> Result<Option<Box<dyn Dir>>> {
-        let path = self.vault_path(vault).join("segments");
-        if let Some(bucket) = &self.bucket {
-            return bucket.segments(vault, &path, make);
-        }
-        self.must_be_whole()?;
-        let there = std::fs::read_dir(&path).is_ok_and(|mut d| d.next().is_some());
-        if !there && !make {
-            return Ok(None);
-        }
-        let dir = DiskDir::create_or_open(&path);
-        Ok(Some(Box::new(dir.with_context(|| format!("cannot open {}", path.display()))?)))
-    }
-
-    /// The segments of a vault, to read.
-    pub fn segments_to_read(&self, vault: &VaultId) -> Result<Box<dyn Dir>> {
-        let path = self.vault_path(vault).join("segments");
-        if let Some(bucket) = &self.bucket {
-            let none = || Failure::new(Class::NotFound, format!("there is no vault {vault}"));
-            return Ok(bucket.segments(vault, &path, false)?.ok_or_else(none)?);
-        }
-        self.must_be_whole()?;
-        let dir = DiskDir::open(&path);
-        Ok(Box::new(dir.with_context(|| format!("cannot open the segments of vault {vault}"))?))
-    }
-
-    /// All vaults.
-    pub fn vaults(&self) -> Result<Vec<VaultId>> {
-        let mut all = Vec::new();
-        for entry in std::fs::read_dir(self.path.join("vaults"))? {
-            let name = entry?.file_name();
-            all.extend(name.to_str().and_then(VaultId::from_hex));
-        }
-        if let Some(bucket) = &self.bucket {
-            all.extend(bucket.vaults()?);
-        }
-        all.sort();
-        all.dedup();
-        Ok(all)
-    }
-
-    /// Clients or invites have changed: what keeps them elsewhere is told.
-    pub fn state_changed(&self) -> Result<()> {
-        self.bucket.as_ref().map_or(Ok(()), |bucket| bucket.state_changed())
-    }
-
-    /// Brings what is only here into the bucket, for some time; vaults are still open.
-    pub fn drain(&self) {
-        if let Some(bucket) = &self.bucket {
-            bucket.drain();
-        }
-    }
-
-    /// Ends the use of the bucket.
-    pub fn finish(&self, log: &Log) {
-        if let Some(bucket) = &self.bucket {
-            bucket.finish(log);
-        }
     }
 
     /// Goes on with the state files that hold, also where the store cannot be opened.
@@ -324,6 +233,17 @@ impl StoreDir {
         files::replace(&self.path.join("server.toml"), toml::to_string(&config)?.as_bytes(), 0o644)
     }
 
+    /// Copies the state files to another directory, as those of a store of its own. How many were
+    /// written or removed.
+    pub fn copy_state(&self, to: &Path) -> Result<u64> {
+        let target = state_of(to);
+        let changed = self.state().copy_to(&target)?;
+        if self.note.is_some() {
+            make_header(&target, None)?;
+        }
+        Ok(changed)
+    }
+
     /// The state files of a directory that is, or becomes, a store.
     pub fn state_at(path: &Path) -> StateFiles {
         state_of(path)
@@ -351,18 +271,22 @@ impl StoreDir {
         Lock::is_held(&self.path.join("lock"))
     }
 
-    /// Bytes of a vault's segments.
-    pub fn vault_bytes(&self, vault: &dormouse_format::VaultId) -> u64 {
-        let entries = std::fs::read_dir(self.vault_path(vault).join("segments"));
-        let sizes =
-            entries.into_iter().flatten().flatten().map(|e| e.metadata().map_or(0, |m| m.len()));
-        sizes.sum()
-    }
-
     /// The directory of a vault.
     pub fn vault_path(&self, vault: &VaultId) -> PathBuf {
         self.path.join("vaults").join(vault.to_string())
     }
+}
+
+/// Fails if what was named is a bucket, where a directory is wanted.
+pub(crate) fn no_bucket(path: &Path) -> Result<()> {
+    if crate::bucket::url_of(path).is_none() {
+        return Ok(());
+    }
+    fail(
+        Class::Usage,
+        format!("{} is a bucket, and a directory of this machine is asked for", path.display()),
+        "name the state directory that `dormouse serve` was given with --state",
+    )
 }
 
 fn make_key(state: &StateFiles) -> Result<()> {

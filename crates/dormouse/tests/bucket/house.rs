@@ -23,6 +23,8 @@ pub struct House {
     pub state: String,
     flags: Vec<String>,
     listen: String,
+    /// As what the S3 server is reached.
+    host: &'static str,
     server: Option<Running>,
     /// Bytes of each object that was seen, to show that they stay.
     seen: BTreeMap<String, Vec<u8>>,
@@ -40,12 +42,22 @@ impl House {
         let relay = Relay::start(&s3.address.to_string());
         let flags = flags.iter().map(|f| (*f).to_owned()).collect();
         let (state, listen) = ("state".to_owned(), "127.0.0.1:0".to_owned());
-        let (place, seen) = (Place::new(), BTreeMap::new());
-        Self { place, s3, relay, state, flags, listen, server: None, seen }
+        let (place, seen, host) = (Place::new(), BTreeMap::new(), "127.0.0.1");
+        Self { place, s3, relay, state, flags, listen, host, server: None, seen }
+    }
+
+    /// The endpoint is a name.
+    pub fn by_name(s3: S3, flags: &[&str]) -> Self {
+        Self { host: "localhost", ..Self::on(s3, flags) }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.server.as_ref().unwrap().child.id()
     }
 
     fn start(&self, args: &[&str], change: &[(&str, &str)]) -> Running {
-        let endpoint = format!("http://{}", self.relay.address);
+        let (_, port) = self.relay.address.rsplit_once(':').unwrap();
+        let endpoint = format!("http://{}:{port}", self.host);
         self.place.start_with("home", args, |command| {
             command
                 .env("AWS_ENDPOINT_URL", endpoint)

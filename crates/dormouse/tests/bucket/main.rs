@@ -5,6 +5,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod house;
+mod joined;
 mod s3;
 
 use std::time::{Duration, Instant};

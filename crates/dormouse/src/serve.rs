@@ -16,6 +16,7 @@ pub mod expiring;
 mod introduction;
 mod limits;
 mod members;
+mod outside;
 pub mod pages;
 mod returns;
 mod scans;
@@ -29,7 +30,6 @@ mod watch;
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::num::NonZero;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -45,11 +45,11 @@ use crate::access::Access;
 use crate::bucket;
 use crate::cli::bucket::BucketArgs;
 use crate::daemon::notify::Notify;
-use crate::exit::{Class, Failure, fail, text_of};
+use crate::exit::{Failure, text_of};
 use crate::files::Lock;
-use crate::jail::{self, Plan};
+use crate::jail::Plan;
 use crate::link::LinkTx;
-use crate::log::{Entry, Level, Log};
+use crate::log::Log;
 use crate::out;
 use crate::store_dir::StoreDir;
 use crate::text::{hex, now_ns};
@@ -59,6 +59,7 @@ use counters::Counters;
 use introduction::Guest;
 use limits::Limits;
 use members::Members;
+use outside::{Outside, enter_jail};
 use pages::{Pages, Place as PagesPlace, Ready};
 use returns::Returns;
 use scans::Scans;
@@ -82,29 +83,6 @@ const PARKED: Duration = Duration::from_secs(1);
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// Stack of a connection's thread. Touched pages count, not this.
 const STACK: usize = 1 << 20;
-
-/// What a server needs of its host, opened before it goes into the jail; no thread runs yet.
-struct Outside {
-    listener: TcpListener,
-    pages: Option<Ready>,
-    wake: (UnixStream, UnixStream),
-    limits: Limits,
-    cores: usize,
-}
-
-impl Outside {
-    fn open(listener: TcpListener, pages: Option<Ready>, log: &Log) -> Result<Self> {
-        listener.set_nonblocking(true)?;
-        // The library's own queue is short: a few strangers would keep all others out.
-        rustix::net::listen(&listener, BACKLOG)?;
-        let (wake, limits) = (UnixStream::pair()?, Limits::of_system(log));
-        let cores = std::thread::available_parallelism().map_or(2, NonZero::get);
-        // Both are read from files the first time, which a jail hides.
-        crate::text::time_local(0);
-        crate::keep::clock::prepare();
-        Ok(Self { listener, pages, wake, limits, cores })
-    }
-}
 
 /// A running server.
 #[derive(Debug)]
@@ -552,33 +530,4 @@ pub fn run(store: &std::path::Path, options: &ServeOptions) -> Result<()> {
     notify.stopping();
     server.stop();
     Ok(())
-}
-
-/// Goes into the jail; says which layers do not hold, and fails for them if they are required.
-fn enter_jail(plan: &Plan, beside: &[jail::Standing], required: bool, log: &Log) -> Result<()> {
-    let mut missing = Vec::new();
-    for standing in jail::enter(plan).iter().chain(beside) {
-        if let Err(why) = &standing.held {
-            let layer = standing.layer;
-            let text = format!(
-                "the jail's layer '{}' does not hold: {why}\n  {}",
-                layer.name(),
-                layer.way_out()
-            );
-            log.event(&Entry::new(Level::Warning, &text));
-            missing.push(layer.name());
-        }
-    }
-    if !required || missing.is_empty() {
-        return Ok(());
-    }
-    fail(
-        Class::Other,
-        format!(
-            "the jail is required, and {} of its layers do not hold: {}",
-            missing.len(),
-            missing.join(", ")
-        ),
-        "`dormouse doctor` says why, and what to do; without --require-jail the server runs all the same",
-    )
 }

@@ -80,7 +80,8 @@ impl Ready {
             let (dir, bucket) = (store.path().to_owned(), bucket.transpose()?);
             return Ok(Self { dir, there: Some((store, lock)), bucket });
         };
-        let dir = state_dir(args)?;
+        // In the jail it is not known where the process is.
+        let dir = std::path::absolute(state_dir(args)?)?;
         let there = match StoreDir::open(&dir) {
             Ok(store) => Some(store),
             Err(_) if is_new(&dir)? => None,

@@ -68,8 +68,10 @@ fn every_thread_of_the_server_and_its_helper_are_in_a_jail_and_it_serves() {
         }
     }
     let helper = Path::new("/proc").join(&helpers[0]["Pid"]);
-    let environment = std::fs::read(helper.join("environ")).unwrap_or_default();
-    assert!(environment.is_empty(), "it has the server's environment");
+    match std::fs::read(helper.join("environ")) {
+        Ok(environment) => assert!(environment.is_empty(), "it has the server's environment"),
+        Err(e) => eprintln!("SKIPPED: the helper's environment: only root reads it: {e}"),
+    }
     house.stop();
     let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
     while helper.exists() && status(&helper).get("State").is_some_and(|s| !s.starts_with('Z')) {

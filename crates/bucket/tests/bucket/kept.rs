@@ -196,6 +196,7 @@ fn a_reader_beside_the_server_looks_again() {
     open.read_at(&mut some, 20).unwrap();
     assert_eq!(some, [2; 10], "its part is gone, and it is read from the whole");
     assert!(reading.list().unwrap().contains(&name(2)));
+    open.sync().unwrap();
     assert!(reading.create(&name(3)).is_err() && reading.remove(&name(1)).is_err());
     dir.remove(&name(1)).unwrap();
     let until = Instant::now() + Duration::from_secs(10);

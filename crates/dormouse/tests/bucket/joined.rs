@@ -94,9 +94,12 @@ fn collection_makes_room_in_the_bucket() {
     house.write("w", &live);
     house.place.mirror("w");
     let state = house.place.name("state");
-    house.run(&["delete", "v", "--store", &state, "--grace", "0s"]).ok();
+    let a_while = || std::thread::sleep(std::time::Duration::from_millis(1500));
+    house.run(&["delete", "v", "--store", &state, "--grace", "1s"]).ok();
+    a_while();
     house.run(&["prune", "--store", &state]).ok();
-    let collect = ["collect", &state, "--grace", "0s", "--rate", "1GiB", "--json"];
+    a_while();
+    let collect = ["collect", &state, "--grace", "1s", "--rate", "1GiB", "--json"];
     house.run(&collect).fails(12, &["a server that runs collects by itself"]);
     house.stop();
     let bytes = |house: &House| {

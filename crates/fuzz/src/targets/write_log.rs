@@ -110,7 +110,8 @@ impl Life {
 
     fn step(&mut self, input: &mut Input<'_>) {
         match input.below(16) {
-            0..=4 => self.write(input),
+            0..=3 => self.write(input),
+            4 => self.write_each(input),
             5 | 6 => self.zero(input),
             7 => self.resize(input),
             8 => self.flush(),
@@ -155,6 +156,23 @@ impl Life {
         if middle < end {
             self.changed(middle, end, self.number);
         }
+    }
+
+    /// Several at once; a power cut may come between any two.
+    fn write_each(&mut self, input: &mut Input<'_>) {
+        let mut runs = Vec::new();
+        for _ in 0..input.below(6) {
+            let (start, count) = self.range(input);
+            if count > 8 || self.data + count > DATA_MAX {
+                continue;
+            }
+            self.data += count;
+            self.number += 1;
+            self.changed(start, start + count, self.number);
+            runs.push((start, filled(self.number).repeat(count as usize)));
+        }
+        let runs: Vec<(u64, &[u8])> = runs.iter().map(|(at, bytes)| (*at, &bytes[..])).collect();
+        self.log().write_each(&runs).unwrap();
     }
 
     fn zero(&mut self, input: &mut Input<'_>) {
@@ -377,6 +395,7 @@ fn seeds() -> Vec<Vec<u8>> {
         with(&[write, send, told, write, &[12, 1], zero, power, spoils, send, told]),
         with(&[write, send, &[0], spoils, write, send, &[1], write, send, &[2], write, flush]),
         with(&[write, cut, write, size, write, again, cut, zero, power, spoils, killed, size]),
+        with(&[write, &[4, 4, 1, 0, 2, 2, 0, 3, 9, 0, 1, 2, 0, 0], flush, write, power, spoils]),
         with(&[write, send, told, write, send, told, power, spoils, spoils, &[12, 0], spoils]),
         [&[43, 1, 0, 0, 0, 0, 0, 0][..], &[0, 0, 0, 255, 15], spoils, &[0, 0, 0, 255, 8, 15]]
             .concat(),

@@ -94,10 +94,13 @@ commands:
             --images DIR      bench's directory, target/bench without it
     follow     a mirror of a disk in use: what the tracker costs, lags, freezes, memory, traffic
             --seconds N       of load, 60 without it
-    disks      points and volumes over NBD beside qemu-nbd and nbdkit, with fio
+    disks      points and volumes over NBD beside qemu-nbd and nbdkit, with fio; cold reads beside a
+              restore; by FUSE and loop beside a loop device; until a huge disk is there (root)
+            --part NAME       nbd, cold, loop or ready; all without it; may be given several times
             --seconds N       each run, 60 without it
             --rounds N        3 without it
             --image-mib N     size of the disk, 512 without it
+            --size-tib N      of the huge one, 1 without it
     strangers  a first copy while strangers hold all places of the server, against none
             --connections N   strangers, 2000 without it
             --image-mib N     size of the disk, 512 without it

@@ -7,6 +7,7 @@ mod bpf;
 mod ci;
 mod flips;
 mod fuzz;
+mod garage;
 mod measure;
 mod mutants;
 mod proof;
@@ -73,6 +74,11 @@ commands:
             --jobs N          targets at a time; as many as processors without it
             --minimise        makes the committed corpora anew out of what was found
             --seed            writes the seeds to the committed corpora
+  garage  a store in a cluster of three Garage nodes, of which one is killed while a client writes
+            --garage PATH     the program; found on PATH, or built once, without it
+            --dormouse BIN    target/release/dormouse without it
+            --dir DIR         target/garage without it
+            --rounds N        copies, 12 without it
   vm      [SCENE...] on Debian's 6.12 kernel in qemu: attach by ublk and NBD, with kills and power cuts
             --list            what there is
             --log             what the machines said, also of scenes that hold
@@ -135,6 +141,7 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
         "bench" => bench::run(rest),
         "fuzz" => fuzz::run(rest),
         "proof" => proof::run(rest),
+        "garage" => garage::run(rest),
         "herd" => proof::run(&[&[command.clone()][..], rest].concat()),
         "sim" if rest == ["--canary"] => sim::canary(),
         "sim" => sim::run(rest),

@@ -280,7 +280,7 @@ impl CacheFile {
         let place = shard.ways.find(set, block)?;
         let (tag, proved) = shard.tags[place];
         shard.looks = shard.looks.wrapping_add(1);
-        let often = shard.looks % 8 == 0;
+        let often = shard.looks.is_multiple_of(8);
         let found = Found { slot: self.slot(block, place), tag, sum: shard.sums[place] };
         proved.then_some((found, often))
     }

@@ -103,9 +103,7 @@ fn next(table: &Table, parts_max: usize) -> Option<Job> {
         if let Some(doomed) = &s.doomed {
             return (!doomed.stays && table.may_go(doomed)).then_some(Job::Remove(n));
         }
-        if s.local.is_none() {
-            return None;
-        }
+        s.local.as_ref()?;
         let many = !s.stored.whole && s.stored.parts.len() > parts_max;
         if many || !s.stored.spare.is_empty() {
             return Some(Job::Pack(n));

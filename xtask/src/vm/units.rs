@@ -66,7 +66,8 @@ pub fn play(kernel: &Kernel, place: &Path, log: &mut String) -> Result<()> {
     image.file("/run.sh", format!("{COMMON}\n{SCRIPT}").as_bytes(), 0o755);
     let initrd = place.join("units.initrd");
     image.write(&initrd)?;
-    let status = Machine::boot(&kernel.file(), &initrd, &[])?.wait(LIMIT, log)?;
+    // Two minutes where nothing else runs; a service manager is more to emulate than a shell.
+    let status = Machine::boot(&kernel.file(), &initrd, &[])?.wait(LIMIT * 2, log)?;
     ensure!(status == 0, "the script has ended with status {status}");
     Ok(())
 }

@@ -162,7 +162,8 @@ impl Tracked {
         head: Option<&StoredPoint>,
     ) -> Result<()> {
         let disk = self.disk.again().map_err(not_watched)?;
-        if disk != self.disk {
+        // What is behind the bitmap once is so for good: a fresh one.
+        if disk != self.disk || self.marks()?.beyond() > 0 {
             self.source = Source::open_shared(&disk.path)?;
             self.watch = Some(Watch::begin(&disk, &self.pins).map_err(not_watched)?);
             self.disk = disk;
@@ -285,10 +286,13 @@ impl Tracked {
         Ok(!before.hibernated(&Slept::now(), false))
     }
 
-    /// Whether no write was begun before the cut and has not ended: then each that was has
-    /// left its mark.
-    pub(super) fn nothing_under_way(&self) -> bool {
-        (0..8).any(|_| self.disk.writes_in_flight().is_ok_and(|n| n == 0))
+    /// Whether each write that was begun has left its mark: none is under way, and none had no place
+    /// in the bitmap.
+    pub(super) fn all_is_marked(&self) -> bool {
+        let ended = (0..8).any(|_| self.disk.writes_in_flight().is_ok_and(|n| n == 0));
+        let Ok(marks) = self.marks() else { return false };
+        let everything = marks.record().map_or(0, |record| record.everything);
+        ended && marks.everything() == everything && marks.beyond() == 0
     }
 }
 

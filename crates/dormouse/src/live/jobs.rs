@@ -328,7 +328,7 @@ impl Worker {
                 && left_out.holds()
                 && tracked.is_awake()?;
             // First that no write is under way, then that none has left a mark.
-            let still = all && tracked.nothing_under_way();
+            let still = all && tracked.all_is_marked();
             let settled = still && tracked.marks()?.marked_again(&dirty) == 0;
             Ok((if settled { Grade::Settled } else { Grade::Fuzzy }, time))
         };

@@ -101,6 +101,30 @@ fn a_disk_that_grows_and_shrinks_goes_on() {
     stand.stop();
 }
 
+/// What was written behind its end while it was longer is not in the marks: all is compared, once.
+#[test]
+fn a_disk_that_was_longer_for_a_moment_is_compared_once() {
+    let Some(mut stand) = Stand::live(&[]) else { return };
+    stand.umount();
+    stand.comes_back();
+    stand.kill();
+    stand.resize(SIZE + MIB);
+    let device = OpenOptions::new().write(true).open(&stand.device).unwrap();
+    device.write_all_at(&[7; 8192], SIZE).unwrap();
+    device.sync_all().unwrap();
+    stand.resize(SIZE);
+    device.write_all_at(&[8; 8192], 5 * MIB).unwrap();
+    device.sync_all().unwrap();
+    stand.start(&[]);
+    until("it is compared", || stand.scans().len() == 2);
+    stand.is_live();
+    stand.comes_back();
+    // It looks each quarter of a second.
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!((stand.counter("scans"), stand.scans().len()), (1, 2), "{}", stand.log());
+    stand.stop();
+}
+
 /// What was discarded is as the disk gives it from then on; what points had of it stays.
 #[test]
 fn a_discard_frees_no_history() {

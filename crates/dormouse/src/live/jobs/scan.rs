@@ -163,7 +163,7 @@ impl Worker {
             anyhow::ensure!(!behind || failed.is_empty(), Behind);
             let marks = tracked.marks()?;
             failed.blocks().into_iter().for_each(|block| marks.mark(block, 1));
-            let still = steps.is_last() && tracked.nothing_under_way() && tracked.dirty()? == 0;
+            let still = steps.is_last() && tracked.all_is_marked() && tracked.dirty()? == 0;
             let settled = still && tracked.left_out.holds() && tracked.is_awake()?;
             Ok((if settled { Grade::Settled } else { Grade::Fuzzy }, time))
         };

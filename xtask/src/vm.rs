@@ -10,6 +10,7 @@ mod image;
 mod kernel;
 mod machine;
 mod power;
+mod units;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -122,11 +123,20 @@ pub fn run(arguments: &[String]) -> Result<ExitCode> {
             power::play(scene, &kernel, &place, log)
         }));
     }
+    match units::missing() {
+        _ if !wanted(units::NAME) => {}
+        Some(why) => eprintln!("SKIPPED: {}: {why}", units::NAME),
+        None => {
+            let play = |log: &mut String| units::play(&kernel, &place, log);
+            failed += usize::from(!told(units::NAME, units::WHAT, keep_log, play));
+        }
+    }
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn names_of_all() -> impl Iterator<Item = &'static str> {
-    SCENES.iter().map(|scene| scene.name).chain(power::SCENES.iter().map(|scene| scene.name))
+    let power = power::SCENES.iter().map(|scene| scene.name);
+    SCENES.iter().map(|scene| scene.name).chain(power).chain([units::NAME])
 }
 
 fn list() -> Result<ExitCode> {
@@ -136,6 +146,7 @@ fn list() -> Result<ExitCode> {
     for scene in power::SCENES {
         println!("{:<12} {}", scene.name, scene.what);
     }
+    println!("{:<12} {}", units::NAME, units::WHAT);
     Ok(ExitCode::SUCCESS)
 }
 

@@ -170,6 +170,7 @@ fn copy_once(
         size: source.size(),
         leaves,
         mode: if options.all { copy::Mode::Check } else { copy::Mode::Scan },
+        part: copy::ALL,
         stale: false,
         window: copy::WINDOW,
     };

@@ -106,6 +106,7 @@ impl Writing {
             size,
             leaves,
             mode,
+            part: copy::ALL,
             stale: false,
             window: WINDOW,
         };

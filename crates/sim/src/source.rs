@@ -89,6 +89,7 @@ impl Disk {
             size,
             leaves,
             mode,
+            part: copy::ALL,
             stale,
             window,
         }

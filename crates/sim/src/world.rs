@@ -199,6 +199,23 @@ impl World {
         }
     }
 
+    /// Scans some pages of it; the rest of the volume stays as the last checkpoint has it.
+    pub fn copy_part(
+        &mut self,
+        machine: &Machine,
+        volume: VolumeId,
+        disk: &Disk,
+        pages: core::ops::Range<u64>,
+    ) -> Result<Outcome> {
+        let mut wire = self.hello(machine)?;
+        let opened = self.open(&mut wire, volume)?;
+        let plan = disk.plan(machine, volume, opened, copy::Mode::Scan, None);
+        let plan = copy::Plan { part: pages, ..plan };
+        let result = self.run_copy(machine, &mut wire, plan, disk, None);
+        self.done_with(&mut wire);
+        result
+    }
+
     /// Copies by a scan that begins before the volume's opening is answered, in the
     /// belief that this is its head.
     pub fn copy_ahead(

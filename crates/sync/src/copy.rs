@@ -18,18 +18,22 @@
 //! cut anew.
 //!
 //! A block that a scan could not read stays as the last checkpoint has it: zero in a first copy.
+//!
+//! A scan may be one of a part of the volume: what lies outside enters the new root with the
+//! hashes that the last checkpoint's root vouches for.
 
 mod chunks;
 mod compare;
 
+use core::ops::Range;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use dormouse_crypt::digest::Leaf as Hashes;
 use dormouse_crypt::{SigningKey, VaultSecrets, hash};
 use dormouse_format::extents::ExtentsWriter;
-use dormouse_format::geometry;
-use dormouse_format::limits::FANOUT;
+use dormouse_format::geometry::{self, Place, span};
+use dormouse_format::limits::{FANOUT, PAGE_BLOCKS};
 use dormouse_format::message::{Base, Message};
 use dormouse_format::point::{Grade, Point, SignedPoint, StoredPoint};
 use dormouse_format::{ChunkId, Hash, TimeNs, VaultId, VolumeId};
@@ -45,6 +49,8 @@ use compare::{Compare, Page};
 
 /// Bytes of leaves in flight, for a copy that has the machine to itself.
 pub const WINDOW: u64 = 80 << 20;
+/// [`Plan::part`] of a copy of all.
+pub const ALL: Range<u64> = 0..u64::MAX;
 
 /// What is copied, and from where on.
 #[derive(Debug)]
@@ -65,6 +71,9 @@ pub struct Plan {
     pub leaves: LeafSet,
     /// What the leaves are.
     pub mode: Mode,
+    /// Pages of a [`Mode::Scan`] whose leaves are compared; the others stay as the checkpoint has
+    /// them, which then must not be larger than the source. Else [`ALL`].
+    pub part: Range<u64>,
     /// Whether there are blocks that the source does not give, and that the copy leaves out.
     pub stale: bool,
     /// Bytes of leaves in flight, at most; [`WINDOW`] where memory does not matter.
@@ -225,8 +234,8 @@ pub struct Copy {
     deltas: Hash,
     parts: u64,
     tree: TreeHasher,
-    /// Hashes of leaves from the first on that waits for its old tags.
-    unhashed: VecDeque<(u64, Option<Hash>)>,
+    /// Hashes of leaves and subtrees from the first leaf on that waits for its old tags.
+    unhashed: VecDeque<(Place, Option<Hash>)>,
     barriers: VecDeque<u64>,
     last_barrier: u64,
     questions: VecDeque<Question>,
@@ -269,9 +278,13 @@ impl Copy {
             builds_on(head, checkpoint)?;
         }
         let walker = match (&plan.checkpoint, plan.mode) {
-            (Some(stored), Mode::Scan | Mode::Check) => Some(Walker::new(Root::of(stored)?)),
+            (Some(stored), Mode::Scan | Mode::Check) => Some(walker(stored, &plan)?),
             _ => None,
         };
+        let part = plan.part.clone();
+        if part != ALL && plan.mode != Mode::Scan {
+            return Err(Error::Protocol { what: "a part of what is no scan" });
+        }
         let deltas = match &plan.head {
             Some(head) if head.point().is_checkpoint() => head.point().root,
             Some(head) => head.point().deltas,
@@ -294,11 +307,11 @@ impl Copy {
             progress: Progress::default(),
             budget: Budget::default(),
             walker,
-            next_read: 0,
+            next_read: part.start.saturating_mul(FANOUT),
             reading: 0,
             arrived: BTreeMap::new(),
             page: None,
-            next_page: 0,
+            next_page: part.start,
             compared: false,
             compare: VecDeque::new(),
             leaves_asked: VecDeque::new(),
@@ -492,4 +505,22 @@ impl Copy {
         actions.push(Action::Send(Message::Commit { point }));
         Ok(())
     }
+}
+
+/// A walk over the checkpoint's map that opens what is compared.
+fn walker(checkpoint: &StoredPoint, plan: &Plan) -> Result<Walker> {
+    let root = Root::of(checkpoint)?;
+    if plan.part == ALL {
+        return Ok(Walker::new(root));
+    }
+    if root.size > plan.size {
+        return Err(Error::Protocol { what: "a scan of a part of what has become smaller" });
+    }
+    let blocks = |page: u64| page.saturating_mul(PAGE_BLOCKS);
+    let (first, end) = (blocks(plan.part.start), blocks(plan.part.end));
+    let touched = move |place: Place| {
+        let start = place.first_block();
+        start < end && start.saturating_add(span(place.level)) > first
+    };
+    Ok(Walker::only(root, Box::new(touched)))
 }

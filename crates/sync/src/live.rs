@@ -230,7 +230,7 @@ impl Live {
             }
             (Proof::Broken(gap), _, _) => {
                 self.lags.gap(gap.watched());
-                Baseline::Owed { gap, begun: false }
+                Baseline::Owed { gap, begun: gap == Gap::Incomplete }
             }
             (Proof::Unbroken, Some(_), _) => Baseline::Whole,
             (Proof::Unbroken, None, _) => Baseline::Owed { gap: Gap::FirstCopy, begun: false },

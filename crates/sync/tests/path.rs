@@ -143,6 +143,66 @@ fn blocks_that_cannot_be_read_stay_as_they_were() {
     }
 }
 
+/// A scan in parts: each point has what was compared so far, and of the rest what was there before;
+/// the server computes the same roots. Blocks that cannot be read are in it, cuts, and a size that grows.
+#[test]
+fn a_scan_may_go_in_parts() {
+    const PAGE: u64 = 64 << 20;
+    let within = |block: u64, part: &core::ops::Range<u64>| {
+        part.contains(&(block * BLOCK_SIZE as u64 / PAGE))
+    };
+    for seed in 1..=6 {
+        let mut world = World::new(seed);
+        let machine = world.machine();
+        let volume = world.volume(&machine, "disk");
+        let mut random = Lcg(seed * 57);
+        // 79 pages: a tree of three levels.
+        let mut disk = filled(&mut random, 78 * PAGE + 4096 * seed, 900);
+        let mut before = Disk::new(disk.size);
+        let mut models: Vec<Disk> = Vec::new();
+        for round in 0..4 {
+            let mut from = 0;
+            while from < 79 {
+                let end = if seed == 1 { from + 9 } else { from + 1 + random.below(40) };
+                let part = from..if end >= 79 { u64::MAX } else { end };
+                disk.unread.clear();
+                let start = from * PAGE / BLOCK_SIZE as u64 + random.below(300);
+                disk.unread.extend(start..start + random.below(600));
+                if random.below(3) == 0 {
+                    world.cut_after = Some(1 + random.below(40));
+                    if world.copy_part(&machine, volume, &disk, part.clone()).is_ok() {
+                        models.push(Disk::default());
+                    }
+                    world.cut_after = None;
+                }
+                world.copy_part(&machine, volume, &disk, part.clone()).unwrap();
+                let keeps = |block: &u64| !within(*block, &part) || disk.unread.contains(block);
+                let mut model = Disk::new(disk.size);
+                model.blocks.extend(before.blocks.clone().into_iter().filter(|(b, _)| keeps(b)));
+                model.blocks.extend(disk.blocks.clone().into_iter().filter(|(b, _)| !keeps(b)));
+                // One that was cut only when it was done had the same.
+                models.iter_mut().filter(|m| m.size == 0).for_each(|m| *m = model.clone());
+                models.push(model.clone());
+                (before, from) = (model, end);
+            }
+            change(&mut random, &mut disk);
+            if round == 1 {
+                disk.size += 4096 * 9;
+            }
+        }
+        world.assert_restores(&machine, volume, &models);
+        // Nothing outside of a part is read or sent, and little is asked for.
+        world.copy(&machine, volume, &disk).unwrap();
+        let again = world.copy_part(&machine, volume, &disk, 5..6).unwrap().progress;
+        assert_eq!((again.changed, again.sent), (0, 0));
+        assert!(world.traffic.0 + world.traffic.1 < 16 << 10, "{:?}", world.traffic);
+        // What has become smaller has to be compared as a whole.
+        disk.resize(40 * PAGE);
+        let refused = world.copy_part(&machine, volume, &disk, 5..6);
+        assert!(matches!(refused, Err(Error::Protocol { .. })), "{refused:?}");
+    }
+}
+
 #[test]
 fn unchanged_costs_nothing_and_moved_content_is_not_sent() {
     let mut world = World::new(1);

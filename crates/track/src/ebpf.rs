@@ -56,8 +56,6 @@ pub enum Gap {
     Disk,
     /// The disk had another size.
     Size,
-    /// The first scan was not finished.
-    Incomplete,
     /// Something was written that has no range.
     Everything,
     /// The machine may have hibernated.
@@ -74,7 +72,6 @@ impl Gap {
             Self::Links => "the tracker was not running all the time",
             Self::Disk => "the tracker watched another disk",
             Self::Size => "the disk has another size now",
-            Self::Incomplete => "the disk was never compared as a whole",
             Self::Everything => "something was written whose place is not known",
             Self::Hibernated => "the machine may have hibernated",
         }
@@ -137,7 +134,9 @@ impl Watch {
             let record = Record { size, links: new.links, everything: to.everything(), ..record };
             // If something had no range, it is not known here either.
             let same = from.record().is_some_and(|r| r.everything == from.everything());
-            to.set_record(&Record { complete: record.complete && same, ..record });
+            // A scan under way began with the old size.
+            let complete = record.complete && same;
+            to.set_record(&Record { complete, scanned: 0, ..record });
         }
         remove(&directory)?;
         new.take_name(&directory)?;
@@ -177,7 +176,8 @@ impl Watch {
     }
 
     /// Finds a watch that was begun before, by this process or another, and looks whether it is
-    /// unbroken and belongs to this volume; the record is what was recorded last.
+    /// unbroken and belongs to this volume; the record is what was recorded last. It may be of a
+    /// disk that was not compared to its end yet.
     pub fn find(
         disk: &Disk,
         directory: &Path,
@@ -198,8 +198,6 @@ impl Watch {
             Gap::Disk
         } else if record.size != disk.size() || marks.range() != disk.range {
             Gap::Size
-        } else if !record.complete {
-            Gap::Incomplete
         } else if record.everything != marks.everything() {
             Gap::Everything
         } else if record.slept.hibernated(&Slept::now(), false) {

@@ -32,6 +32,9 @@ pub struct Record {
     /// The copy at `head` and the marked blocks together are the disk: it was compared once
     /// as a whole, and watched from then on.
     pub complete: bool,
+    /// As long as it is not: so many pages (64 MiB of the disk each), from the first on, were
+    /// compared, and are in `head` as they were or are marked since.
+    pub scanned: u64,
     /// [`crate::marks::Marks::everything`] when that scan began.
     pub everything: u64,
     /// How the machine had slept when that was looked at last.
@@ -53,6 +56,7 @@ impl Record {
         words[14] = self.everything;
         words[15] = self.slept.ms;
         words[16] = self.slept.suspends;
+        words[17] = self.scanned;
         words
     }
 
@@ -71,6 +75,8 @@ impl Record {
             complete: words[13] == 1,
             everything: words[14],
             slept: Slept { ms: words[15], suspends: words[16] },
+            // A record of a program that knew nothing of it has a zero here.
+            scanned: words[17],
         })
     }
 }
@@ -106,6 +112,7 @@ mod tests {
             seq: 9,
             generation: 4,
             complete: true,
+            scanned: 11,
             everything: 2,
             slept: Slept { ms: 5, suspends: 1 },
         };

@@ -66,7 +66,7 @@ impl Tracked {
         let source = Source::open_shared(&disk.path)?;
         let found = watch_of(&disk)?;
         let (watch, gap) = match found {
-            Ok((watch, _)) => (watch, None),
+            Ok((watch, record)) => (watch, (!record.complete).then_some(Gap::Incomplete)),
             Err(gap) => (Watch::begin(&disk, &pins).map_err(not_watched)?, Some(of_gap(gap))),
         };
         let left_out = LeftOut::new(config.swap == config::Swap::Skip);
@@ -120,7 +120,7 @@ impl Tracked {
         if head.is_none() {
             return Ok(self.broken(Gap::FirstCopy));
         }
-        if let Some(gap) = self.gap {
+        if let Some(gap) = self.gap.filter(|gap| *gap != Gap::Incomplete) {
             return Ok(Proof::Broken(gap));
         }
         let (Some(record), Some(head)) = (self.record()?, head) else {
@@ -130,11 +130,12 @@ impl Tracked {
         // The point that was being made when the daemon or the link ended: it was made here,
         // and what it carried is still marked.
         let ours = point.prev.0 == record.head && point.generation == record.generation;
-        if record.volume != volume.0 || !record.complete || (found != record.head && !ours) {
+        if record.volume != volume.0 || (found != record.head && !ours) {
             return Ok(self.broken(Gap::OtherHead));
         }
         self.set_record(&Record { head: found, seq: point.seq, generation, ..record })?;
-        Ok(Proof::Unbroken)
+        // Then a scan goes on where its last point on record ended.
+        Ok(if record.complete { Proof::Unbroken } else { self.broken(Gap::Incomplete) })
     }
 
     fn broken(&mut self, gap: Gap) -> Proof {
@@ -152,20 +153,24 @@ impl Tracked {
     }
 
     /// Begins anew, before all of the disk is read: an empty bitmap, and on record that the
-    /// copy is not whole. A disk that has changed its size is opened again.
-    pub(super) fn begin_scan(&mut self, volume: &VolumeId, generation: u64) -> Result<()> {
+    /// copy is not whole. What is compared next goes on from `head`. A disk that has changed its
+    /// size is opened again.
+    pub(super) fn begin_scan(
+        &mut self,
+        volume: &VolumeId,
+        generation: u64,
+        head: Option<&StoredPoint>,
+    ) -> Result<()> {
         let disk = self.disk.again().map_err(not_watched)?;
-        if disk != self.disk {
+        // What is behind the bitmap once is so for good: a fresh one.
+        if disk != self.disk || self.marks()?.beyond() > 0 {
             self.source = Source::open_shared(&disk.path)?;
             self.watch = Some(Watch::begin(&disk, &self.pins).map_err(not_watched)?);
             self.disk = disk;
         }
         let marks = self.marks()?;
-        // What the server has acknowledged stays on record: it must go on showing that.
-        let (head, seq) = match marks.record().filter(|r| r.volume == volume.0) {
-            Some(before) => (before.head, before.seq),
-            None => ([0; 32], 0),
-        };
+        // It was shown to go on from what this side knew; from now on the server must show it.
+        let (head, seq) = head.map_or(([0; 32], 0), |p| (hash_of(&p.signed).0, p.point().seq));
         let record = Record {
             volume: volume.0,
             disk_sequence: self.disk.sequence,
@@ -175,6 +180,7 @@ impl Tracked {
             seq,
             generation,
             complete: false,
+            scanned: 0,
             everything: marks.everything(),
             slept: Slept::now(),
         };
@@ -183,13 +189,28 @@ impl Tracked {
         self.look_at_swap(true)?;
         let watch = self.watch.as_ref().context("there is no tracker")?;
         self.left_out.before_scan(&watch.marks().map_err(not_watched)?);
+        self.gap = Some(Gap::Incomplete);
+        Ok(())
+    }
+
+    /// The page at which a scan goes on; 0 if it begins anew.
+    pub(super) fn scanned(&self) -> Result<u64> {
+        let record = self.record()?.filter(|_| self.gap == Some(Gap::Incomplete));
+        Ok(record.map_or(0, |record| record.scanned))
+    }
+
+    /// These pages were compared, and are in this point, which is durable.
+    pub(super) fn has_scanned(&self, pages: u64, head: [u8; 32], seq: u64) -> Result<()> {
+        if let Some(record) = self.record()? {
+            self.set_record(&Record { head, seq, scanned: pages, ..record })?;
+        }
         Ok(())
     }
 
     /// The scan is done: from now on marks tell all.
     pub(super) fn end_scan(&mut self, head: [u8; 32], seq: u64) -> Result<()> {
         if let Some(record) = self.record()? {
-            self.set_record(&Record { head, seq, complete: true, ..record })?;
+            self.set_record(&Record { head, seq, complete: true, scanned: 0, ..record })?;
         }
         self.gap = None;
         Ok(())
@@ -209,9 +230,11 @@ impl Tracked {
         if disk != self.disk {
             return self.changed(disk).map(Some);
         }
-        if self.gap.is_some() {
+        // A watch that goes on from a scan under way has to be unbroken, too.
+        if self.gap.is_some_and(|gap| gap != Gap::Incomplete) {
             return Ok(None);
         }
+        let before = self.gap;
         let (marks, record) = (self.marks()?, self.record()?);
         let slept = Slept::now();
         if record.is_some_and(|r| r.slept.hibernated(&slept, true)) {
@@ -227,7 +250,7 @@ impl Tracked {
             // It was longer for a moment, and was not looked at then.
             self.gap = Some(Gap::Resized);
         }
-        Ok(self.gap.map(Change::Gap))
+        Ok(self.gap.filter(|gap| before != Some(*gap)).map(Change::Gap))
     }
 
     /// The device is another one, or has another size.
@@ -245,9 +268,14 @@ impl Tracked {
         self.source = Source::open_shared(&disk.path)?;
         self.disk = disk;
         self.look_at_swap(true)?;
-        if self.record()?.is_some_and(|r| !r.complete) && self.gap.is_none() {
-            self.gap = Some(Gap::Everything);
-            return Ok(Change::Gap(Gap::Everything));
+        let gap = match self.gap {
+            None => Gap::Everything,
+            Some(Gap::Incomplete) => Gap::Resized,
+            Some(_) => return Ok(Change::Size(self.size())),
+        };
+        if self.record()?.is_some_and(|r| !r.complete) {
+            self.gap = Some(gap);
+            return Ok(Change::Gap(gap));
         }
         Ok(Change::Size(self.size()))
     }
@@ -258,17 +286,20 @@ impl Tracked {
         Ok(!before.hibernated(&Slept::now(), false))
     }
 
-    /// Whether no write was begun before the cut and has not ended: then each that was has
-    /// left its mark.
-    pub(super) fn nothing_under_way(&self) -> bool {
-        (0..8).any(|_| self.disk.writes_in_flight().is_ok_and(|n| n == 0))
+    /// Whether each write that was begun has left its mark: none is under way, and none had no place
+    /// in the bitmap.
+    pub(super) fn all_is_marked(&self) -> bool {
+        let ended = (0..8).any(|_| self.disk.writes_in_flight().is_ok_and(|n| n == 0));
+        let Ok(marks) = self.marks() else { return false };
+        let everything = marks.record().map_or(0, |record| record.everything);
+        ended && marks.everything() == everything && marks.beyond() == 0
     }
 }
 
 /// Whether it is the same appearance of the same disk that the watch is about.
 fn is_watched<T>(disk: &Disk, found: &std::result::Result<T, ebpf::Gap>) -> bool {
-    use ebpf::Gap::{Everything, Hibernated, Incomplete, Size};
-    disk.sequence != 0 && matches!(found, Ok(_) | Err(Size | Incomplete | Everything | Hibernated))
+    use ebpf::Gap::{Everything, Hibernated, Size};
+    disk.sequence != 0 && matches!(found, Ok(_) | Err(Size | Everything | Hibernated))
 }
 
 /// What has become of a disk.
@@ -299,7 +330,6 @@ const fn of_gap(gap: ebpf::Gap) -> Gap {
     match gap {
         ebpf::Gap::None | ebpf::Gap::Hibernated => Gap::OtherBoot,
         ebpf::Gap::Unrecorded => Gap::NoRecord,
-        ebpf::Gap::Incomplete => Gap::Incomplete,
         ebpf::Gap::Parts | ebpf::Gap::Links => Gap::TrackerGone,
         ebpf::Gap::Disk => Gap::OtherDisk,
         ebpf::Gap::Size => Gap::OtherSize,

@@ -227,7 +227,7 @@ fn read_rest(
         (rest, start) = (behind, start + len);
     }
     read_all(&tracked.source, &dirty, jobs)?;
-    if !tracked.nothing_under_way() || marks.marked_again(&dirty) > 0 {
+    if !tracked.all_is_marked() || marks.marked_again(&dirty) > 0 {
         return Ok(Err((Unfrozen::Unproved, String::new())));
     }
     Ok(Ok((dirty, places)))

@@ -12,9 +12,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use dormouse_format::TimeNs;
 use dormouse_format::limits::BLOCK_SIZE;
 use dormouse_format::point::{Grade, SignedPoint};
+use dormouse_format::{Seq, TimeNs};
 use dormouse_sync::checkpoint::{self, Checkpoint};
 use dormouse_sync::copy::{self, Copy, Outcome, Progress};
 use dormouse_sync::history::hash_of;
@@ -74,6 +74,8 @@ pub(super) struct Worker {
     told: Option<(u64, u64)>,
     sweep: Sweep,
     probe: probe::Probe,
+    /// The point of which a checkpoint was tried last before a scan.
+    uncheckpointed: Option<Seq>,
     /// Bytes that had crossed the present link when they were last counted.
     moved: u64,
 }
@@ -106,6 +108,7 @@ impl Worker {
             told: None,
             sweep: Sweep::default(),
             probe: probe::Probe::default(),
+            uncheckpointed: None,
             moved: 0,
         }
     }
@@ -114,7 +117,7 @@ impl Worker {
     pub(super) fn work(&mut self, pilot: &mut Pilot<'_>, job: Job) -> Result<Event> {
         let done = self.end_probe().and_then(|()| match job {
             Job::Connect { takeover } => self.connect(pilot, takeover),
-            Job::Scan { .. } => self.scan(pilot),
+            Job::Scan { resume } => self.scan(pilot, resume),
             Job::Pass { deltas_max, hot } => self.pass(pilot, deltas_max, hot),
             Job::Freeze => self.freeze(pilot),
             Job::Checkpoint => self.checkpoint(pilot),
@@ -152,13 +155,8 @@ impl Worker {
 
     /// Looks at the marks between jobs.
     pub(super) fn look(&mut self, pilot: &mut Pilot<'_>) -> Result<()> {
-        match self.tracked.change()? {
-            Some(Change::Gap(gap)) => pilot.tell(Event::Gap(gap)),
-            Some(Change::Size(size)) => {
-                self.sweep = Sweep::default();
-                pilot.tell(Event::Resized { size });
-            }
-            None => {}
+        if let Some(change) = self.tracked.change()? {
+            self.changed(pilot, change);
         }
         if self.tracked.look_at_swap(false)? {
             self.counted = None;
@@ -185,6 +183,16 @@ impl Worker {
             self.remember()?;
         }
         Ok(())
+    }
+
+    fn changed(&mut self, pilot: &mut Pilot<'_>, change: Change) {
+        match change {
+            Change::Gap(gap) => pilot.tell(Event::Gap(gap)),
+            Change::Size(size) => {
+                self.sweep = Sweep::default();
+                pilot.tell(Event::Resized { size });
+            }
+        }
     }
 
     /// A clean end.
@@ -223,6 +231,7 @@ impl Worker {
             size: self.tracked.size(),
             leaves,
             mode,
+            part: copy::ALL,
             stale: self.stale.len() > 0,
             window: WINDOW,
         })
@@ -319,7 +328,7 @@ impl Worker {
                 && left_out.holds()
                 && tracked.is_awake()?;
             // First that no write is under way, then that none has left a mark.
-            let still = all && tracked.nothing_under_way();
+            let still = all && tracked.all_is_marked();
             let settled = still && tracked.marks()?.marked_again(&dirty) == 0;
             Ok((if settled { Grade::Settled } else { Grade::Fuzzy }, time))
         };

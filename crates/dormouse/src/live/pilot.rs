@@ -154,7 +154,7 @@ impl<'a> Pilot<'a> {
         self.show(false);
     }
 
-    fn show(&mut self, news: bool) {
+    pub(super) fn show(&mut self, news: bool) {
         if !news && self.told.is_some_and(|told| told.elapsed() < TELL_EVERY) {
             return;
         }

@@ -51,6 +51,11 @@ impl Teller {
         self.log.event(&Entry::new(Level::Warning, text));
     }
 
+    /// Something that somebody may want to know.
+    pub(super) fn notice(&self, text: &str) {
+        self.log.event(&Entry::new(Level::Notice, text));
+    }
+
     /// A point that holds the disk still.
     pub(super) fn frozen(&self, seq: u64, text: &str) {
         self.log.event(&Entry::new(Level::Info, &format!("point {seq}: {text}")).point(seq));

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use crate::load::Load;
-use crate::stand::{SIZE, Stand, numbers, sh, until};
+use crate::stand::{SIZE, Stand, done, numbers, sh, until};
 
 const MIB: u64 = 1 << 20;
 
@@ -86,6 +86,7 @@ fn a_disk_that_grows_and_shrinks_goes_on() {
     drop(device);
     stand.comes_back();
     stand.is_live();
+    let (larger, point) = (std::fs::read(&stand.image).unwrap(), stand.newest_point());
     // Not by whole blocks: the last one is padded with zeros.
     stand.resize(40 * MIB + 512);
     let device = OpenOptions::new().write(true).open(&stand.device).unwrap();
@@ -95,8 +96,67 @@ fn a_disk_that_grows_and_shrinks_goes_on() {
     drop(device);
     stand.comes_back();
     until("it is LIVE again", || stand.status().is_some_and(|v| v["state"] == "LIVE"));
-    // The old tail stays in history.
-    assert!(stand.points("settled").len() + stand.points("frozen").len() >= 2);
+    assert_eq!(stand.newest().len() as u64, 40 * MIB + 512);
+    assert!(stand.at(point) == larger, "the old tail is not in point {point} any more");
+    stand.stop();
+}
+
+/// What was written behind its end while it was longer is not in the marks: all is compared, once.
+#[test]
+fn a_disk_that_was_longer_for_a_moment_is_compared_once() {
+    let Some(mut stand) = Stand::live(&[]) else { return };
+    stand.umount();
+    stand.comes_back();
+    stand.kill();
+    stand.resize(SIZE + MIB);
+    let device = OpenOptions::new().write(true).open(&stand.device).unwrap();
+    device.write_all_at(&[7; 8192], SIZE).unwrap();
+    device.sync_all().unwrap();
+    stand.resize(SIZE);
+    device.write_all_at(&[8; 8192], 5 * MIB).unwrap();
+    device.sync_all().unwrap();
+    stand.start(&[]);
+    until("it is compared", || stand.scans().len() == 2);
+    stand.is_live();
+    stand.comes_back();
+    // It looks each quarter of a second.
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!((stand.counter("scans"), stand.scans().len()), (1, 2), "{}", stand.log());
+    stand.stop();
+}
+
+/// What was discarded is as the disk gives it from then on; what points had of it stays.
+#[test]
+fn a_discard_frees_no_history() {
+    let Some(mut stand) = Stand::new() else { return };
+    if !done("command -v blkdiscard") {
+        eprintln!("SKIPPED: blkdiscard is not here: no live mirror is shown a discard");
+        return;
+    }
+    stand.umount();
+    let device = OpenOptions::new().write(true).open(&stand.device).unwrap();
+    let write = |at: u64, bytes: &[u8]| {
+        device.write_all_at(bytes, at).unwrap();
+        device.sync_all().unwrap();
+    };
+    write(40 * MIB, &numbers().noise(8 << 20));
+    stand.start(&[]);
+    stand.is_live();
+    stand.comes_back();
+    let (before, point) = (std::fs::read(&stand.image).unwrap(), stand.newest_point());
+    sh(&format!("blkdiscard -f -o {} -l {} {}", 40 * MIB, 8 * MIB, stand.device.display()));
+    // A write after it counts, and one that the discard overtakes does not.
+    write(44 * MIB, &[7; 8192]);
+    write(50 * MIB, &[9; 8192]);
+    sh(&format!("blkdiscard -f -o {} -l {} {}", 50 * MIB, MIB, stand.device.display()));
+    stand.comes_back();
+    let after = stand.newest();
+    let range = |at: u64| at as usize..at as usize + 8192;
+    assert_eq!(after[range(41 * MIB)], [0; 8192]);
+    assert_eq!(after[range(44 * MIB)], [7; 8192]);
+    assert_eq!(after[range(50 * MIB)], [0; 8192]);
+    assert!(stand.at(point) == before, "point {point} has lost what was discarded later");
+    assert_eq!(stand.scans().len(), 1, "{}", stand.log());
     stand.stop();
 }
 

@@ -14,6 +14,7 @@ mod frozen;
 mod load;
 mod refusals;
 mod restarts;
+mod resumed;
 mod revoked;
 mod stand;
 mod swap;

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use dormouse_track::ebpf;
+use dormouse_track::device::Disk;
+use dormouse_track::ebpf::{self, Watch};
+use dormouse_track::record::Record;
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -100,10 +102,15 @@ pub fn numbers() -> Numbers {
 impl Stand {
     /// Without a daemon. None, and a loud line, where it cannot be.
     pub fn new() -> Option<Self> {
+        Self::of(SIZE)
+    }
+
+    /// The same with a disk of this size.
+    pub fn of(size: u64) -> Option<Self> {
         may_run()?;
         let memory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let image = memory.path().join("image");
-        File::create(&image).unwrap().set_len(SIZE).unwrap();
+        File::create(&image).unwrap().set_len(size).unwrap();
         if !done(&format!("mke2fs -q -F -t ext4 {}", image.display())) {
             eprintln!("SKIPPED: mke2fs does not run: a live mirror is not tested here");
             return None;
@@ -259,6 +266,17 @@ impl Stand {
         dest
     }
 
+    /// What a point holds.
+    pub fn at(&self, point: u64) -> Vec<u8> {
+        std::fs::read(self.restored(Some(point))).unwrap()
+    }
+
+    /// The number of the newest point that can be taken.
+    pub fn newest_point(&self) -> u64 {
+        let all = [self.points("settled"), self.points("frozen")].concat();
+        all.into_iter().max().unwrap()
+    }
+
     /// The newest point that can be taken.
     pub fn newest(&self) -> Vec<u8> {
         std::fs::read(self.restored(None)).unwrap()
@@ -345,6 +363,18 @@ impl Stand {
         let all = std::fs::read_dir(ebpf::place()).into_iter().flatten().flatten();
         let mut all = all.map(|entry| entry.path());
         all.find(|p| p.file_name().unwrap().to_string_lossy().starts_with(&*self.volume))
+    }
+
+    /// What watches the disk, and what is on record of that.
+    pub fn watch(&self) -> Option<(Watch, Record)> {
+        let id =
+            std::fs::read_to_string(self.place.path("home/volumes").join(&self.volume)).ok()?;
+        let id: Vec<u8> = id.as_bytes()[..32]
+            .chunks(2)
+            .map(|hex| u8::from_str_radix(std::str::from_utf8(hex).unwrap(), 16).unwrap())
+            .collect();
+        let disk = Disk::of(&self.device).unwrap();
+        Watch::find(&disk, &self.pins()?, &id.try_into().unwrap()).unwrap().ok()
     }
 
     /// Removes what watches the disk, as a reboot does.

@@ -89,7 +89,10 @@ impl Copy {
 
     pub(super) fn read_ahead(&mut self, actions: &mut Vec<Action>) {
         while self.budget.used() + Claim::WHOLE <= self.plan.window || self.budget.used() == 0 {
-            let Some(index) = self.plan.leaves.next(self.next_read) else { return };
+            let next = self.plan.leaves.next(self.next_read);
+            let Some(index) = next.filter(|leaf| leaf / FANOUT < self.plan.part.end) else {
+                return;
+            };
             self.next_read = index + 1;
             self.reading += 1;
             actions.push(Action::Read { index, claim: self.budget.claim(Claim::WHOLE) });
@@ -118,7 +121,8 @@ impl Copy {
     /// known yet, or there is none.
     fn next_page(&mut self) -> Result<bool> {
         let source = self.plan.leaves.next_page(self.next_page);
-        let front = self.walker.as_ref().map_or(Front::End, Walker::front);
+        let source = source.filter(|page| *page < self.plan.part.end);
+        let front = self.pass_over(source.unwrap_or(u64::MAX));
         let (index, old) = match (source, front) {
             (None, Front::End) => {
                 self.compared = true;
@@ -134,12 +138,29 @@ impl Copy {
             (_, Front::Page(first)) => {
                 (first / PAGE_BLOCKS, self.walker.as_mut().and_then(Walker::take))
             }
-            (_, Front::Whole(..)) => return Err(Error::Protocol { what: "an unopened subtree" }),
+            // It lies behind the page.
+            (Some(s), Front::Whole(..)) => (s, None),
+            (None, Front::Whole(..)) => {
+                return Err(Error::Protocol { what: "an unopened subtree" });
+            }
         };
         let source = self.plan.leaves.page(index);
         self.page = Some(Page { index, source, old, slot: 0, ask: 0 });
         self.next_page = index + 1;
         Ok(true)
+    }
+
+    /// Takes over the old map's subtrees before a page that are not compared; what comes then.
+    fn pass_over(&mut self, page: u64) -> Front {
+        loop {
+            let front = self.walker.as_ref().map_or(Front::End, Walker::front);
+            let Front::Whole(place, hash) = front else { return front };
+            if place.first_block() >= page.saturating_mul(PAGE_BLOCKS) {
+                return front;
+            }
+            self.walker.as_mut().and_then(Walker::take);
+            self.push_subtree(place, Some(hash));
+        }
     }
 
     /// Compares leaves of the current page; false if it must wait for one.
@@ -161,7 +182,8 @@ impl Copy {
                 if self.plan.mode != Mode::Changes {
                     // With blocks that could not be read it is known with the old tags.
                     let known = hashes.hash == old || !ask || data.unread.is_empty();
-                    self.push_leaf(index, known.then_some(hashes.hash));
+                    let place = Place { level: 0, index };
+                    self.push_subtree(place, known.then_some(hashes.hash));
                 }
                 let wanted = match self.plan.mode {
                     Mode::Scan => hashes.hash != old,
@@ -192,23 +214,22 @@ impl Copy {
         true
     }
 
-    /// The hash of a leaf goes into the tree, in address order; without one, when it is known.
-    fn push_leaf(&mut self, index: u64, hash: Option<Hash>) {
+    /// A hash goes into the tree, in address order; without one, when it is known.
+    fn push_subtree(&mut self, place: Place, hash: Option<Hash>) {
         match hash {
-            Some(hash) if self.unhashed.is_empty() => {
-                self.tree.push(Place { level: 0, index }, hash);
-            }
-            hash => self.unhashed.push_back((index, hash)),
+            Some(hash) if self.unhashed.is_empty() => self.tree.push(place, hash),
+            hash => self.unhashed.push_back((place, hash)),
         }
     }
 
     /// The hash of a leaf that waited for its old tags.
     fn leaf_hash(&mut self, index: u64, hash: Hash) {
-        if let Some(waiting) = self.unhashed.iter_mut().find(|(i, _)| *i == index) {
+        let leaf = Place { level: 0, index };
+        if let Some(waiting) = self.unhashed.iter_mut().find(|(place, _)| *place == leaf) {
             waiting.1 = Some(hash);
         }
-        while let Some(&(index, Some(hash))) = self.unhashed.front() {
-            self.tree.push(Place { level: 0, index }, hash);
+        while let Some(&(place, Some(hash))) = self.unhashed.front() {
+            self.tree.push(place, hash);
             self.unhashed.pop_front();
         }
     }

@@ -211,7 +211,7 @@ impl Away {
 pub enum Gap {
     /// The server has nothing of the volume.
     FirstCopy,
-    /// All was watched, but a scan before has not come to its end.
+    /// All was watched since a scan before was begun, which has not come to its end.
     Incomplete,
     /// Nothing is on record of an earlier watch, or it did not end cleanly.
     NoRecord,
@@ -256,7 +256,7 @@ impl Gap {
     pub const fn text(self) -> &'static str {
         match self {
             Self::FirstCopy => "the first copy of this disk",
-            Self::Incomplete => "the disk was never compared as a whole",
+            Self::Incomplete => "the disk was not compared to its end yet",
             Self::NoRecord => "no proof of an unbroken watch: nothing was left on record of it",
             Self::OtherBoot => {
                 "no proof of an unbroken watch: the machine was started, or hibernated, since"

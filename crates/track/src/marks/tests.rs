@@ -115,6 +115,7 @@ fn a_record_is_replaced_at_once_or_not_at_all() {
         seq,
         generation: 7,
         complete: false,
+        scanned: seq,
         everything: 0,
         slept: Slept::default(),
     };

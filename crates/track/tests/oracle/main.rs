@@ -129,12 +129,19 @@ fn a_watch_outlives_its_daemon_and_is_found_again_only_if_it_is_whole() {
         seq: 5,
         generation: 3,
         complete: false,
+        scanned: 4,
         everything: 0,
         slept: Slept::default(),
     };
     let set = |record: &Record| watch.marks().unwrap().set_record(record);
     set(&record);
-    assert_eq!(gap(&disk, &volume), Some(Gap::Incomplete));
+    let found = || Watch::find(&disk, &pins, &volume).unwrap().ok().map(|(_, record)| record);
+    assert_eq!(found(), Some(record), "a scan under way");
+    // One that did not see all is none to go on with, however far the scan was.
+    set(&Record { everything: 1, ..record });
+    assert_eq!(gap(&disk, &volume), Some(Gap::Everything));
+    set(&Record { slept: Slept { ms: u64::MAX / 2, suspends: 0 }, ..record });
+    assert_eq!(gap(&disk, &volume), Some(Gap::Hibernated));
     record.complete = true;
     set(&record);
     assert_eq!(gap(&disk, &volume), None);

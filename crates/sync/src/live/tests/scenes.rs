@@ -27,7 +27,9 @@ fn every_gap_leads_to_a_scan_with_its_reason() {
         bench.tell(Event::Connected { proof: Proof::Broken(gap), head, dirty: 0 });
         assert_eq!(bench.live.state(), State::Scanning(gap));
         assert_eq!(bench.view().state.reason(), gap.text());
-        assert_eq!(bench.job(), Some(Job::Scan { resume: false }));
+        // Only where all was watched since a scan was begun, that one goes on.
+        let resume = gap == Gap::Incomplete;
+        assert_eq!(bench.job(), Some(Job::Scan { resume }));
 
         let mut live = Bench::live();
         live.after(SECOND, dirty(MIB));

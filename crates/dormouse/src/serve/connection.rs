@@ -63,7 +63,7 @@ fn received(
     let after = session.handle(now_ns(), first, &mut |m| answers.push(m));
     let client = session.client().filter(|_| after == After::Continue);
     if let (Some(what), true) = (what, client.is_some()) {
-        what.write(shared, &session, from);
+        what.write(shared, &session, from, &Message::Done);
     }
     let dismissed = client.and_then(|client| seat.is_client(client, key));
     if client.is_some() && dismissed.is_none() {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, select};
 use dormouse_format::VaultId;
-use dormouse_format::message::{Base, Message, Refusal};
+use dormouse_format::message::{Base, Keep, Message, Refusal};
 use dormouse_sync::server::{After, Refused, Session};
 
 use super::Shared;
@@ -133,7 +133,12 @@ impl<'a> Serving<'a> {
         let commit = matches!(message, Message::Commit { .. });
         let (began, scans) = (Instant::now(), self.scan.is_some());
         let (shared, link, vault) = (self.shared, self.link, self.vault);
-        turn.get_or_insert_with(|| shared.turns.take(vault, scans));
+        // It reads much, for one who can wait: who has a turn goes on meanwhile.
+        if matches!(message, Message::Keep(Keep::GetGain { .. })) {
+            *turn = None;
+        } else {
+            turn.get_or_insert_with(|| shared.turns.take(vault, scans));
+        }
         let mut send = |messages: Vec<Message>| {
             let full = link.tx.queued() >= SEND_BYTES_MAX / 2;
             if !full && !turn.as_ref().is_some_and(Turn::is_over) {
@@ -146,6 +151,7 @@ impl<'a> Serving<'a> {
             sent
         };
         let (mut said, mut there, mut committed) = (None, true, false);
+        let mut kept = Message::Done;
         let after = self.session.handle(now_ns(), message, &mut |m| {
             match &m {
                 Message::Error { text, refusal } => {
@@ -153,6 +159,7 @@ impl<'a> Serving<'a> {
                     said = Some(text.clone());
                 }
                 Message::Committed { .. } => committed = true,
+                Message::Kept(_) if what.is_some() => kept = m.clone(),
                 _ => {}
             }
             there = there && answers.add(m, &mut send);
@@ -162,7 +169,7 @@ impl<'a> Serving<'a> {
             self.scan = None;
         }
         if let (Some(what), None) = (what, &said) {
-            what.write(shared, &self.session, self.from);
+            what.write(shared, &self.session, self.from, &kept);
         }
         if !there {
             return Err(self.ended());

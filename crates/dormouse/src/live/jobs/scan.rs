@@ -61,6 +61,7 @@ impl Worker {
         let outcome = self.run(plan, &source, &mut finish, &mut |p| {
             let leaf = (tracked.size() / total.max(1)).max(1);
             let left = total.saturating_sub(p.leaves) * leaf;
+            pilot.teller.queued = p.queued;
             pilot.tell(Event::Progress { done: p.leaves * leaf, left });
             pilot.tell(Event::Dirty { bytes: tracked.dirty()?, waiting: 0 });
             anyhow::ensure!(!behind || failed.is_empty(), Behind);

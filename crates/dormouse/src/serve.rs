@@ -505,7 +505,11 @@ pub fn run(store: &std::path::Path, options: &ServeOptions) -> Result<()> {
     // In the jail no socket can be made.
     let mut notify = Notify::from_env();
     let log = if options.json_log { Log::json() } else { Log::system() };
-    let plan = Plan::of_store(store.path())?;
+    let mut plan = Plan::of_store(store.path())?;
+    if let Some(PagesPlace::Unix(path)) = &options.metrics {
+        // Where that is not possible, listening there says why.
+        let _ = plan.clears(path);
+    }
     let tls = ServerTls::new(&store.key()?)?;
     let open = || {
         let door = door::handed()?.map_or_else(|| door::listen(&listen), Ok)?;

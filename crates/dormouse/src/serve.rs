@@ -15,6 +15,7 @@ mod door;
 pub mod expiring;
 mod introduction;
 mod limits;
+mod lounge;
 mod members;
 pub mod pages;
 mod returns;
@@ -56,6 +57,7 @@ use audited::Takeovers;
 use counters::Counters;
 use introduction::Guest;
 use limits::Limits;
+use lounge::Lounge;
 use members::Members;
 use pages::{Pages, Place as PagesPlace, Ready};
 use returns::Returns;
@@ -106,6 +108,8 @@ pub(crate) struct Shared {
     takeovers: Takeovers,
     scans: Arc<Scans>,
     turns: Turns,
+    /// Connections that say nothing.
+    lounge: Lounge,
     limits: Limits,
     /// Never carries anything: it is closed when the server stops.
     stopping: Receiver<()>,
@@ -231,6 +235,7 @@ impl Server {
         let expiring = expiring::start(access.clone(), log.clone(), stopping.clone())?;
         let collecting = collecting::start(&store, &access, &stopping, &log)?;
         let (counters, returns, takeovers) = Default::default();
+        let (lounge, roused) = Lounge::new()?;
         let shared = Arc::new(Shared {
             access,
             tls,
@@ -241,6 +246,7 @@ impl Server {
             takeovers,
             scans: Scans::new(cores * SCANS_PER_CORE),
             turns: Turns::new(cores * TURNS_PER_CORE),
+            lounge,
             limits,
             stopping,
             table,
@@ -253,7 +259,8 @@ impl Server {
             let shared = shared.clone();
             named("usher").spawn(move || introduction::usher(&shared, &guests))?
         };
-        shared.table().threads.extend(collecting.into_iter().chain([usher]));
+        let rest = lounge::start(&shared, roused)?;
+        shared.table().threads.extend(collecting.into_iter().chain([usher, rest]));
         let accept = {
             let shared = shared.clone();
             named("accept").spawn(move || accept_loop(&shared, &listener, &woken, &hall))?

@@ -791,6 +791,13 @@ impl Deframer {
         self.buffer.extend_from_slice(bytes);
     }
 
+    /// Gives back the memory that what was taken has left.
+    pub fn shrink(&mut self) {
+        self.buffer.drain(..self.start);
+        self.start = 0;
+        self.buffer.shrink_to_fit();
+    }
+
     /// The next whole message, or `None` if more bytes are needed.
     pub fn next_message(&mut self) -> Result<Option<Message>> {
         let rest = &self.buffer[self.start..];

@@ -7,6 +7,7 @@ mod bpf;
 mod ci;
 mod flips;
 mod fuzz;
+mod garage;
 mod measure;
 mod mutants;
 mod proof;
@@ -73,6 +74,11 @@ commands:
             --jobs N          targets at a time; as many as processors without it
             --minimise        makes the committed corpora anew out of what was found
             --seed            writes the seeds to the committed corpora
+  garage  a store in a cluster of three Garage nodes, of which one is killed while a client writes
+            --garage PATH     the program; found on PATH, or built once, without it
+            --dormouse BIN    target/release/dormouse without it
+            --dir DIR         target/garage without it
+            --rounds N        copies, 12 without it
   vm      [SCENE...] on Debian's 6.12 kernel in qemu: attach by ublk and NBD, with kills and power cuts
             --list            what there is
             --log             what the machines said, also of scenes that hold
@@ -88,10 +94,13 @@ commands:
             --images DIR      bench's directory, target/bench without it
     follow     a mirror of a disk in use: what the tracker costs, lags, freezes, memory, traffic
             --seconds N       of load, 60 without it
-    disks      points and volumes over NBD beside qemu-nbd and nbdkit, with fio
+    disks      points and volumes over NBD beside qemu-nbd and nbdkit, with fio; cold reads beside a
+              restore; by FUSE and loop beside a loop device; until a huge disk is there (root)
+            --part NAME       nbd, cold, loop or ready; all without it; may be given several times
             --seconds N       each run, 60 without it
             --rounds N        3 without it
             --image-mib N     size of the disk, 512 without it
+            --size-tib N      of the huge one, 1 without it
     strangers  a first copy while strangers hold all places of the server, against none
             --connections N   strangers, 2000 without it
             --image-mib N     size of the disk, 512 without it
@@ -132,6 +141,7 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
         "bench" => bench::run(rest),
         "fuzz" => fuzz::run(rest),
         "proof" => proof::run(rest),
+        "garage" => garage::run(rest),
         "herd" => proof::run(&[&[command.clone()][..], rest].concat()),
         "sim" if rest == ["--canary"] => sim::canary(),
         "sim" => sim::run(rest),

@@ -48,6 +48,7 @@ struct Options {
     image_mib: usize,
     seconds: u64,
     images: PathBuf,
+    parts: Vec<String>,
 }
 
 impl Options {
@@ -66,6 +67,7 @@ impl Options {
             image_mib: 512,
             seconds: 60,
             images: "target/bench".into(),
+            parts: Vec::new(),
         };
         let mut arguments = arguments.iter();
         while let Some(argument) = arguments.next() {
@@ -89,6 +91,7 @@ impl Options {
                 "--dormouse" => options.dormouse = text.into(),
                 "--dir" => options.directory = text.into(),
                 "--images" => options.images = text.into(),
+                "--part" => options.parts.push(text.clone()),
                 _ => bail!("this proof does not know {argument}: see cargo xtask help"),
             }
         }
@@ -134,6 +137,7 @@ fn field(said: &str, name: &str) -> Result<u64> {
 /// Requests a second of this kind, `read` or `write`, that fio says it has made.
 fn iops(json: &[u8], kind: &str) -> Result<f64> {
     let text = String::from_utf8_lossy(json);
+    // The job's own options may have the word, too: `"rw" : "write"`.
     let part = text.split_once(&format!("\"{kind}\" : {{")).context("fio says nothing of these")?.1;
     let number = part.split_once("\"iops\" : ").context("fio says no iops")?.1;
     let number = number.split([',', '\n']).next().unwrap_or_default();
@@ -143,6 +147,15 @@ fn iops(json: &[u8], kind: &str) -> Result<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn iops_are_those_of_the_kind() {
+        let said = b"\"rw\" : \"write\",\n\"read\" : {\n \"iops\" : 0.0,\n},\n\"write\" : {\n \
+                     \"iops\" : 12.5,\n}";
+        assert_eq!(iops(said, "write").unwrap(), 12.5);
+        assert_eq!(iops(said, "read").unwrap(), 0.0);
+        assert!(iops(said, "trim").is_err());
+    }
 
     #[test]
     fn a_field_is_that_of_the_last_event() {

@@ -28,6 +28,9 @@ use entry::{BLOCKS_MAX, EntryHead, FILE_HEAD, FileHead, HASH_SUMS, Kind, block_s
 use runs::{Content, Runs, Span};
 
 const BLOCK: u64 = BLOCK_SIZE as u64;
+/// A run is kept in memory for so many bytes of the log at most: an entry of zeros takes 56 bytes in
+/// it, and what it takes here is to be bounded, too.
+const BYTES_PER_RUN: u64 = 1024;
 
 /// Entries that are written with one call, at most.
 const TOGETHER: usize = 128;
@@ -122,12 +125,7 @@ impl WriteLog {
     /// Takes the log of a directory, which is made if it is not there, and what is in it.
     /// `salt` is random. Nothing can be written before [`Self::begin`].
     pub fn open(dir: &Path, limits: Limits, salt: u64) -> Result<(Self, Option<Left>)> {
-        std::fs::create_dir_all(dir)?;
-        let lock = private().open(dir.join("lock"))?;
-        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-            let dir = dir.display();
-            return Err(Error::Damaged(format!("another process writes the log in {dir}")));
-        }
+        let lock = locked(dir)?;
         let replay = files::replay(dir)?;
         let left = replay.first.map(|_| Left {
             base: replay.base,
@@ -163,6 +161,12 @@ impl WriteLog {
         Ok((Self { dir, limits, salt, state, room, _lock: lock }, left))
     }
 
+    /// Removes the log of a directory, also one that cannot be read.
+    pub fn remove(dir: &Path) -> Result<()> {
+        let _lock = locked(dir)?;
+        files::remove(dir)
+    }
+
     /// Begins writing, on this base; `size` is the disk's if nothing was left.
     pub fn begin(&self, base: Base, size: u64) -> Result<()> {
         let lost = std::mem::take(&mut self.state().lost);
@@ -188,16 +192,6 @@ impl WriteLog {
         self.go_on_in(part, after_cut, &mut state)?;
         drop(state);
         Ok(file.sync_data()?)
-    }
-
-    /// Drops what an earlier process left; before [`Self::begin`].
-    pub fn discard(&self) -> Result<()> {
-        let mut state = self.state();
-        state.files.drain(..).try_for_each(|part| std::fs::remove_file(part.path))?;
-        File::open(&self.dir)?.sync_all()?;
-        (state.now, state.touched, state.bytes) = (Runs::default(), false, 0);
-        (state.seq, state.written, state.chain) = (0, 0, 0);
-        Ok(())
     }
 
     /// Writes whole blocks.
@@ -422,8 +416,14 @@ impl WriteLog {
     /// Whether so many bytes could be written now, in whole blocks or not, without waiting for room.
     pub fn has_room(&self, bytes: u64) -> bool {
         // An entry's head and sums are less than its data, and so are two edges.
-        let need = bytes * 2 + 4 * BLOCK;
-        self.state().bytes + need <= self.limits.bytes
+        self.takes(&self.state(), bytes * 2 + 4 * BLOCK)
+    }
+
+    /// Whether so many bytes more are within the limits.
+    fn takes(&self, state: &State, bytes: u64) -> bool {
+        let runs = state.now.len() + state.old.as_ref().map_or(0, |old| old.len());
+        state.bytes + bytes <= self.limits.bytes
+            && (runs as u64) < self.limits.bytes / BYTES_PER_RUN
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -467,7 +467,7 @@ impl WriteLog {
             }
             // One entry goes in however long it is, and so does what makes room.
             let empty = !(state.touched || state.old.is_some());
-            if small || empty || state.bytes + need <= self.limits.bytes {
+            if small || empty || self.takes(&state, need) {
                 return Ok(state);
             }
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
@@ -640,6 +640,17 @@ fn put(file: &File, mut at: u64, mut heads: &[u8], entries: &[Entry<'_>]) -> io:
         io::IoSlice::advance_slices(&mut rest, written);
     }
     Ok(())
+}
+
+/// A directory, which is made if it is not there, that no other log uses meanwhile.
+fn locked(dir: &Path) -> Result<File> {
+    std::fs::create_dir_all(dir)?;
+    let lock = private().open(dir.join("lock"))?;
+    if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        let dir = dir.display();
+        return Err(Error::Damaged(format!("another process writes the log in {dir}")));
+    }
+    Ok(lock)
 }
 
 fn private() -> OpenOptions {

@@ -272,7 +272,10 @@ fn sizes_are_kept_and_what_is_cut_off_comes_back_as_zeros() {
     assert_eq!((plain[31], plain[32], plain[60], plain[63], plain[64]), (0, 1, 1, 1, 0));
     assert!(matches!(log.write(0, &fill(3)), Err(Error::Closed)), "not begun");
     assert!(matches!(WriteLog::open(dir.path(), LIMITS, 3), Err(Error::Damaged(_))), "locked");
-    log.discard().unwrap();
+    drop(log);
+    WriteLog::remove(dir.path()).unwrap();
+    let (log, left) = open(dir.path(), 2);
+    assert!(left.is_none());
     log.begin(BASE, 8 << 12).unwrap();
     assert_eq!((content(&log)[60], log.size(), log.pending()), (0, 8 << 12, false));
 }
@@ -345,4 +348,38 @@ fn a_full_log_waits_for_room() {
         let error = log.write(4, &fill(5)).unwrap_err();
         assert!(error.to_string().contains("taken away"), "{error}");
     });
+}
+
+/// An entry of zeros is short, but what is known of it is kept in memory: scattered ones wait for
+/// room as well.
+#[test]
+fn a_log_of_scattered_zeros_waits_for_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let wait = Some(std::time::Duration::from_millis(50));
+    let (log, _) = WriteLog::open(dir.path(), Limits { bytes: 64 << 10, wait }, 1).unwrap();
+    log.begin(BASE, 600 << 12).unwrap();
+    (0..64).for_each(|n| log.zero(n * 3, 1).unwrap_or_else(|e| panic!("{n}: {e}")));
+    assert!(matches!(log.zero(300, 1), Err(Error::TimedOut(_))));
+    assert!(!log.has_room(1) && log.kept().0 < 8 << 10);
+    let cut = log.cut().unwrap().unwrap();
+    log.forget(cut, BASE).unwrap();
+    log.zero(300, 1).unwrap();
+}
+
+/// A log whose files say what none can say is refused, or what they say is not taken; it can be
+/// removed all the same.
+#[test]
+fn numbers_that_no_log_has_are_not_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    for number in [u64::MAX, 9_999_999_999_999_999] {
+        let path = dir.path().join(format!("{number:016}.log"));
+        fs::write(&path, b"x").unwrap();
+        match WriteLog::open(dir.path(), LIMITS, 3) {
+            Err(Error::Damaged(why)) => assert!(why.contains("number"), "{why}"),
+            other => panic!("{other:?}"),
+        }
+        WriteLog::remove(dir.path()).unwrap();
+        assert!(!path.exists());
+    }
+    assert!(open(dir.path(), 3).1.is_none());
 }

@@ -1,6 +1,7 @@
 //! The command line: flags and their help, nothing else.
 
 pub mod attach;
+pub mod bucket;
 pub mod export;
 pub mod host;
 pub mod keep;
@@ -45,8 +46,11 @@ pub struct Cli {
 pub enum Command {
     /// Run a server on a store; made at the first start
     Serve {
-        /// The store's directory
+        /// The store's directory, or s3://BUCKET/PREFIX
         store: PathBuf,
+        /// Of a store in object storage.
+        #[command(flatten)]
+        bucket: bucket::BucketArgs,
         /// Where to listen [default: what server.toml says, or 127.0.0.1:7447]
         #[arg(long, value_name = "ADDR")]
         listen: Option<String>,
@@ -281,8 +285,12 @@ pub enum Command {
     /// Tries what a server in its jail must not; started by `doctor`
     #[command(hide = true)]
     JailProbe(host::JailProbeArgs),
-    /// Make anew what can be made anew: the index, the manifest and header of a store
-    Rebuild(host::RebuildArgs),
+    /// Resolves a name for a server; started by it
+    #[command(hide = true)]
+    NameHelper(host::NameHelperArgs),
+    /// Make anew what can be made anew: index, manifest and header of a store, or, for
+    /// s3://BUCKET/PREFIX, the whole state directory of a machine that is lost
+    Rebuild(bucket::RebuildArgs),
     /// Keep a second copy of a store equal, in another directory; works while the server runs
     ///
     /// Copies what is new, and checks every record of it; needs no keys. The copy holds the

@@ -15,6 +15,7 @@ use dormouse_sync::server::Registry;
 use serde_json::json;
 
 use crate::access::Access;
+use crate::bucket;
 use crate::daemon::quantity;
 use crate::exit::{Class, Failure, fail};
 use crate::log::Log;
@@ -111,20 +112,12 @@ pub fn run(store: &Path, asked: Asked<'_>) -> Result<()> {
     let _lock = store.lock().map_err(|e| {
         e.context("a server that runs collects by itself (server.toml); to do it by hand, stop it")
     })?;
+    let store = bucket::attach_to_write(store, &Log::stderr())?;
     let access = Arc::new(Access::new(store.clone(), Log::stderr()));
-    let mut damaged = 0;
-    for id in store.vaults()? {
-        let opened = access.vault(&id).map_err(|refused| {
-            Failure::new(Class::Damaged, format!("vault {id}: {}", refused.text))
-                .hint("run `dormouse scrub STORE`")
-        })?;
-        let Some(vault) = opened else { continue };
-        let round = round(&vault, &settings, asked.dry, &|| false)
-            .with_context(|| format!("vault {id} is not collected"))?;
-        damaged += round.damaged.len();
-        tell(&id, &round, asked)?;
-    }
+    let done = store.can_collect().and_then(|()| rounds(&store, &access, &settings, asked));
+    // Also after an error: what was put aside for a bucket is brought there.
     access.close();
+    let damaged = done?;
     if damaged == 0 {
         return Ok(());
     }
@@ -133,6 +126,28 @@ pub fn run(store: &Path, asked: Asked<'_>) -> Result<()> {
         format!("{damaged} segments hold damaged records that are needed, and stay"),
         "run `dormouse scrub STORE`: it tells which points they touch",
     )
+}
+
+/// A round over every vault; how many segments hold damaged records.
+fn rounds(
+    store: &StoreDir,
+    access: &Access,
+    settings: &Settings,
+    asked: Asked<'_>,
+) -> Result<usize> {
+    let mut damaged = 0;
+    for id in store.vaults()? {
+        let opened = access.vault(&id).map_err(|refused| {
+            Failure::new(Class::Damaged, format!("vault {id}: {}", refused.text))
+                .hint("run `dormouse scrub STORE`")
+        })?;
+        let Some(vault) = opened else { continue };
+        let round = round(&vault, settings, asked.dry, &|| false)
+            .with_context(|| format!("vault {id} is not collected"))?;
+        damaged += round.damaged.len();
+        tell(&id, &round, asked)?;
+    }
+    Ok(damaged)
 }
 
 fn tell(id: &VaultId, round: &Round, asked: Asked<'_>) -> Result<()> {

@@ -21,8 +21,8 @@ use crate::serve::ServeOptions;
 use crate::store_dir::StoreDir;
 use crate::text::{hex, now_ns, time_local};
 use crate::{
-    access, attach, audit, collect, create, daemon, demo, doctor, export, fork, jail, keep, list,
-    mirror, patience, rebuild, replicate, restore, scrub, serve, when, writer_file,
+    access, attach, audit, bucket, collect, create, daemon, demo, doctor, export, fork, jail, keep,
+    list, mirror, patience, rebuild, replicate, restore, scrub, serve, when, writer_file,
 };
 
 /// Runs one command.
@@ -30,10 +30,11 @@ pub fn run(cli: Cli) -> Result<()> {
     patience::choose(Duration::from_nanos(when::duration_ns(&cli.patience)?));
     let home = || Home::locate(cli.home.clone());
     match cli.command {
-        Command::Serve { store, listen, url, metrics, log, require_jail } => {
+        Command::Serve { store, bucket, listen, url, metrics, log, require_jail } => {
             let metrics = metrics.as_deref().map(str::parse).transpose()?;
             let json_log = log == tenants::LogArg::Json;
-            serve::run(&store, &ServeOptions { listen, url, metrics, json_log, require_jail })
+            let options = ServeOptions { bucket, listen, url, metrics, json_log, require_jail };
+            serve::run(&store, &options)
         }
         Command::Invite { store, client, role, url, expires } => {
             invite(&store, &client, role.into(), url.as_deref(), &expires)
@@ -93,8 +94,9 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Delete(a) => keep::delete(&home()?, &a.place.place(), &a.what, &a.grace),
         Command::Undelete(a) => keep::undelete(&home()?, &a.place.place(), &a.volume),
         Command::Doctor(args) => doctor::run(args.store.as_deref(), args.json),
-        Command::JailProbe(args) => jail::probe::run(&args.dir, &args.without),
-        Command::Rebuild(args) => rebuild::run(&args.store, args.new_key),
+        Command::NameHelper(args) => bucket::names::serve(&args.host),
+        Command::JailProbe(args) => jail::probe::run(&args.dir, args.bucket, &args.without),
+        Command::Rebuild(args) => rebuild::run(&args),
         Command::Replicate(args) => replicate::run(&args.store, &args.target, args.json),
         Command::Promote(args) => replicate::promote(&args.target),
         Command::Scrub { store, accept_state, repair_from, json } => {

@@ -126,6 +126,7 @@ impl OpenDir {
             return Ok(open);
         }
         let store = StoreDir::open(path)?;
+        store.must_be_whole()?;
         let (key, lock) = (store.key()?.public(), store.lock()?);
         let access = Arc::new(Access::new(store, Log::stderr()));
         let open = Arc::new(Self { access, key, _lock: lock });

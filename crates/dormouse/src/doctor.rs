@@ -15,6 +15,7 @@ use serde_json::json;
 
 use crate::exit::{Class, fail};
 use crate::out::say;
+use crate::store_dir::StoreDir;
 
 /// How much a finding matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -84,7 +85,8 @@ impl Finding {
 /// Runs the command.
 pub fn run(store: Option<&Path>, as_json: bool) -> Result<()> {
     let mut wrong = Vec::new();
-    let parts = [("host", Some(host::look())), ("store", store.map(store::look))];
+    let bucket = store.is_some_and(|path| StoreDir::open(path).is_ok_and(|s| s.note().is_some()));
+    let parts = [("host", Some(host::look(bucket))), ("store", store.map(store::look))];
     for (part, findings) in parts {
         let findings = findings.unwrap_or_default();
         if !as_json && !findings.is_empty() {

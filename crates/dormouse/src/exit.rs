@@ -6,6 +6,7 @@
 
 use std::fmt;
 
+use dormouse_bucket::Error as BucketError;
 use dormouse_format::message::Refusal;
 use dormouse_store::Error as StoreError;
 use dormouse_sync::error::Error as SyncError;
@@ -187,8 +188,36 @@ fn known(error: &anyhow::Error) -> Option<(Class, &'static str)> {
         if let Some(e) = e.downcast_ref::<LinkError>() {
             return Some(of_link(e));
         }
+        if let Some(e) = e.downcast_ref::<BucketError>() {
+            return Some(of_bucket(e));
+        }
         e.downcast_ref::<StoreError>().map(of_store)
     })
+}
+
+const fn of_bucket(error: &BucketError) -> (Class, &'static str) {
+    match error {
+        BucketError::Away { .. } => {
+            (Class::Unreachable, "does it run, and is AWS_ENDPOINT_URL its address?")
+        }
+        BucketError::Refused { .. } => {
+            (Class::NotAuthorised, "the key must be able to list, read, put and remove objects")
+        }
+        BucketError::Settings { .. } => (Class::Usage, "docs/object-storage.md has an example"),
+        BucketError::NotAtomic { .. } => {
+            (Class::Place, "if no other server will ever use this prefix: --only-server")
+        }
+        BucketError::Held { .. } | BucketError::Lost { .. } => {
+            (Class::InUse, "one server at a time uses a bucket's prefix: end the other one")
+        }
+        BucketError::NotAStore { .. } => (Class::Place, "name another bucket or prefix"),
+        BucketError::Newer { .. } => (Class::Version, "update dormouse on this machine"),
+        BucketError::Damaged { .. } => {
+            (Class::Damaged, "the bucket's own copies or versions may have it as it was")
+        }
+        BucketError::Stopping => (Class::Unreachable, "try again later"),
+        _ => (Class::Other, "look at the disk of this machine"),
+    }
 }
 
 fn of_sync(error: &SyncError) -> (Class, &'static str) {

@@ -36,5 +36,5 @@ pub fn client_file_text(client: &Known) -> Result<String> {
 
 /// Checks the header file of a store.
 pub fn store_header(text: &str) -> Result<()> {
-    store_dir::check_header(Path::new("store"), text)
+    store_dir::check_header(Path::new("store"), text).map(drop)
 }

@@ -33,7 +33,7 @@ pub enum Layer {
     NoNewPrivileges,
     /// Landlock: files of the store only.
     Files,
-    /// Landlock: no TCP connection is made, no TCP port is bound.
+    /// Landlock: no TCP connection is made (but to the port of an object storage), no port is bound.
     Network,
     /// Landlock: no signal to, and no abstract socket of, a process outside.
     Scope,
@@ -115,6 +115,12 @@ pub struct Plan {
     pub dirs: Vec<PathBuf>,
     /// Directories of which files may be removed, and nothing else be done.
     pub cleared: Vec<PathBuf>,
+    /// Directories below which files may be read.
+    pub reads: Vec<PathBuf>,
+    /// TCP ports, of whatever host, to which connections may be made.
+    pub ports: Vec<u16>,
+    /// Whether names are resolved: sockets of the system's resolver, and datagrams.
+    pub names: bool,
     /// Layers that are left out: to show what the others keep.
     pub without: Vec<Layer>,
 }
@@ -149,6 +155,17 @@ impl Plan {
         self.cleared.push(dir);
         Ok(())
     }
+
+    /// For the process that resolves the name of an object storage's host, and does nothing else.
+    pub fn of_names() -> io::Result<Self> {
+        let etc = Path::new("/etc");
+        let mut reads = vec![etc.canonicalize()?];
+        // Often a link into a directory where a service writes it anew.
+        let conf = etc.join("resolv.conf").canonicalize();
+        reads.extend(conf.ok().and_then(|path| path.parent().map(Path::to_owned)));
+        reads.dedup();
+        Ok(Self { reads, ports: vec![53], names: true, ..Self::default() })
+    }
 }
 
 /// Enters the jail. The caller is the only thread of its process; what it will need that the
@@ -173,7 +190,7 @@ pub fn enter(plan: &Plan) -> Vec<Standing> {
                 continue;
             }
             Layer::Network | Layer::Scope => continue,
-            Layer::SystemCalls => &filter::server,
+            Layer::SystemCalls => &|| filter::enter(plan),
         };
         let left_out = plan.without.contains(&layer);
         let held = if left_out { Err(LEFT_OUT.to_owned()) } else { enter() };

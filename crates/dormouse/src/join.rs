@@ -80,6 +80,7 @@ fn join_dir(
     let name = name.map_or_else(host_name, str::to_owned);
     access::check_name(&name)?;
     let store = StoreDir::open_or_create(path)?;
+    store.must_be_whole()?;
     drop(store.lock()?);
     let target = Target::Dir(store.path().to_owned());
     let nowhere = Address { host: "localhost".into(), port: crate::invite::PORT };

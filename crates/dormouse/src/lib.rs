@@ -13,6 +13,7 @@ const _: () = assert!(!dormouse_format::seeded::ON, "the program is built with s
 pub mod access;
 pub mod attach;
 pub mod audit;
+pub mod bucket;
 pub mod chosen;
 pub mod cli;
 pub mod collect;

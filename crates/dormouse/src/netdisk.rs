@@ -169,11 +169,11 @@ impl Opening {
         };
         let limits = Limits { bytes, wait: options.timeout };
         let salt = u64::from_le_bytes(OsRandom.array());
-        let (log, mut left) =
-            WriteLog::open(&dir, limits, salt).map_err(|e| log_failure(&dir, &e))?;
-        if options.discard && left.take().is_some() {
-            log.discard().context("cannot drop the write log")?;
+        if options.discard {
+            // Before it is read: it may be damaged.
+            WriteLog::remove(&dir).map_err(|e| log_failure(&dir, &e))?;
         }
+        let (log, left) = WriteLog::open(&dir, limits, salt).map_err(|e| log_failure(&dir, &e))?;
         let how = How { level: options.level, takeover: options.takeover, new: false };
         let writing = Writing::open(home, &account, name, how)?;
         let head = writing.head.with_context(|| format!("volume '{name}' has no point yet"))?;
@@ -289,7 +289,7 @@ impl Kept {
         let p = head.point();
         let base = Hash(self.base.hash);
         let same = p.seq == self.base.seq && hash_of(&head.signed) == base;
-        let next = p.seq == self.base.seq + 1 && p.prev == base;
+        let next = self.base.seq.checked_add(1) == Some(p.seq) && p.prev == base;
         let ours = p.writer == writer && p.generation <= self.generation;
         let made_here = next && ours && (self.after_cut || p.is_checkpoint());
         if *volume == self.base.volume && (same || made_here) {

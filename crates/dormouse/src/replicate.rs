@@ -18,10 +18,11 @@ use serde_json::json;
 
 use crate::audit::following;
 use crate::exit::{Class, Failure, fail};
-use crate::files;
+use crate::log::Log;
 use crate::out::{note, say};
-use crate::store_dir::{REPLICA, StoreDir};
+use crate::store_dir::{REPLICA, StoreDir, no_bucket};
 use crate::text::{hex, now_ns, size, time_utc};
+use crate::{bucket, files};
 
 /// What marks a directory as a second copy.
 #[derive(Debug, Serialize, Deserialize)]
@@ -37,7 +38,7 @@ struct Mark {
 
 /// Runs `replicate`.
 pub fn run(from: &Path, to: &Path, as_json: bool) -> Result<()> {
-    let store = StoreDir::open(from)?;
+    let store = bucket::attach_to_read(StoreDir::open(from)?, &Log::stderr())?;
     let mark = Mark { of: hex(&store.fingerprint()?), from: store.path().to_owned(), equal: None };
     let target = Target::take(to, mark)?;
     let (mut total, mut failed) = (Followed::default(), Vec::new());
@@ -124,6 +125,7 @@ struct Target {
 impl Target {
     /// Takes a directory that is a copy of this store, or is to become one.
     fn take(path: &Path, mark: Mark) -> Result<Self> {
+        no_bucket(path)?;
         let shown = path.display();
         if !path.join(REPLICA).exists() {
             let mut entries = std::fs::read_dir(path).into_iter().flatten();
@@ -158,17 +160,16 @@ impl Target {
     }
 
     fn follow(&self, store: &StoreDir, vault: &VaultId) -> Result<Followed> {
-        let from = DiskDir::open(&store.vault_path(vault).join("segments"))
-            .with_context(|| format!("cannot open the segments of vault {vault}"))?;
+        let from = store.segments_to_read(vault)?;
         let to = self.path.join("vaults").join(vault.to_string()).join("segments");
         let to = DiskDir::create_or_open(&to)
             .with_context(|| format!("cannot make {}", to.display()))?;
-        Ok(replica::follow(&from, &to, vault)?)
+        Ok(replica::follow(&*from, &to, vault)?)
     }
 
     /// Server key, clients, invites, header; and what the administrator has set.
     fn state(&self, store: &StoreDir) -> Result<u64> {
-        let changed = store.state().copy_to(&StoreDir::state_at(&self.path))?;
+        let changed = store.copy_state(&self.path)?;
         let name = "server.toml";
         if let Some(text) = files::read_opt(&store.path().join(name))? {
             files::replace(&self.path.join(name), &text, 0o644)?;
@@ -209,6 +210,13 @@ pub fn promote(path: &Path) -> Result<()> {
         );
     };
     store.state().must_hold()?;
+    if store.note().is_some() {
+        return fail(
+            Class::Damaged,
+            format!("the copying of the state to {} was cut short", path.display()),
+            "run `dormouse replicate STORE TARGET` once more",
+        );
+    }
     for vault in store.vaults()? {
         let segments = DiskDir::open(&store.vault_path(&vault).join("segments"))?;
         look(Box::new(segments), None, &vault).with_context(|| format!("vault {vault}"))?;
@@ -229,15 +237,27 @@ pub fn promote(path: &Path) -> Result<()> {
 
 /// `scrub --repair-from`: heals every vault of a store, which is not in use. How many segments.
 pub fn repair(store: &StoreDir, from: &Path, as_json: bool) -> Result<u64> {
+    if let Some(note) = store.note() {
+        return fail(
+            Class::Place,
+            format!(
+                "{} is the state of the store in {}, where nothing is overwritten",
+                store.path().display(),
+                note.url
+            ),
+            "bring the damaged object back by the bucket's own versions or copies; or serve the \
+             second copy in its place: `dormouse promote` it",
+        );
+    }
     let _lock = store.lock()?;
-    let other = StoreDir::open(from)?;
+    let other = bucket::attach_to_read(StoreDir::open(from)?, &Log::stderr())?;
     let mut healed = 0;
     let there = other.vaults()?;
     for vault in store.vaults()?.iter().filter(|vault| there.contains(vault)) {
         let own = DiskDir::create_or_open(&store.vault_path(vault).join("segments"))?;
-        let copy = DiskDir::open(&other.vault_path(vault).join("segments"))?;
+        let copy = other.segments_to_read(vault)?;
         let healing =
-            replica::heal(&own, &copy, vault).with_context(|| format!("vault {vault}"))?;
+            replica::heal(&own, &*copy, vault).with_context(|| format!("vault {vault}"))?;
         healed += healing.healed.len() as u64;
         tell_healing(vault, &healing, as_json)?;
     }

@@ -6,14 +6,15 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use dormouse_format::VaultId;
 use dormouse_format::record::Kind;
-use dormouse_store::disk::DiskDir;
 use dormouse_store::scrub::{Finding, Summary, Touch, scrub};
 use serde_json::json;
 
+use crate::bucket;
 use crate::exit::{Class, fail};
+use crate::log::Log;
 use crate::out::{note, say};
 use crate::state_files::Fault;
 use crate::store_dir::StoreDir;
@@ -40,6 +41,7 @@ pub fn run(
     if let Some(copy) = repair_from {
         crate::replicate::repair(&store, copy, as_json)?;
     }
+    let store = bucket::attach_to_read(store, &Log::stderr())?;
     // Held while scrubbing, so that no server starts in the middle.
     let lock = store.lock().ok();
     let live = lock.is_none();
@@ -47,8 +49,7 @@ pub fn run(
     let mut vaults = 0;
     for vault in store.vaults()? {
         vaults += 1;
-        let dir = DiskDir::open(&store.vault_path(&vault).join("segments"))
-            .with_context(|| format!("cannot open the segments of vault {vault}"))?;
+        let dir = store.segments_to_read(&vault)?;
         let mut told = Ok(());
         let mut show = |finding: Finding| {
             if told.is_ok() {
@@ -58,7 +59,7 @@ pub fn run(
         // An unfinished end is no fault, whether a server writes it just now or died of it:
         // the next opening sets it aside. One that is on record as durable is a fault.
         let unfinished_is_fine = true;
-        let summary = scrub(&dir, vault, unfinished_is_fine, &mut show)?;
+        let summary = scrub(&*dir, vault, unfinished_is_fine, &mut show)?;
         told?;
         total.segments += summary.segments;
         total.records += summary.records;

@@ -17,6 +17,7 @@ mod introduction;
 mod limits;
 mod lounge;
 mod members;
+mod outside;
 pub mod pages;
 mod returns;
 mod scans;
@@ -30,7 +31,6 @@ mod watch;
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::num::NonZero;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -43,12 +43,14 @@ use dormouse_sync::server::{Client, Refused};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::access::Access;
+use crate::bucket;
+use crate::cli::bucket::BucketArgs;
 use crate::daemon::notify::Notify;
-use crate::exit::{Class, Failure, fail, text_of};
+use crate::exit::{Failure, text_of};
 use crate::files::Lock;
-use crate::jail::{self, Plan};
+use crate::jail::Plan;
 use crate::link::LinkTx;
-use crate::log::{Entry, Level, Log};
+use crate::log::Log;
 use crate::out;
 use crate::store_dir::StoreDir;
 use crate::text::{hex, now_ns};
@@ -59,6 +61,7 @@ use introduction::Guest;
 use limits::Limits;
 use lounge::Lounge;
 use members::Members;
+use outside::{Outside, enter_jail};
 use pages::{Pages, Place as PagesPlace, Ready};
 use returns::Returns;
 use scans::Scans;
@@ -191,31 +194,28 @@ impl Server {
 
     /// With a given TLS side: for tests of a version mismatch.
     pub fn start_with(store: StoreDir, listen: &str, log: Log, tls: ServerTls) -> Result<Self> {
-        Self::start_in(store, || Ok((door::listen(listen)?, None)), log, tls, || Ok(()))
+        let lock = store.lock()?;
+        let outside = Outside::open(door::listen(listen)?, None, &log)?;
+        Self::start_in(store, lock, outside, log, tls)
     }
 
-    /// The same; `enter` is called when all is opened that will be, and no thread runs yet.
+    /// The same, in the jail or not: whatever it needs of the host is there already.
     fn start_in(
         store: StoreDir,
-        open: impl FnOnce() -> Result<(TcpListener, Option<Ready>)>,
+        lock: Lock,
+        outside: Outside,
         log: Log,
         tls: ServerTls,
-        enter: impl FnOnce() -> Result<()>,
     ) -> Result<Self> {
-        let lock = store.lock()?;
+        let Outside { listener, pages, wake, limits, cores } = outside;
         let fingerprint = store.fingerprint()?;
         // Clients whose files hold are served; the others are told of here, once.
         for fault in store.state().check()? {
             log.line(&text_of(&Failure::from(fault).into()));
         }
-        let (listener, pages) = open()?;
-        listener.set_nonblocking(true)?;
-        // The library's own queue is short: a few strangers would keep all others out.
-        rustix::net::listen(&listener, BACKLOG)?;
         let address = listener.local_addr()?;
         let (stop, stopping) = crossbeam_channel::bounded(0);
         let access = Arc::new(Access::new(store.clone(), log.clone()));
-        let limits = Limits::of_system(&log);
         let table = Mutex::new(Table {
             next: 0,
             open: HashMap::new(),
@@ -224,10 +224,7 @@ impl Server {
             members: Members::new(Seen::read(access.store()).times()),
         });
         let tally = Tally::new(log.clone());
-        let (wake, woken) = UnixStream::pair()?;
-        let cores = std::thread::available_parallelism().map_or(2, NonZero::get);
-        // Every socket is there now; every thread begins in the jail.
-        enter()?;
+        let (wake, woken) = wake;
         let confined = introduction::can_confine();
         if let Err(why) = &confined {
             log.line(&format!("strangers are listened to by threads that may do anything: {why}"));
@@ -481,6 +478,8 @@ fn admit(
 /// What `dormouse serve` is told.
 #[derive(Debug, Clone, Default)]
 pub struct ServeOptions {
+    /// How a store in object storage is used.
+    pub bucket: BucketArgs,
     /// Where to listen.
     pub listen: Option<String>,
     /// How clients reach this server.
@@ -495,13 +494,12 @@ pub struct ServeOptions {
 
 /// `dormouse serve`: until SIGTERM or SIGINT.
 pub fn run(store: &std::path::Path, options: &ServeOptions) -> Result<()> {
-    let store = StoreDir::open_or_create(store)?;
-    let config = store.config()?;
+    // First, so that no process that is started inherits it.
+    let handed = door::handed()?;
+    let ready = bucket::ready::Ready::of(store, &options.bucket)?;
+    let config = ready.config()?;
     config.quota()?;
     limits::raise_files();
-    if let Some(url) = &options.url {
-        store.save_url(url)?;
-    }
     let listen = options.listen.clone().or(config.listen);
     let listen = listen.unwrap_or_else(|| "127.0.0.1:7447".to_owned());
     let (signal, mut signalled) = UnixStream::pair()?;
@@ -512,18 +510,23 @@ pub fn run(store: &std::path::Path, options: &ServeOptions) -> Result<()> {
     // In the jail no socket can be made.
     let mut notify = Notify::from_env();
     let log = if options.json_log { Log::json() } else { Log::system() };
-    let mut plan = Plan::of_store(store.path())?;
+    let mut plan =
+        Plan { ports: ready.port().into_iter().collect(), ..Plan::of_store(ready.dir())? };
     if let Some(PagesPlace::Unix(path)) = &options.metrics {
         // Where that is not possible, listening there says why.
         let _ = plan.clears(path);
     }
+    let door = handed.map_or_else(|| door::listen(&listen), Ok)?;
+    let pages = options.metrics.as_ref().map(Ready::open).transpose()?;
+    let outside = Outside::open(door, pages, &log)?;
+    // Every socket is there now, but for those to a bucket; every thread begins in the jail.
+    enter_jail(&plan, ready.missing(), options.require_jail, &log)?;
+    let (store, lock) = ready.open(&log)?;
+    if let Some(url) = &options.url {
+        store.save_url(url)?;
+    }
     let tls = ServerTls::new(&store.key()?)?;
-    let open = || {
-        let door = door::handed()?.map_or_else(|| door::listen(&listen), Ok)?;
-        Ok((door, options.metrics.as_ref().map(Ready::open).transpose()?))
-    };
-    let enter = || enter_jail(&plan, options.require_jail, &log);
-    let server = Server::start_in(store, open, log.clone(), tls, enter)?;
+    let server = Server::start_in(store, lock, outside, log.clone(), tls)?;
     // In one write: who started this may read one line and close its end.
     let said =
         format!("listening on {}\nfingerprint {}\n", server.address(), hex(server.fingerprint()));
@@ -539,35 +542,4 @@ pub fn run(store: &std::path::Path, options: &ServeOptions) -> Result<()> {
     notify.stopping();
     server.stop();
     Ok(())
-}
-
-/// Goes into the jail; says which layers do not hold, and fails for them if they are required.
-fn enter_jail(plan: &Plan, required: bool, log: &Log) -> Result<()> {
-    // Read from files the first time.
-    crate::text::time_local(0);
-    let mut missing = Vec::new();
-    for standing in jail::enter(plan) {
-        if let Err(why) = &standing.held {
-            let layer = standing.layer;
-            let text = format!(
-                "the jail's layer '{}' does not hold: {why}\n  {}",
-                layer.name(),
-                layer.way_out()
-            );
-            log.event(&Entry::new(Level::Warning, &text));
-            missing.push(layer.name());
-        }
-    }
-    if !required || missing.is_empty() {
-        return Ok(());
-    }
-    fail(
-        Class::Other,
-        format!(
-            "the jail is required, and {} of its layers do not hold: {}",
-            missing.len(),
-            missing.join(", ")
-        ),
-        "`dormouse doctor` says why, and what to do; without --require-jail the server runs all the same",
-    )
 }

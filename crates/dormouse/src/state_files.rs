@@ -210,6 +210,17 @@ impl StateFiles {
         Ok(faults)
     }
 
+    /// All files with their bytes, the manifest first, as they were at one moment.
+    pub fn snapshot(&self) -> Result<Vec<(String, Vec<u8>)>> {
+        let _lock = self.lock(FlockOperation::LockShared)?;
+        let mut out = Vec::new();
+        for name in [manifest::NAME.to_owned()].into_iter().chain(self.all_names()?) {
+            let bytes = files::read_within(&self.path(&name), MANIFEST_MAX)?;
+            out.extend(bytes.map(|bytes| (name, bytes)));
+        }
+        Ok(out)
+    }
+
     /// Fails with the first fault, if there is one.
     pub fn must_hold(&self) -> Result<()> {
         match self.check()?.into_iter().next() {

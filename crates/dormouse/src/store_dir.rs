@@ -6,6 +6,7 @@
 //! `server.toml` is the administrator's, and is not.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use dormouse_crypt::{OsRandom, Random, SigningKey, hash};
@@ -14,18 +15,22 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::access::Quota;
+use crate::bucket::{BucketStore, Note};
 use crate::exit::{Class, Failure, fail};
 use crate::files::{self, Lock};
 use crate::state_files::{Fault, Kind, StateFiles};
 use crate::text::{hex, unhex_array};
 
 mod reviving;
+mod segments;
 
-const HEADER: &str = "dormouse-store";
+pub(crate) const HEADER: &str = "dormouse-store";
 const FORMAT: &str = "dormouse store";
+/// Of a directory that is the state of a store in object storage.
+const STATE_FORMAT: &str = "dormouse bucket state";
 /// The version of the store's layout that this program writes.
 pub const VERSION: u32 = 1;
-const KEY: &str = "server.key";
+pub(crate) const KEY: &str = "server.key";
 /// What marks a directory as a second copy of a store ([`crate::replicate`]).
 pub const REPLICA: &str = "replica.toml";
 
@@ -42,6 +47,8 @@ const STATE: Kind = Kind {
 struct Header {
     format: String,
     version: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bucket: Option<Note>,
 }
 
 /// What an administrator may set, in `server.toml`.
@@ -74,6 +81,10 @@ impl Config {
 #[derive(Debug, Clone)]
 pub struct StoreDir {
     path: PathBuf,
+    /// The bucket that its header names.
+    note: Option<Note>,
+    /// That bucket, where it was opened.
+    bucket: Option<Arc<BucketStore>>,
 }
 
 impl StoreDir {
@@ -81,6 +92,7 @@ impl StoreDir {
     pub fn open(path: &Path) -> Result<Self> {
         let Some(text) = header(path)? else {
             let shown = path.display();
+            no_bucket(path)?;
             let (class, why) = if path.is_dir() {
                 (Class::Place, format!("{shown} is not a Dormouse store"))
             } else if path.exists() {
@@ -94,8 +106,8 @@ impl StoreDir {
                 "a store is made by `dormouse serve STORE`, in an empty or new directory",
             );
         };
-        check_header(path, &text)?;
-        let store = Self { path: std::path::absolute(path)? };
+        let note = check_header(path, &text)?;
+        let store = Self { path: std::path::absolute(path)?, note, bucket: None };
         for sub in STATE.dirs.iter().chain(&["vaults"]) {
             files::make_dir(&store.path.join(sub))?;
         }
@@ -105,12 +117,14 @@ impl StoreDir {
     /// Opens a store, and makes it first if the directory is empty or not there.
     pub fn open_or_create(path: &Path) -> Result<Self> {
         if header(path)?.is_none() {
-            Self::create(path)?;
+            Self::create_with(path, None)?;
         }
         Self::open(path)
     }
 
-    fn create(path: &Path) -> Result<()> {
+    /// Makes a store's directory; with a note it is the state of one in object storage.
+    pub(crate) fn create_with(path: &Path, note: Option<Note>) -> Result<()> {
+        no_bucket(path)?;
         if path.exists() {
             if !path.is_dir() {
                 return fail(
@@ -141,7 +155,14 @@ impl StoreDir {
             make_key(&state)?;
         }
         // Last, because it is what makes the directory a store.
-        make_header(&state)
+        make_header(&state, note)
+    }
+
+    /// Ends the making of a state directory whose other files were brought back.
+    pub(crate) fn restored(path: &Path, note: Note, seed: &[u8; 32]) -> Result<Self> {
+        state_of(path).write(KEY, &Zeroizing::new(hex(seed)), 0o600)?;
+        make_header(&state_of(path), Some(note))?;
+        Self::open(path)
     }
 
     /// Goes on with the state files that hold, also where the store cannot be opened.
@@ -169,6 +190,11 @@ impl StoreDir {
 
     /// The server's transport key.
     pub fn key(&self) -> Result<SigningKey> {
+        Ok(SigningKey::from_seed(*self.seed()?)?)
+    }
+
+    /// The seed of that key.
+    pub(crate) fn seed(&self) -> Result<Zeroizing<[u8; 32]>> {
         let path = self.path.join(KEY);
         let text = self.state().read(KEY)?;
         let seed = text.as_deref().and_then(|t| unhex_array(t));
@@ -176,7 +202,7 @@ impl StoreDir {
             Failure::new(Class::Damaged, format!("{} is missing, or no key", path.display()))
                 .hint("bring it back from a backup; with a new key every client must join again")
         })?;
-        Ok(SigningKey::from_seed(seed)?)
+        Ok(Zeroizing::new(seed))
     }
 
     /// Fingerprint of the server's key.
@@ -207,6 +233,17 @@ impl StoreDir {
         files::replace(&self.path.join("server.toml"), toml::to_string(&config)?.as_bytes(), 0o644)
     }
 
+    /// Copies the state files to another directory, as those of a store of its own. How many were
+    /// written or removed.
+    pub fn copy_state(&self, to: &Path) -> Result<u64> {
+        let target = state_of(to);
+        let changed = self.state().copy_to(&target)?;
+        if self.note.is_some() {
+            make_header(&target, None)?;
+        }
+        Ok(changed)
+    }
+
     /// The state files of a directory that is, or becomes, a store.
     pub fn state_at(path: &Path) -> StateFiles {
         state_of(path)
@@ -234,30 +271,22 @@ impl StoreDir {
         Lock::is_held(&self.path.join("lock"))
     }
 
-    /// Bytes of a vault's segments.
-    pub fn vault_bytes(&self, vault: &dormouse_format::VaultId) -> u64 {
-        let entries = std::fs::read_dir(self.vault_path(vault).join("segments"));
-        let sizes =
-            entries.into_iter().flatten().flatten().map(|e| e.metadata().map_or(0, |m| m.len()));
-        sizes.sum()
-    }
-
-    /// The vaults that are there.
-    pub fn vaults(&self) -> Result<Vec<VaultId>> {
-        let path = self.path.join("vaults");
-        let entries = std::fs::read_dir(&path);
-        let mut all = Vec::new();
-        for entry in entries.with_context(|| format!("cannot read {}", path.display()))? {
-            all.extend(entry?.file_name().to_str().and_then(VaultId::from_hex));
-        }
-        all.sort();
-        Ok(all)
-    }
-
     /// The directory of a vault.
     pub fn vault_path(&self, vault: &VaultId) -> PathBuf {
         self.path.join("vaults").join(vault.to_string())
     }
+}
+
+/// Fails if what was named is a bucket, where a directory is wanted.
+pub(crate) fn no_bucket(path: &Path) -> Result<()> {
+    if crate::bucket::url_of(path).is_none() {
+        return Ok(());
+    }
+    fail(
+        Class::Usage,
+        format!("{} is a bucket, and a directory of this machine is asked for", path.display()),
+        "name the state directory that `dormouse serve` was given with --state",
+    )
 }
 
 fn make_key(state: &StateFiles) -> Result<()> {
@@ -265,9 +294,10 @@ fn make_key(state: &StateFiles) -> Result<()> {
     state.write(KEY, &Zeroizing::new(hex(&*seed)), 0o600)
 }
 
-fn make_header(state: &StateFiles) -> Result<()> {
-    let header = toml::to_string(&Header { format: FORMAT.into(), version: VERSION })?;
-    state.write(HEADER, &header, 0o644)
+fn make_header(state: &StateFiles, bucket: Option<Note>) -> Result<()> {
+    let format = if bucket.is_some() { STATE_FORMAT } else { FORMAT };
+    let header = Header { format: format.into(), version: VERSION, bucket };
+    state.write(HEADER, &toml::to_string(&header)?, 0o644)
 }
 
 fn state_of(path: &Path) -> StateFiles {
@@ -281,12 +311,14 @@ fn header(path: &Path) -> Result<Option<Zeroizing<String>>> {
     state_of(path).read(HEADER)
 }
 
-pub(crate) fn check_header(path: &Path, text: &str) -> Result<()> {
+/// Checks a header; the bucket that it names.
+pub(crate) fn check_header(path: &Path, text: &str) -> Result<Option<Note>> {
     let header: Header = toml::from_str(text).map_err(|_| {
         Failure::new(Class::Damaged, format!("{}/{HEADER} cannot be understood", path.display()))
             .hint(format!("it should say: format = \"{FORMAT}\" and version = {VERSION}"))
     })?;
-    if header.format != FORMAT {
+    let expected = if header.bucket.is_some() { STATE_FORMAT } else { FORMAT };
+    if header.format != expected {
         return fail(
             Class::Place,
             format!("{} is a '{}', not a '{FORMAT}'", path.display(), header.format),
@@ -304,7 +336,7 @@ pub(crate) fn check_header(path: &Path, text: &str) -> Result<()> {
             "update dormouse on this machine; nothing was changed",
         );
     }
-    Ok(())
+    Ok(header.bucket)
 }
 
 #[cfg(test)]

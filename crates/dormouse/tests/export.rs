@@ -115,6 +115,54 @@ fn several_points_are_served_until_a_signal() {
     assert!(!place.path("nbd sock").exists() && !place.path("pid").exists());
 }
 
+/// A client sees the disks that were named, and gets no other volume or point of the vault.
+#[test]
+fn only_what_is_named_is_listed_and_given() {
+    if !there("nbdinfo", "--version") {
+        return;
+    }
+    let (place, ..) = vault();
+    std::fs::write(place.path("secret"), content(3)).unwrap();
+    place.mirror("secret");
+    let nbd = format!("unix:{}", place.name("nbd"));
+    let (mut running, event) = export(&place, &["disk", "--nbd", &nbd]);
+    let uri = uri(&event, 0);
+    let list = runs("nbdinfo", &["--list", &uri]);
+    assert!(list.contains("export=\"disk\"") && !list.contains("secret"), "{list}");
+    assert_eq!(list.matches("export=").count(), 1, "{list}");
+    for name in ["secret", "disk@1", "secret@1", "../disk"] {
+        let (well, said) = client("nbdinfo", &[&uri.replace(":///disk", &format!(":///{name}"))]);
+        assert!(!well && said.contains("there is no disk"), "{name}: {said}");
+    }
+    running.signal(Signal::TERM);
+    running.wait().ok();
+}
+
+/// CVE-2015-0847: signals that came while connections began and ended.
+#[test]
+fn signals_among_connections_end_it_well() {
+    let (place, ..) = vault();
+    let nbd = format!("unix:{}", place.name("nbd"));
+    let (mut running, _) = export(&place, &["disk", "--nbd", &nbd]);
+    let socket = place.path("nbd");
+    let noise: Vec<_> = (0..3)
+        .map(|_| {
+            let socket = socket.clone();
+            std::thread::spawn(move || while UnixStream::connect(&socket).is_ok() {})
+        })
+        .collect();
+    for n in 0..300 {
+        if running.ended() {
+            break;
+        }
+        let kinds = [Signal::CHILD, Signal::CHILD, Signal::TERM, Signal::INT];
+        running.signal(kinds[if n < 100 { 0 } else { n % 4 }]);
+    }
+    running.wait().ok();
+    noise.into_iter().for_each(|thread| thread.join().unwrap());
+    assert!(!socket.exists());
+}
+
 #[test]
 fn a_socket_of_a_dead_process_is_replaced() {
     let (place, ..) = vault();

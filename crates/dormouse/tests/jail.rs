@@ -20,10 +20,15 @@ const LANDLOCK: [Layer; 3] = [Layer::Files, Layer::Network, Layer::Scope];
 
 /// What the process that tries has found, without these layers.
 fn probe(without: &[Layer]) -> Found {
+    probe_as(&[], without)
+}
+
+fn probe_as(flags: &[&str], without: &[Layer]) -> Found {
     let place = Place::new();
     let dir = place.name("dir");
     fs::create_dir(&dir).unwrap();
     let mut args = vec!["jail-probe", &dir];
+    args.extend(flags);
     for layer in without {
         args.extend(["--without", layer.name()]);
     }
@@ -90,6 +95,36 @@ fn each_try_works_where_its_layers_are_taken_away() {
     let mut program = reads.to_vec();
     program.extend(["send a datagram", "start a program", "raise a limit"]);
     assert_eq!(holes(&probe(&[calls, files])), program);
+}
+
+/// Of a store in object storage: one port may be reached, and nothing else.
+#[test]
+fn the_server_of_a_bucket_reaches_its_port_and_nothing_else() {
+    let bucket = |without: &[Layer]| probe_as(&["--bucket"], without);
+    let found = bucket(&[]);
+    if !has_all(&found) {
+        return;
+    }
+    assert_eq!(holes(&found), [""; 0]);
+    for what in ["read /etc/passwd", "open a connection", "connect by sending", "start a program"] {
+        assert!(found.refused.iter().any(|tried| tried.what == what), "{what} was not tried");
+    }
+    assert!(found.allowed.iter().any(|tried| tried.what == "connect to the object storage"));
+    for tried in &found.allowed {
+        assert_eq!((&tried.before, &tried.after), (&None, &None), "{tried:?}");
+    }
+    let network = found.layers.iter().find(|l| l.layer == "landlock-network").unwrap();
+    assert!(network.why.contains("but to port "), "{network:?}");
+    // Else what is above would be no proof.
+    let [_, network, _] = LANDLOCK;
+    assert_eq!(holes(&bucket(&[network])), ["open a connection"]);
+    let calls = Layer::SystemCalls;
+    let open = holes_of(&bucket(&[network, calls]));
+    assert!(open.contains(&"connect by sending".to_owned()), "{open:?}");
+}
+
+fn holes_of(found: &Found) -> Vec<String> {
+    holes(found).into_iter().map(str::to_owned).collect()
 }
 
 /// The fields of a thread's status.

@@ -250,6 +250,28 @@ fn who_takes_the_volume_over_is_not_overwritten() {
     assert!(stand.restored("") == [3; 8192]);
 }
 
+/// A log that cannot be read is refused, and the way out that is named works.
+#[test]
+fn a_damaged_log_is_refused_and_can_be_given_up() {
+    let mut stand = Stand::new();
+    let disk = stand.open(options(Durability::Server)).unwrap();
+    disk.write(0, &[1; 4096], Write::default()).unwrap();
+    disk.flush().unwrap();
+    stand.world.stop();
+    disk.write(0, &[2; 4096], Write::default()).unwrap();
+    disk.close(Duration::from_millis(50)).unwrap();
+    drop(disk);
+    stand.world.start();
+    let log = netdisk::log_dir(&stand.home, "disk");
+    std::fs::write(log.join("9999999999999999.log"), b"x").unwrap();
+    let local = options(Durability::Local);
+    assert_fails(stand.open(local.clone()).map(|_| ()), Class::Damaged, "--discard-log");
+    let opening = Opening::new(&stand.home, "disk", Options { discard: true, ..local }).unwrap();
+    assert!(opening.left().is_none());
+    drop(opening);
+    assert!(stand.restored("")[..4096] == [1; 4096]);
+}
+
 fn mirror(home: &Home, source: &Path) {
     mirror_to(home, source, "disk");
 }
@@ -339,6 +361,32 @@ fn forks_begin_as_their_origin_and_go_their_own_way() {
     std::fs::write(&other, &forked).unwrap();
     mirror_to(&stand.home, &other, "last");
     assert!(stand.restored_from("last") == forked);
+}
+
+/// Of any size: what a fork costs does not depend on it.
+#[test]
+fn a_fork_of_a_tebibyte_is_there_at_once() {
+    let stand = Stand::new();
+    create::create(&stand.home, "huge", 1 << 40, false).unwrap();
+    let disk = stand.open_cached("huge", options(Durability::Local), None).unwrap();
+    let places = [0, 1 << 30, 1 << 39, (1 << 40) - 4096u64];
+    for (n, at) in (1..).zip(places) {
+        disk.write(at, &[n; 4096], Write::default()).unwrap();
+    }
+    disk.close(Duration::from_secs(20)).unwrap();
+    assert!(disk.all_sent());
+    drop(disk);
+    let (stored, begun) = (store_bytes(&stand), std::time::Instant::now());
+    dormouse::fork::run(&stand.home, &"huge".parse().unwrap(), "twin", false, false).unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(store_bytes(&stand) - stored < 100_000, "a fork copies nothing");
+    let twin = stand.open_cached("twin", options(Durability::Local), None).unwrap();
+    assert_eq!(twin.geometry().size, 1 << 40);
+    for (n, at) in (1..).zip(places) {
+        let mut out = [0xee; 4096];
+        twin.read(at, &mut out).unwrap();
+        assert_eq!(out, [n; 4096]);
+    }
 }
 
 fn store_bytes(stand: &Stand) -> u64 {

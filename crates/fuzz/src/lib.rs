@@ -12,6 +12,8 @@
 
 pub mod corpus;
 pub mod input;
+pub mod log_reader;
+pub mod scratch;
 pub mod targets;
 pub mod world;
 
@@ -41,6 +43,9 @@ pub const TARGETS: &[Target] = &[
     targets::message::MESSAGE,
     targets::message::DEFRAMER,
     targets::nbd::NBD,
+    targets::nbd_link::LINK,
+    targets::write_log::LIFE,
+    targets::log_files::FILES,
     targets::chunk::CHUNK,
     targets::map::PAGE,
     targets::map::NODE,

@@ -6,6 +6,13 @@
 //! Before a round of writes the volume has sent all that was written before (its log is empty), so
 //! a run shows what a log takes; with `--seconds` beyond what the log holds it shows what the link
 //! and the server take.
+//!
+//! Then the same by the kernel ([`looped`]), cold reads beside a restore ([`cold`]), and how long a
+//! huge disk takes to be there ([`ready`]).
+
+mod cold;
+mod looped;
+mod ready;
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -28,6 +35,9 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 /// The longest that a full log takes to be sent.
 const SENT_LIMIT: Duration = Duration::from_secs(300);
 const SEED: u64 = 0x64_6973_6b73;
+
+/// The parts, in their order.
+const PARTS: [&str; 4] = ["nbd", "cold", "loop", "ready"];
 
 /// What fio does.
 struct Job {
@@ -84,21 +94,32 @@ impl Serving {
 
     fn fio(&self, job: &Job, seconds: u64) -> Result<Rate> {
         let before = self.processor()?;
-        let out = Command::new("fio")
-            .args(["--name=x", "--ioengine=nbd", "--iodepth=32", "--time_based"])
-            .args(["--randrepeat=1", "--norandommap", "--output-format=json"])
-            .arg(format!("--uri={}", self.uri))
-            .arg(format!("--runtime={seconds}"))
-            .args(job.arguments)
-            .output()
-            .context("cannot start fio")?;
-        let said = String::from_utf8_lossy(&out.stderr);
-        ensure!(out.status.success(), "fio with {}: {}", self.name, said.trim());
-        let requests = super::iops(&out.stdout, if job.writes { "write" } else { "read" })?;
-        ensure!(requests > 0.0, "fio did nothing with {}", self.name);
+        let mut fio = fio(&["--ioengine=nbd", "--iodepth=32"], job);
+        fio.arg(format!("--uri={}", self.uri))
+            .arg("--time_based")
+            .arg(format!("--runtime={seconds}"));
+        let requests = rate(fio, job, self.name)?;
         let used = self.processor()? - before;
         Ok(Rate { requests, processor: used * 1e6 / (requests * seconds as f64) })
     }
+}
+
+/// fio, with what all runs have in common.
+fn fio(engine: &[&str], job: &Job) -> Command {
+    let mut fio = Command::new("fio");
+    fio.args(["--name=x", "--randrepeat=1", "--norandommap", "--output-format=json"]);
+    fio.args(engine).args(job.arguments);
+    fio
+}
+
+/// Runs fio: requests a second.
+fn rate(mut fio: Command, job: &Job, with: &str) -> Result<f64> {
+    let out = fio.output().context("cannot start fio")?;
+    let said = String::from_utf8_lossy(&out.stderr);
+    ensure!(out.status.success(), "fio with {with}: {}", said.trim());
+    let requests = super::iops(&out.stdout, if job.writes { "write" } else { "read" })?;
+    ensure!(requests > 0.0, "fio did nothing with {with}: {}", said.trim());
+    Ok(requests)
 }
 
 impl Drop for Serving {
@@ -116,6 +137,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
             "{program} is not installed: apt-get install fio qemu-utils nbdkit"
         );
     }
+    let unknown = options.parts.iter().find(|part| !PARTS.contains(&part.as_str()));
+    ensure!(unknown.is_none(), "there is no part {unknown:?}: {}", PARTS.join(", "));
+    let wanted = |part: &str| options.parts.is_empty() || options.parts.iter().any(|p| p == part);
     let root = options.directory.join("disks");
     let world = World::fresh(&options.dormouse, &root)?;
     let server = world.serve()?;
@@ -123,28 +147,44 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let image = root.join("image");
     fill(&image, options.image_mib)?;
     world::output(world.mirror(&image, "point"))?;
-    let peers = [qemu(&root, &image)?, nbdkit(&root, &image)?];
+    let mut create = world.client();
+    create.args(["create", "disk", &format!("{}MiB", options.image_mib)]);
+    world::output(create)?;
     let mut verdict = Verdict::default();
+    if wanted("nbd") {
+        served(&world, &root, options, &mut verdict)?;
+    }
+    if wanted("cold") {
+        cold::run(&world, &root, options, &mut verdict)?;
+    }
+    if wanted("loop") {
+        looped::run(&world, &root, options)?;
+    }
+    if wanted("ready") {
+        ready::run(&world, &root, options, &mut verdict)?;
+    }
+    drop(server);
+    fs::remove_dir_all(&root)?;
+    Ok(verdict.code())
+}
+
+/// Over NBD, beside the others.
+fn served(world: &World, root: &Path, options: &Options, verdict: &mut Verdict) -> Result<()> {
+    let image = root.join("image");
+    let peers = [qemu(root, &image)?, nbdkit(root, &image)?];
     println!(
         "| | round | qemu-nbd | nbdkit | dormouse | µs of processor each |\n|---|--:|--:|--:|--:|---|"
     );
-    let point = point(&world, &root)?;
+    let point = point(world, root)?;
     for job in JOBS.iter().filter(|job| !job.writes) {
-        compare(job, options, &peers, &point, &mut verdict, || Ok(()))?;
+        compare(job, options, &peers, &point, verdict, || Ok(()))?;
     }
     drop(point);
-    let size = format!("{}MiB", options.image_mib);
-    let mut create = world.client();
-    create.args(["create", "disk", &size]);
-    world::output(create)?;
-    let disk = disk(&world, &root)?;
+    let disk = disk(world, root)?;
     for job in JOBS.iter().filter(|job| job.writes) {
-        compare(job, options, &peers, &disk, &mut verdict, || sent(&world))?;
+        compare(job, options, &peers, &disk, verdict, || sent(world))?;
     }
-    drop(disk);
-    drop(peers);
-    fs::remove_dir_all(&root)?;
-    Ok(verdict.code())
+    Ok(())
 }
 
 /// Random bytes, in pieces of a MiB that differ.

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use super::context::Context;
-use super::options::{Asked, Broken, Queries, Raw, Refused, label, name, put_reply};
+use super::options::{Asked, Broken, Queries, Raw, Refused, label, name, put_reply, shown};
 use super::protocol::{
     CONTEXTS_MAX, MAGIC, OPTION_MAGIC, OPTIONS_MAX, PAYLOAD_MAX, Reader, greeting, info, option,
     reply,
@@ -156,7 +156,7 @@ impl Handshake {
     }
 
     fn find(&self, name: &str) -> Result<&Arc<Export>, Refused> {
-        let none = || Refused(reply::UNKNOWN, format!("there is no disk '{name}' here"));
+        let none = || Refused(reply::UNKNOWN, format!("there is no disk '{}' here", shown(name)));
         self.exports.find(name).ok_or_else(none)
     }
 
@@ -244,8 +244,7 @@ impl Handshake {
 
     /// The old way to choose: no reply but the disk itself.
     fn old_way(&mut self, data: &[u8], out: &mut Vec<u8>) -> Result<Step, Broken> {
-        let none =
-            || Broken::NoSuchExport(String::from_utf8_lossy(data).chars().take(80).collect());
+        let none = || Broken::NoSuchExport(shown(&String::from_utf8_lossy(data)));
         let name = name(data).map_err(|_| none())?;
         let export = Arc::clone(self.exports.find(name).ok_or_else(none)?);
         out.extend_from_slice(&export.device.geometry().size.to_be_bytes());

@@ -7,6 +7,9 @@ use super::protocol::{
     option, reply,
 };
 
+/// Letters of a name that are told.
+const SHOWN_MAX: usize = 80;
+
 /// What ends a connection: the peer does not keep to the protocol.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Broken {
@@ -80,6 +83,11 @@ impl Refused {
     pub fn invalid(text: &str) -> Self {
         Self(reply::INVALID, text.to_owned())
     }
+}
+
+/// A peer's name as it may stand in a text, in a reply or a log: short, and of one line.
+pub fn shown(name: &str) -> String {
+    name.chars().take(SHOWN_MAX).flat_map(char::escape_debug).collect()
 }
 
 /// A name in UTF-8, of bounded length.

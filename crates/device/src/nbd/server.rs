@@ -196,6 +196,12 @@ impl Server {
         Ok(())
     }
 
+    /// Serves a peer that has connected elsewhere, from the greeting on. `from` is what the log
+    /// calls it.
+    pub fn take(&self, socket: OwnedFd, from: &str) -> io::Result<()> {
+        seat(&self.inner, socket, from.to_owned(), None)
+    }
+
     /// Serves a disk on a socket whose other side has agreed with us in another way, and sends
     /// requests at once: a kernel's.
     pub fn serve(&self, socket: OwnedFd, name: &str) -> io::Result<()> {

@@ -5,7 +5,7 @@
 //! before it: what follows a hole is never taken. The sums find accidents; who can write here
 //! can compute them.
 
-use dormouse_format::limits::BLOCK_SIZE;
+use dormouse_format::limits::{BLOCK_SIZE, VOLUME_SIZE_MAX};
 use twox_hash::XxHash3_64;
 
 /// Bytes of a file's header.
@@ -16,6 +16,11 @@ pub(super) const ENTRY_HEAD: usize = 56;
 const SUMMED: usize = 48;
 /// Blocks of one entry, at most: 1 MiB.
 pub(super) const BLOCKS_MAX: u64 = 256;
+
+/// Entries have lower numbers: no log comes near it, and one more can always be added.
+const SEQ_END: u64 = 1 << 62;
+/// The blocks of the largest disk.
+const BLOCKS_END: u64 = VOLUME_SIZE_MAX / BLOCK_SIZE as u64;
 
 /// Numbers that a hash takes in a table.
 pub(super) const HASH_SUMS: u64 = 4;
@@ -138,7 +143,7 @@ impl FileHead {
         if version != VERSION {
             return Some(Err(version));
         }
-        Some(Ok(Self {
+        let head = Self {
             number: u64_at(bytes, 16),
             after_cut: bytes[12] == 1,
             salt: u64_at(bytes, 24),
@@ -151,7 +156,8 @@ impl FileHead {
             size: u64_at(bytes, 96),
             seq: u64_at(bytes, 104),
             chain: u64_at(bytes, 112),
-        }))
+        };
+        (head.size <= VOLUME_SIZE_MAX && head.seq < SEQ_END).then_some(Ok(head))
     }
 }
 
@@ -203,14 +209,15 @@ impl EntryHead {
             chain: u64_at(bytes, 40),
             sum: u64_at(bytes, SUMMED),
         };
-        let counts = match kind {
-            Kind::Data => 1..=BLOCKS_MAX,
-            Kind::Zero => 1..=u64::MAX / BLOCK_SIZE as u64,
-            Kind::Size => 0..=0,
-            Kind::Base | Kind::BaseOfCut => HASH_SUMS..=HASH_SUMS,
+        // What lies beyond any disk was never written.
+        let within = head.block.checked_add(head.count).is_some_and(|end| end <= BLOCKS_END);
+        let possible = match kind {
+            Kind::Data => within && (1..=BLOCKS_MAX).contains(&head.count),
+            Kind::Zero => within && head.count > 0,
+            Kind::Size => head.count == 0 && head.block <= VOLUME_SIZE_MAX,
+            Kind::Base | Kind::BaseOfCut => head.count == HASH_SUMS,
         };
-        let fits = head.block.checked_add(head.count).is_some();
-        (fits && counts.contains(&head.count)).then_some(head)
+        possible.then_some(head)
     }
 
     /// Numbers of the table that follows the header.

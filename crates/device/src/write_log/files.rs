@@ -20,6 +20,9 @@ use crate::{Error, Result};
 /// Bytes that are looked through at once for an entry behind a damaged one.
 const WINDOW: usize = 4 << 20;
 
+/// Numbers of files are below: as many as have 16 digits.
+const NUMBER_END: u64 = 9_999_999_999_999_999;
+
 /// Where a log stands.
 #[derive(Debug, Default)]
 pub(super) struct Replay {
@@ -58,6 +61,11 @@ pub(super) fn replay(dir: &Path) -> Result<Replay> {
     let mut replay = Replay { next_number: 1, ..Replay::default() };
     for number in numbers(dir)? {
         let path = dir.join(name(number));
+        if number >= NUMBER_END {
+            // No log comes to it; the next file would have a name that is not read again.
+            let path = path.display();
+            return Err(Error::Damaged(format!("no file of a write log has the number of {path}")));
+        }
         replay.next_number = number + 1;
         let file = Arc::new(File::open(&path)?);
         let len = file.metadata()?.len();
@@ -93,6 +101,15 @@ fn follows(replay: &Replay, head: &FileHead, number: u64) -> bool {
     let goes_on = replay.chain == head.chain && replay.seq == head.seq;
     let first = replay.first.is_none() && replay.lost.is_empty();
     head.number == number && (first || goes_on && replay.first.is_some())
+}
+
+/// Removes all files of a log, whatever is in them: the last first, so that what a crash leaves is
+/// a prefix still.
+pub(super) fn remove(dir: &Path) -> Result<()> {
+    for number in numbers(dir)?.into_iter().rev() {
+        fs::remove_file(dir.join(name(number)))?;
+    }
+    Ok(File::open(dir)?.sync_all()?)
 }
 
 fn numbers(dir: &Path) -> Result<Vec<u64>> {
@@ -193,7 +210,7 @@ fn entry(
 }
 
 fn take(replay: &mut Replay, entry: &EntryHead, span: impl FnOnce() -> Span) {
-    let end = entry.block + entry.count;
+    let end = entry.block.saturating_add(entry.count);
     match entry.kind {
         Kind::Data => replay.runs.put(entry.block, end, Content::Data(Arc::new(span()))),
         Kind::Zero => replay.runs.put(entry.block, end, Content::Zero),

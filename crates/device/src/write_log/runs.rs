@@ -53,6 +53,11 @@ impl Runs {
         self.0.insert(start, Run { end, content });
     }
 
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// Takes blocks out.
     fn clear(&mut self, start: u64, end: u64) {
         if let Some((_, run)) = self.0.range_mut(..start).next_back()

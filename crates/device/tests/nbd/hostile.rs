@@ -82,6 +82,11 @@ fn names_that_do_not_fit_their_option_are_refused() {
         client.option(option::EXPORT_NAME, name);
         client.is_closed();
     }
+    // A name writes no line of its own into the log, and moves no cursor.
+    let mut client = running.connect();
+    client.option(option::EXPORT_NAME, b"x\n2026-11-20 all is well\x1b[2J");
+    client.is_closed();
+    running.logged("x\\n2026-11-20 all is well\\u{1b}[2J");
     running.is_well();
 }
 

@@ -4,6 +4,8 @@
 
 mod client;
 mod hostile;
+mod known_faults;
+mod multi;
 mod peers;
 mod replies;
 mod stopping;

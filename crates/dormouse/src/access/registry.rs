@@ -69,11 +69,15 @@ impl Access {
 
     /// Closes every open vault: what they cache is written, and they take no more.
     pub fn close(&self) {
-        for (id, vault) in lock(&self.vaults).drain() {
+        let closing: Vec<_> = lock(&self.vaults).drain().collect();
+        for (id, vault) in &closing {
             if let Err(error) = vault.close() {
                 self.log.line(&format!("vault {id}: closing: {error}"));
             }
         }
+        self.store.drain();
+        drop(closing);
+        self.store.finish(&self.log);
     }
 
     /// Clients and quotas as they are now.
@@ -228,20 +232,17 @@ impl Access {
             }
             open.remove(id);
         }
+        let segments = self.store.segments(id, now.is_some()).map_err(|e| self.internal(&e))?;
+        let Some(segments) = segments else { return Ok(None) };
         let path = self.store.vault_path(id);
-        let segments = path.join("segments");
-        let there = std::fs::read_dir(&segments).is_ok_and(|mut d| d.next().is_some());
+        let failed = |e: std::io::Error| {
+            self.internal(&anyhow::Error::from(e).context(path.display().to_string()))
+        };
+        let there = !segments.list().map_err(failed)?.is_empty();
         if !there && now.is_none() {
             return Ok(None);
         }
-        let dir = |sub: &str| {
-            DiskDir::create_or_open(&path.join(sub))
-                .map(|d| Box::new(d) as Box<dyn dormouse_store::Dir>)
-                .map_err(|e| {
-                    self.internal(&anyhow::Error::from(e).context(path.display().to_string()))
-                })
-        };
-        let (segments, index) = (dir("segments")?, dir("index")?);
+        let index = Box::new(DiskDir::create_or_open(&path.join("index")).map_err(failed)?);
         let options = Options::default();
         let vault = match now {
             Some(now) if !there => VaultStore::create(segments, index, *id, now, options),
@@ -343,7 +344,11 @@ impl Registry for Access {
         }
         let client = Client { role: invited_to(&invite)?, ..client.clone() };
         let known = Self::known(&client.name, key, &client, now);
-        if self.add(&known).map_err(|e| self.internal(&e))? { Ok(client) } else { Err(exists()) }
+        if !self.add(&known).map_err(|e| self.internal(&e))? {
+            return Err(exists());
+        }
+        self.store.state_changed().map_err(|e| self.internal(&e))?;
+        Ok(client)
     }
 
     fn add_recovered(
@@ -371,6 +376,7 @@ impl Registry for Access {
             let name = format!("{base}-{}", &fingerprint[..digits]);
             let known = Self::known(&name, key, client, now);
             if self.add(&known).map_err(|e| self.internal(&e))? {
+                self.store.state_changed().map_err(|e| self.internal(&e))?;
                 return Ok(known.client());
             }
         }

@@ -19,19 +19,19 @@ pub struct DoctorArgs {
 pub struct JailProbeArgs {
     /// A directory of its own
     pub dir: PathBuf,
+    /// As the server of a store in object storage
+    #[arg(long)]
+    pub bucket: bool,
     /// A layer that is left out
     #[arg(long, value_name = "LAYER")]
     pub without: Vec<String>,
 }
 
-/// Of `rebuild`.
+/// Of `name-helper`.
 #[derive(Debug, Args)]
-pub struct RebuildArgs {
-    /// The store's directory
-    pub store: PathBuf,
-    /// Make a new server key if there is none: every client must then join again
-    #[arg(long)]
-    pub new_key: bool,
+pub struct NameHelperArgs {
+    /// The only name that it resolves
+    pub host: String,
 }
 
 /// Of `replicate`.

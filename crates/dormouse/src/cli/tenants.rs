@@ -111,7 +111,7 @@ pub fn grant(args: &GrantArgs) -> Result<()> {
         event("quota", &known).with("quota", shown).write(&store)?;
         say!("the vault of client '{}' may hold {text}", known.name)?;
         let used = store.vault_bytes(&known.vault);
-        if bytes.is_some_and(|bytes| used > bytes) {
+        if let Some(used) = used.filter(|used| bytes.is_some_and(|bytes| *used > bytes)) {
             say!("it holds {} already: that stays, and nothing new is taken", size(used))?;
         }
     }

@@ -20,9 +20,9 @@ const UNITS: [&str; 3] = [
     "/usr/lib/systemd/system/dormouse-serve.service",
 ];
 
-/// All that is known of this machine.
-pub(super) fn look() -> Vec<Finding> {
-    let mut findings = match probe() {
+/// All that is known of this machine; for the server of a store in object storage or another.
+pub(super) fn look(bucket: bool) -> Vec<Finding> {
+    let mut findings = match probe(bucket) {
         Ok(found) => judge(&found),
         Err(error) => vec![Finding::error("the jail", &error)],
     };
@@ -32,11 +32,13 @@ pub(super) fn look() -> Vec<Finding> {
 }
 
 /// Starts the process that tries.
-fn probe() -> Result<Found> {
+fn probe(bucket: bool) -> Result<Found> {
     let dir = std::env::temp_dir().join(format!("dormouse-jail-{}", std::process::id()));
     std::fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let program = std::env::current_exe().context("cannot find this program")?;
-    let out = Command::new(program).arg("jail-probe").arg(&dir).stdin(Stdio::null()).output();
+    let mut probe = Command::new(program);
+    probe.arg("jail-probe").arg(&dir).args(bucket.then_some("--bucket"));
+    let out = probe.stdin(Stdio::null()).output();
     let removed = std::fs::remove_dir_all(&dir);
     let out = out.context("cannot start the process that tries the jail")?;
     removed.with_context(|| format!("cannot remove {}", dir.display()))?;

@@ -14,10 +14,12 @@ use dormouse_store::disk::DiskDir;
 use dormouse_store::{Dir, Look};
 
 use super::{Finding, Weight};
-use crate::access::{self, Roster};
+use crate::access::Roster;
 use crate::exit::{Class, Failure, hint_of};
+use crate::log::Log;
 use crate::store_dir::StoreDir;
 use crate::text::size;
+use crate::{access, bucket};
 
 /// Free space below this is too little: one segment and what goes with it.
 const SPACE_LEAST: u64 = 256 << 20;
@@ -56,7 +58,17 @@ pub(super) fn look(path: &Path) -> Vec<Finding> {
     rights(&store, &mut findings);
     space(&store, &mut findings);
     left_behind(&store, running, &mut findings);
-    vaults(&store, running, &mut findings);
+    let about = store.note().map(|note| note.url.clone());
+    match bucket::attach_to_read(store, &Log::silent()) {
+        Ok(store) => {
+            if let Some(url) = about {
+                let found = "answers, and holds the store to which this directory is the state";
+                findings.push(Finding::fine(url, found));
+            }
+            vaults(&store, running, &mut findings);
+        }
+        Err(error) => findings.push(Finding::error(about.unwrap_or_default(), &error)),
+    }
     findings
 }
 
@@ -213,12 +225,10 @@ impl Quotas {
 }
 
 fn look_at(store: &StoreDir, vault: &VaultId) -> Result<Look> {
-    let path = store.vault_path(vault);
-    let segments = DiskDir::open(&path.join("segments"))
-        .map_err(|e| anyhow::Error::from(e).context(format!("{}", path.display())))?;
-    let index = DiskDir::open(&path.join("index")).ok();
+    let segments = store.segments_to_read(vault)?;
+    let index = DiskDir::open(&store.vault_path(vault).join("index")).ok();
     let index = index.as_ref().map(|dir| dir as &dyn Dir);
-    Ok(dormouse_store::look(Box::new(segments), index, vault)?)
+    Ok(dormouse_store::look(segments, index, vault)?)
 }
 
 fn tell(about: &str, look: &Look, running: bool, findings: &mut Vec<Finding>) {

@@ -2,7 +2,8 @@
 //!
 //! Owns: the two lists. Invariant: what is not listed does not exist (`ENOSYS`), so that the C
 //! library falls back to what is: in this way no thread is made by `clone3`, whose flags no
-//! filter sees. Nothing listed makes a socket, a connection, a process or executable memory.
+//! filter sees. Nothing listed makes a process or executable memory, and no socket or connection
+//! but for a store in object storage ([`outside`]).
 //! Paths are not looked at here: that is Landlock's.
 
 use std::collections::BTreeMap;
@@ -12,6 +13,8 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule, TargetArch,
 };
+
+use super::Plan;
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -133,13 +136,33 @@ const SOCKET: &[libc::c_long] = &[
     libc::SYS_writev,
 ];
 
-/// From here on this process makes the system calls of a server, and no others.
-pub(super) fn server() -> Result<String, String> {
-    let program = rules_of_server().and_then(compile).map_err(|e| e.to_string())?;
+/// What a client of object storage needs beside: waiting for many answers in one thread.
+const REMOTE: &[libc::c_long] = &[
+    libc::SYS_connect,
+    libc::SYS_epoll_create1,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_eventfd2,
+];
+#[cfg(target_arch = "x86_64")]
+const REMOTE_OLD: &[libc::c_long] = &[libc::SYS_epoll_wait];
+#[cfg(not(target_arch = "x86_64"))]
+const REMOTE_OLD: &[libc::c_long] = &[];
+/// What the C library needs to ask for a name.
+const NAMES: &[libc::c_long] = &[libc::SYS_recvmsg, libc::SYS_sendmmsg, libc::SYS_sendmsg];
+
+/// From here on this process makes the system calls that its plan needs, and no others.
+pub(super) fn enter(plan: &Plan) -> Result<String, String> {
+    let program = rules_of(plan).and_then(compile).map_err(|e| e.to_string())?;
     seccompiler::apply_filter(&program).map_err(|e| e.to_string())?;
     match rustix::thread::secure_computing_mode() {
         Ok(rustix::thread::SecureComputingMode::Filter) => {
-            Ok("no process, no program, no socket, no executable memory".into())
+            let but = match (plan.names, plan.ports.is_empty()) {
+                (true, _) => " but to resolve names",
+                (false, false) => " but TCP",
+                (false, true) => "",
+            };
+            Ok(format!("no process, no program, no socket{but}, no executable memory"))
         }
         other => Err(format!("the kernel says {other:?} of the filter")),
     }
@@ -233,6 +256,53 @@ fn rules_of_server() -> Result<Rules, Error> {
     Ok(rules)
 }
 
+fn rules_of(plan: &Plan) -> Result<Rules, Error> {
+    let mut rules = rules_of_server()?;
+    if plan.names || !plan.ports.is_empty() {
+        plain(&mut rules, REMOTE.iter().chain(REMOTE_OLD));
+        outside(&mut rules, plan)?;
+    }
+    Ok(rules)
+}
+
+/// Sockets that lead outside. Landlock looks at `connect` of TCP sockets only: so there are no
+/// others (multipath TCP is another protocol), and nothing connects by sending.
+fn outside(rules: &mut Rules, plan: &Plan) -> Result<(), Error> {
+    let mut sockets = Vec::new();
+    let flags = bits(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK);
+    let mut socket = |family: libc::c_int, kind: libc::c_int, protocol: libc::c_int| {
+        sockets.push(SeccompRule::new(vec![
+            is(0, ALL, bits(family))?,
+            is(1, ALL & !flags, bits(kind))?,
+            is(2, ALL, bits(protocol))?,
+        ])?);
+        Ok::<_, Error>(())
+    };
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        for protocol in [0, libc::IPPROTO_TCP] {
+            socket(family, libc::SOCK_STREAM, protocol)?;
+        }
+        if plan.names {
+            for protocol in [0, libc::IPPROTO_UDP] {
+                socket(family, libc::SOCK_DGRAM, protocol)?;
+            }
+        }
+    }
+    if plan.names {
+        // The caches of the system's resolver.
+        for kind in [libc::SOCK_STREAM, libc::SOCK_DGRAM] {
+            socket(libc::AF_UNIX, kind, 0)?;
+        }
+        plain(rules, NAMES);
+        let asked = is(1, ALL, libc::FIONREAD as u64)?;
+        rules.entry(libc::SYS_ioctl).or_default().push(SeccompRule::new(vec![asked])?);
+    }
+    rules.insert(libc::SYS_socket, sockets);
+    let no_fast_open = is(3, bits(libc::MSG_FASTOPEN), 0)?;
+    rules.insert(libc::SYS_sendto, vec![SeccompRule::new(vec![no_fast_open])?]);
+    Ok(())
+}
+
 fn rules_of_stranger(fd: u64) -> Result<Rules, Error> {
     let mut rules = rules_of_both(libc::MAP_ANONYMOUS)?;
     for call in SOCKET {
@@ -254,8 +324,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_filters_fit_into_the_kernel() {
-        for rules in [rules_of_server().unwrap(), rules_of_stranger(7).unwrap()] {
+    fn all_filters_fit_into_the_kernel() {
+        let bucket = Plan { ports: vec![443], ..Plan::default() };
+        let names = Plan::of_names().unwrap();
+        let all = [Plan::default(), bucket, names].map(|plan| rules_of(&plan).unwrap());
+        for rules in all.into_iter().chain([rules_of_stranger(7).unwrap()]) {
             let program = compile(rules).unwrap();
             assert!(program.len() > 50 && program.len() < 4096, "{}", program.len());
         }

@@ -6,8 +6,8 @@
 
 use anyhow::Result;
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, LandlockStatus, PathBeneath, PathFd, Ruleset,
-    RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope,
+    ABI, Access, AccessFs, AccessNet, BitFlags, LandlockStatus, NetPort, PathBeneath, PathFd,
+    Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope,
 };
 
 use super::{LEFT_OUT, Layer, Plan, Standing};
@@ -39,7 +39,7 @@ pub(super) fn enter(plan: &Plan) -> Vec<Standing> {
     let standing = |layer| {
         let held = match &version {
             _ if !wanted(layer) => Err(LEFT_OUT.to_owned()),
-            Ok(version) => judge(layer, *version),
+            Ok(version) => judge(layer, *version, plan),
             Err(why) => Err(why.clone()),
         };
         Standing { layer, held }
@@ -65,6 +65,15 @@ fn restrict(plan: &Plan, wanted: &dyn Fn(Layer) -> bool) -> Result<Result<ABI, S
         for (dir, rights) in plan.dirs.iter().map(|dir| (dir, store_rights())).chain(cleared) {
             rules = rules.add_rule(PathBeneath::new(PathFd::new(dir)?, rights))?;
         }
+        for dir in &plan.reads {
+            let rights = AccessFs::ReadFile | AccessFs::ReadDir;
+            rules = rules.add_rule(PathBeneath::new(PathFd::new(dir)?, rights))?;
+        }
+    }
+    if wanted(Layer::Network) {
+        for port in &plan.ports {
+            rules = rules.add_rule(NetPort::new(*port, AccessNet::ConnectTcp))?;
+        }
     }
     let status = rules.restrict_self()?;
     Ok(match status.landlock {
@@ -78,12 +87,19 @@ fn restrict(plan: &Plan, wanted: &dyn Fn(Layer) -> bool) -> Result<Result<ABI, S
 }
 
 /// What a version of Landlock means for a layer.
-fn judge(layer: Layer, version: ABI) -> Result<String, String> {
+fn judge(layer: Layer, version: ABI, plan: &Plan) -> Result<String, String> {
     let (least, keeps) = match layer {
         // Older ones let any file be cut.
-        Layer::Files => (ABI::V3, "files of the store only, and none of them is run"),
-        Layer::Network => (ABI::V4, "no TCP connection is made, no port is bound"),
-        _ => (ABI::V6, "no signal and no abstract socket leads outside"),
+        Layer::Files => (ABI::V3, "files of the store only, and none of them is run".to_owned()),
+        Layer::Network if plan.ports.is_empty() => {
+            (ABI::V4, "no TCP connection is made, no port is bound".to_owned())
+        }
+        Layer::Network => {
+            let ports: Vec<String> = plan.ports.iter().map(u16::to_string).collect();
+            let to = ports.join(", ");
+            (ABI::V4, format!("no TCP connection is made but to port {to}, no port is bound"))
+        }
+        _ => (ABI::V6, "no signal and no abstract socket leads outside".to_owned()),
     };
     if version < least {
         return Err(format!("this kernel has version {version} of Landlock, and it needs {least}"));
@@ -107,7 +123,8 @@ mod tests {
             (ABI::V6, [true, true, true]),
             (ABI::V7, [true, true, true]),
         ] {
-            assert_eq!(all.map(|layer| judge(layer, version).is_ok()), expected, "{version}");
+            let held = |layer| judge(layer, version, &Plan::default()).is_ok();
+            assert_eq!(all.map(held), expected, "{version}");
         }
     }
 }

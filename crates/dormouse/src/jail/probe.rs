@@ -59,8 +59,9 @@ pub struct Found {
 
 type Tried<'a> = (&'static str, Box<dyn Fn() -> io::Result<()> + 'a>);
 
-/// Goes in, with `dir` as the store, and prints what it found.
-pub fn run(dir: &Path, without: &[String]) -> Result<()> {
+/// Goes in, with `dir` as the store, and prints what it found. With `bucket` as the server of a
+/// store in object storage does.
+pub fn run(dir: &Path, bucket: bool, without: &[String]) -> Result<()> {
     let store = dir.join("store");
     fs::create_dir_all(store.join("vaults"))?;
     let mut plan = Plan::of_store(&store)?;
@@ -68,8 +69,18 @@ pub fn run(dir: &Path, without: &[String]) -> Result<()> {
         plan.without.push(Layer::of_name(name).with_context(|| format!("no layer {name}"))?);
     }
     let listener = TcpListener::bind("127.0.0.1:0")?;
-    let refused = must_fail(dir, listener.local_addr()?)?;
-    let allowed = must_work(&store, &listener);
+    let mut refused = must_fail(dir, listener.local_addr()?)?;
+    let mut allowed = must_work(&store, &listener);
+    let storage = TcpListener::bind("127.0.0.1:0")?;
+    if bucket {
+        let (to, storage) = (listener.local_addr()?, storage.local_addr()?);
+        plan.ports.push(storage.port());
+        refused.push(("connect by sending", Box::new(move || send_first(to))));
+        allowed.push((
+            "connect to the object storage",
+            Box::new(move || TcpStream::connect(storage).map(drop)),
+        ));
+    }
     let before = |all: &[Tried<'_>]| all.iter().map(|(_, run)| failure(run())).collect::<Vec<_>>();
     let (refused_before, allowed_before) = (before(&refused), before(&allowed));
     // It is read from a file the first time.
@@ -144,6 +155,15 @@ fn must_fail(dir: &Path, to: SocketAddr) -> io::Result<Vec<Tried<'static>>> {
         ),
         ("raise a limit", Box::new(|| Ok(setrlimit(Resource::Core, getrlimit(Resource::Core))?))),
     ])
+}
+
+/// A connection that is made by the first bytes to be sent.
+fn send_first(to: SocketAddr) -> io::Result<()> {
+    use rustix::net::{AddressFamily, SendFlags, SocketType, sendto, socket};
+    let socket = socket(AddressFamily::INET, SocketType::STREAM, None)?;
+    let fast_open = SendFlags::from_bits_retain(libc::MSG_FASTOPEN.cast_unsigned());
+    sendto(&socket, b"x", fast_open, &to)?;
+    Ok(())
 }
 
 /// What must go on in the jail: the work of a store and a server.

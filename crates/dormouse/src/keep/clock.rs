@@ -29,8 +29,7 @@ pub struct ClockFile {
 impl ClockFile {
     /// Of the store in this directory.
     pub fn of(store: &std::path::Path) -> Self {
-        // Once, and early: a jail may hide /proc later.
-        let _ = boot();
+        prepare();
         Self { path: store.join(FILE), one: Mutex::new(()) }
     }
 
@@ -62,6 +61,11 @@ impl ClockFile {
         }
         files::replace(&self.path, mark.to_text().as_bytes(), 0o600).map_err(failed)
     }
+}
+
+/// Reads once what a jail may hide later.
+pub fn prepare() {
+    let _ = boot();
 }
 
 fn clocks() -> Clocks {

@@ -55,6 +55,7 @@ impl Local {
         let store = StoreDir::open(path)?;
         let own = match store.lock() {
             Ok(lock) => {
+                store.must_be_whole()?;
                 let access = Access::new(store.clone(), Log::silent());
                 Some(Arc::new(Own { access, _lock: lock }))
             }

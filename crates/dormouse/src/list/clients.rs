@@ -15,7 +15,7 @@ use crate::text::{now_ns, size, table, time_local, time_utc};
 struct Row<'a> {
     known: &'a Known,
     seen: Option<(TimeNs, usize)>,
-    used: u64,
+    used: Option<u64>,
     quota: Option<u64>,
 }
 
@@ -52,7 +52,7 @@ impl Row<'_> {
             c.vault.to_string()[..12].to_owned(),
             time_local(c.created),
             self.seen.map_or_else(|| "-".into(), |(at, _)| time_local(at)),
-            size(self.used),
+            self.used.map_or_else(|| "?".into(), size),
             self.quota.map_or_else(|| "-".into(), size),
             c.fingerprint()[..16].to_owned(),
             state,

@@ -15,7 +15,7 @@ use dormouse_sync::server::Registry;
 use crate::access::Access;
 use crate::collect::{self, Settings};
 use crate::exit::text_of;
-use crate::log::Log;
+use crate::log::{Entry, Level, Log};
 use crate::store_dir::StoreDir;
 
 /// Clients that come back after a restart go first.
@@ -32,6 +32,10 @@ pub(super) fn start(
 ) -> Result<Option<JoinHandle<()>>> {
     let config = store.config()?;
     if config.collect != Some(true) {
+        return Ok(None);
+    }
+    if let Err(error) = store.can_collect() {
+        log.event(&Entry::new(Level::Warning, &text_of(&error)));
         return Ok(None);
     }
     let settings = Settings::new(&config, None, None)?;

@@ -20,8 +20,20 @@ impl StoreDir {
             // Whatever this is, it has nothing that a store could be made of again.
             return Self::open(path).map(|_| Vec::new());
         }
-        if let Ok(Some(text)) = state.read(HEADER) {
-            check_header(path, &text)?;
+        match state.read(HEADER) {
+            Ok(Some(text)) => drop(check_header(path, &text)?),
+            // With a header of its own it would be taken for a store, of which most is missing.
+            _ if path.join(crate::bucket::DIR).exists() => {
+                return fail(
+                    Class::Damaged,
+                    format!(
+                        "{} was the state of a store in a bucket, and its header does not hold",
+                        path.display()
+                    ),
+                    "make the state anew out of the bucket: dormouse rebuild s3://BUCKET/PREFIX --state NEW",
+                );
+            }
+            _ => {}
         }
         let faults = state.check()?;
         if let Some(newer) = faults.iter().find(|fault| matches!(fault.why, Why::Newer(_))) {
@@ -66,7 +78,7 @@ fn finish(path: &Path, state: &StateFiles, said: &mut Vec<String>) -> Result<()>
         said.push(format!("{KEY}: a new key; every client must join again"));
     }
     if !path.join(HEADER).exists() {
-        make_header(state)?;
+        make_header(state, None)?;
         said.push(format!("{HEADER}: made anew"));
     }
     Ok(())

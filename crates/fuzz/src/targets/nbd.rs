@@ -1,6 +1,7 @@
 //! What a peer says to the NBD server: options, then requests.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use dormouse_device::memory::MemoryDevice;
 use dormouse_device::nbd::answer::Answer;
@@ -26,10 +27,36 @@ pub const NBD: Target = Target {
     len_max: 4096,
 };
 
-const SIZE: u64 = 200 << 10;
+/// Bytes of each disk.
+pub(super) const SIZE: u64 = 200 << 10;
 
 /// A disk that insists on the promises that it was made.
-struct Strict(MemoryDevice);
+pub(super) struct Strict {
+    bytes: MemoryDevice,
+    /// Whether something was written since the last flush.
+    dirty: AtomicBool,
+}
+
+impl Strict {
+    fn new(read_only: bool) -> Self {
+        let mut bytes = vec![3; SIZE as usize];
+        bytes[80 << 10..120 << 10].fill(0);
+        Self { bytes: MemoryDevice::new(bytes, read_only), dirty: AtomicBool::new(false) }
+    }
+
+    pub(super) fn content(&self) -> Vec<u8> {
+        self.bytes.content()
+    }
+
+    pub(super) fn is_dirty(&self) -> bool {
+        self.dirty.load(Ordering::SeqCst)
+    }
+
+    fn changes(&self, at: u64, len: u64) {
+        within(at, len);
+        self.dirty.store(true, Ordering::SeqCst);
+    }
+}
 
 fn within(at: u64, len: u64) {
     assert!(len > 0 && at.checked_add(len).is_some_and(|end| end <= SIZE), "{at}+{len}");
@@ -37,31 +64,40 @@ fn within(at: u64, len: u64) {
 
 impl BlockDevice for Strict {
     fn geometry(&self) -> Geometry {
-        self.0.geometry()
+        self.bytes.geometry()
     }
     fn read(&self, at: u64, out: &mut [u8]) -> Result<()> {
         within(at, out.len() as u64);
-        self.0.read(at, out)
+        self.bytes.read(at, out)
+    }
+    /// Half of it, so that a server hands the other half over to another thread.
+    fn ready(&self, at: u64, len: u64) -> bool {
+        within(at, len);
+        at % (8 << 10) < 4 << 10
     }
     fn prefetch(&self, at: u64, len: u64) -> Result<()> {
         within(at, len);
         Ok(())
     }
     fn write(&self, at: u64, bytes: &[u8], how: Write) -> Result<()> {
-        within(at, bytes.len() as u64);
-        self.0.write(at, bytes, how)
+        self.changes(at, bytes.len() as u64);
+        self.bytes.write(at, bytes, how)
     }
     fn zero(&self, at: u64, len: u64, how: Zero) -> Result<()> {
-        within(at, len);
-        self.0.zero(at, len, how)
+        self.changes(at, len);
+        self.bytes.zero(at, len, how)
     }
     fn trim(&self, at: u64, len: u64) -> Result<()> {
-        within(at, len);
-        self.0.trim(at, len)
+        self.changes(at, len);
+        self.bytes.trim(at, len)
+    }
+    fn flush(&self) -> Result<()> {
+        self.dirty.store(false, Ordering::SeqCst);
+        Ok(())
     }
     fn extents(&self, at: u64, len: u64, most: usize) -> Result<Vec<Extent>> {
         within(at, len);
-        self.0.extents(at, len, most)
+        self.bytes.extents(at, len, most)
     }
     fn changes_since(&self, _: &str) -> Result<Arc<dyn Changes>> {
         Ok(Arc::new(Everything))
@@ -77,21 +113,26 @@ impl Changes for Everything {
     }
 }
 
-fn exports() -> Exports {
-    let export = |name: &str, read_only| {
-        let mut bytes = vec![3; SIZE as usize];
-        bytes[80 << 10..120 << 10].fill(0);
-        let device = Arc::new(Strict(MemoryDevice::new(bytes, read_only)));
-        Export { name: name.to_owned(), description: "d".to_owned(), device }
+/// A disk that is written, and one that is not.
+pub(super) fn disks() -> [Arc<Strict>; 2] {
+    [Arc::new(Strict::new(false)), Arc::new(Strict::new(true))]
+}
+
+/// These, as 'a' and 'b'.
+pub(super) fn exports(disks: &[Arc<Strict>; 2]) -> Exports {
+    let export = |(name, device): (&str, &Arc<Strict>)| Export {
+        name: name.to_owned(),
+        description: "d".to_owned(),
+        device: Arc::clone(device) as _,
     };
-    Exports::new(vec![export("a", false), export("b", true)]).unwrap()
+    Exports::new(["a", "b"].into_iter().zip(disks).map(export).collect()).unwrap()
 }
 
 fn talk(data: &[u8]) {
     let mut input = Input::new(data);
     let tls = if input.u8() & 1 == 1 { Tls::Required } else { Tls::Absent };
     let mut rest = input.rest();
-    let mut handshake = Handshake::new(exports(), tls);
+    let mut handshake = Handshake::new(exports(&disks()), tls);
     for _ in 0..=OPTIONS_MAX + 1 {
         let mut out = Vec::new();
         let Ok(Some((taken, step))) = handshake.step(rest, &mut out) else { return };
@@ -196,7 +237,8 @@ fn reply(request: &Request, op: Option<Op>, structured: bool, out: &[u8]) {
     }
 }
 
-fn option_of(kind: u32, data: &[u8]) -> Vec<u8> {
+/// An option as a client sends it.
+pub(super) fn option_of(kind: u32, data: &[u8]) -> Vec<u8> {
     let len = data.len() as u32;
     [&OPTION_MAGIC.to_be_bytes()[..], &kind.to_be_bytes(), &len.to_be_bytes(), data].concat()
 }

@@ -6,6 +6,9 @@
 //! it: it tells of what was done by the rules.
 //! Leaves to others: what is worth a line.
 
+pub mod following;
+pub mod keeping;
+
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -39,6 +42,11 @@ impl Event {
             event = event.with(key, value);
         }
         event
+    }
+
+    /// By whoever runs the store: `uid` gave the server an order.
+    pub fn by_order(what: &str, uid: u32) -> Self {
+        Self::new(what, "-", &format!("uid {uid}"), "order")
     }
 
     /// By whoever runs this command, on this machine.

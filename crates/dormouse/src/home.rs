@@ -6,6 +6,7 @@
 //! a home that is joined. Identity and authority may be absent.
 
 mod join_files;
+pub mod machine;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -26,13 +27,14 @@ use crate::state_files::{Kind, StateFiles};
 use crate::text::{hex, unhex, unhex_array};
 
 pub use join_files::{NewHome, Pending};
+use machine::MACHINE;
 
 const CLIENT: &str = "client.toml";
 const CERT: &str = "cert";
 const INSTANCE: &str = "instance";
 
 const STATE: Kind = Kind {
-    files: &[CLIENT, CERT, INSTANCE],
+    files: &[CLIENT, CERT, INSTANCE, MACHINE],
     dirs: &["keys", "heads", "seen", "volumes", "disks"],
     spare: &["heads", "seen", "volumes", "disks"],
     way_out: "bring the home back from a backup, all of it; or let `dormouse status --accept-state` go on with\n\
@@ -88,7 +90,7 @@ pub struct Account {
     pub signing: SigningKey,
     /// The writer's certificate, a whole record.
     pub cert: Vec<u8>,
-    /// This installation: a cloned machine that was told so has another.
+    /// This installation: a home that was copied to another machine has another there.
     pub instance: InstanceId,
     /// Whether a recovery kit was written.
     pub kit_exported: bool,
@@ -251,7 +253,7 @@ impl Home {
             transport: self.needed("keys/transport", self.seed("transport")?)?,
             signing: self.needed("keys/signing", self.seed("signing")?)?,
             cert: self.needed(CERT, cert)?,
-            instance: self.needed(INSTANCE, instance)?,
+            instance: self.instance_here(self.needed(INSTANCE, instance)?)?,
             kit_exported: file.kit_exported.is_some(),
         })
     }

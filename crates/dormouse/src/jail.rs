@@ -113,6 +113,8 @@ pub struct Standing {
 pub struct Plan {
     /// Directories below which files may be read, written, made and removed.
     pub dirs: Vec<PathBuf>,
+    /// Directories of which files may be removed, and nothing else be done.
+    pub cleared: Vec<PathBuf>,
     /// Directories below which files may be read.
     pub reads: Vec<PathBuf>,
     /// TCP ports, of whatever host, to which connections may be made.
@@ -138,6 +140,20 @@ impl Plan {
             dirs.push(place.canonicalize()?);
         }
         Ok(Self { dirs, ..Self::default() })
+    }
+
+    /// Has a socket go with the server, if it lies in a directory of its own: whatever else is there
+    /// could be removed, too.
+    pub fn clears(&mut self, socket: &Path) -> io::Result<()> {
+        let dir = crate::files::parent(socket).canonicalize()?;
+        let own = |name: &std::ffi::OsStr| Some(name) == socket.file_name();
+        for entry in std::fs::read_dir(&dir)? {
+            if !own(&entry?.file_name()) {
+                return Ok(());
+            }
+        }
+        self.cleared.push(dir);
+        Ok(())
     }
 
     /// For the process that resolves the name of an object storage's host, and does nothing else.

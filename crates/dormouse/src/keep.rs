@@ -266,17 +266,24 @@ pub struct Pruning<'a> {
 pub fn prune(home: &Home, place: &Place, how: Pruning<'_>, json: bool) -> Result<()> {
     let keepers = Keeper::all(home, place)?;
     let several = keepers.len() > 1;
-    let mut rows = Vec::new();
+    let (mut rows, mut gains) = (Vec::new(), Vec::new());
     for keeper in &keepers {
+        let (first, mut one) = (rows.len(), None);
         let named = keeper.volumes()?.into_iter();
         for (volume, name) in named.filter(|(_, n)| how.volume.is_none_or(|name| name == n)) {
+            one = how.volume.map(|_| volume);
             let (apply, clock_is_right) = (!how.dry_run, how.clock_is_right);
             let answer = keeper.ask(Keep::Prune { volume, apply, clock_is_right })?;
             let Message::Kept(Kept::Pruned { points, gone, ranges, note }) = answer else {
                 return unexpected("a question for what expires");
             };
             let name = keeper.prefix(several) + &name;
-            rows.push(tell::Pruned { name, points, gone, ranges, note });
+            rows.push(tell::Pruned { name, points, gone, ranges, note, gain: None });
+        }
+        if how.dry_run && rows[first..].iter().any(|row| row.gone > 0) {
+            let gain = tell::Gain::of(keeper, one.unwrap_or(VolumeId::ZERO), several);
+            rows[first..].iter_mut().for_each(|row| row.gain = gain.bytes);
+            gains.push(gain);
         }
     }
     if rows.is_empty()
@@ -284,7 +291,7 @@ pub fn prune(home: &Home, place: &Place, how: Pruning<'_>, json: bool) -> Result
     {
         find(keepers, name)?;
     }
-    tell::pruned(&rows, how.dry_run, json)
+    tell::pruned(&rows, &gains, how.dry_run, json)
 }
 
 /// `dormouse delete VOLUME[@WHEN..WHEN]`.

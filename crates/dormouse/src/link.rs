@@ -1,6 +1,6 @@
 //! A full-duplex link of messages over a TLS connection, or inside the process.
 //!
-//! Owns: two threads for each connection, and the queues between them and the
+//! Owns: two threads for each connection that is at work, and the queues between them and the
 //! caller. Invariant: neither thread holds the TLS lock while it waits for the
 //! socket, so both directions always move; both queues are bounded; a link that is
 //! dropped ends its threads. Leaves to others: what the messages mean.
@@ -9,6 +9,7 @@ mod answers;
 mod in_process;
 mod inbox;
 mod queue;
+mod resting;
 mod threads;
 
 use std::io;
@@ -25,6 +26,7 @@ use crate::tls::Fault;
 pub use answers::Answers;
 pub use inbox::{Batch, Inbox};
 use queue::Queue;
+use threads::Wire;
 
 /// Bytes that may wait to be sent before `send` blocks.
 pub const SEND_BYTES_MAX: usize = 8 << 20;
@@ -108,8 +110,10 @@ pub struct Link {
     pub tx: LinkTx,
     /// Receives. An error is the last thing that comes.
     pub rx: Inbox,
+    /// The writer, then the reader; none while it rests.
     threads: Vec<JoinHandle<()>>,
-    socket: Option<Arc<TcpStream>>,
+    /// None if the other side is in this process.
+    wire: Option<Arc<Wire>>,
 }
 
 impl Link {
@@ -123,8 +127,10 @@ impl Link {
         let socket = socket.into();
         prepare(&socket)?;
         let queue = Arc::new(Queue::new(SEND_BYTES_MAX));
-        let (threads, rx) = threads::start(&socket, connection, queue.clone(), deframer)?;
-        Ok(Self { tx: LinkTx { queue }, rx, threads, socket: Some(socket) })
+        let wire = Arc::new(Wire::new(socket, connection, queue.clone()));
+        let writer = threads::start_writer(&wire)?;
+        let (reader, rx) = threads::start_reader(&wire, deframer)?;
+        Ok(Self { tx: LinkTx { queue }, rx, threads: vec![writer, reader], wire: Some(wire) })
     }
 
     /// Bytes that crossed the wire in both directions so far.
@@ -134,14 +140,14 @@ impl Link {
 
     /// Whether the other side is in this process.
     pub const fn is_local(&self) -> bool {
-        self.socket.is_none()
+        self.wire.is_none()
     }
 
     /// Ends the connection at once; both threads notice.
     pub fn cut(&self) {
         self.tx.queue.close(LinkError::Cut("closed on this side".into()));
-        if let Some(socket) = &self.socket {
-            let _ = socket.shutdown(Shutdown::Both);
+        if let Some(wire) = &self.wire {
+            let _ = wire.socket.shutdown(Shutdown::Both);
         }
     }
 }
@@ -151,11 +157,12 @@ impl Drop for Link {
         self.tx.queue.close(LinkError::Closed);
         let until = Instant::now() + CLOSE_WAIT;
         // The reader may be waiting for room: take what is there until the writer is done.
-        while !self.tx.queue.drained() && Instant::now() < until {
+        let at_rest = self.threads.is_empty();
+        while !at_rest && !self.tx.queue.drained() && Instant::now() < until {
             let _ = self.rx.recv_timeout(Duration::from_millis(5));
         }
-        if let Some(socket) = &self.socket {
-            let _ = socket.shutdown(Shutdown::Both);
+        if let Some(wire) = &self.wire {
+            let _ = wire.socket.shutdown(Shutdown::Both);
         }
         // A thread that waits for room in the channel gets it, also if somebody kept a
         // clone of `rx`.

@@ -16,6 +16,7 @@ use dormouse_store::{Fault, look};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use crate::audit::following;
 use crate::exit::{Class, Failure, fail};
 use crate::log::Log;
 use crate::out::{note, say};
@@ -57,6 +58,15 @@ pub fn run(from: &Path, to: &Path, as_json: bool) -> Result<()> {
         }
     }
     let state = target.state(&store)?;
+    let audit = following::follow(store.path(), &target.path)?;
+    if let Some(kept) = &audit.kept_in {
+        note!(
+            "the audit log of {} does not begin with what the copy has of it: somebody changed one of \
+             them; the copy's is kept in {}",
+            from.display(),
+            kept.display()
+        );
+    }
     if let Some(first) = failed.pop() {
         for error in &failed {
             note!("{}", crate::exit::text_of(error));
@@ -70,7 +80,7 @@ pub fn run(from: &Path, to: &Path, as_json: bool) -> Result<()> {
             "{}",
             json!({
                 "event": "done", "segments": segments, "copied": copied, "bytes": bytes,
-                "state": state, "damaged": total.damaged.len(),
+                "state": state, "damaged": total.damaged.len(), "audit_bytes": audit.bytes,
             })
         )?;
     } else {

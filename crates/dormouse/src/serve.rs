@@ -15,6 +15,7 @@ mod door;
 pub mod expiring;
 mod introduction;
 mod limits;
+mod lounge;
 mod members;
 mod outside;
 pub mod pages;
@@ -58,6 +59,7 @@ use audited::Takeovers;
 use counters::Counters;
 use introduction::Guest;
 use limits::Limits;
+use lounge::Lounge;
 use members::Members;
 use outside::{Outside, enter_jail};
 use pages::{Pages, Place as PagesPlace, Ready};
@@ -109,6 +111,8 @@ pub(crate) struct Shared {
     takeovers: Takeovers,
     scans: Arc<Scans>,
     turns: Turns,
+    /// Connections that say nothing.
+    lounge: Lounge,
     limits: Limits,
     /// Never carries anything: it is closed when the server stops.
     stopping: Receiver<()>,
@@ -228,6 +232,7 @@ impl Server {
         let expiring = expiring::start(access.clone(), log.clone(), stopping.clone())?;
         let collecting = collecting::start(&store, &access, &stopping, &log)?;
         let (counters, returns, takeovers) = Default::default();
+        let (lounge, roused) = Lounge::new()?;
         let shared = Arc::new(Shared {
             access,
             tls,
@@ -238,6 +243,7 @@ impl Server {
             takeovers,
             scans: Scans::new(cores * SCANS_PER_CORE),
             turns: Turns::new(cores * TURNS_PER_CORE),
+            lounge,
             limits,
             stopping,
             table,
@@ -250,7 +256,8 @@ impl Server {
             let shared = shared.clone();
             named("usher").spawn(move || introduction::usher(&shared, &guests))?
         };
-        shared.table().threads.extend(collecting.into_iter().chain([usher]));
+        let rest = lounge::start(&shared, roused)?;
+        shared.table().threads.extend(collecting.into_iter().chain([usher, rest]));
         let accept = {
             let shared = shared.clone();
             named("accept").spawn(move || accept_loop(&shared, &listener, &woken, &hall))?
@@ -503,7 +510,12 @@ pub fn run(store: &std::path::Path, options: &ServeOptions) -> Result<()> {
     // In the jail no socket can be made.
     let mut notify = Notify::from_env();
     let log = if options.json_log { Log::json() } else { Log::system() };
-    let plan = Plan { ports: ready.port().into_iter().collect(), ..Plan::of_store(ready.dir())? };
+    let mut plan =
+        Plan { ports: ready.port().into_iter().collect(), ..Plan::of_store(ready.dir())? };
+    if let Some(PagesPlace::Unix(path)) = &options.metrics {
+        // Where that is not possible, listening there says why.
+        let _ = plan.clears(path);
+    }
     let door = handed.map_or_else(|| door::listen(&listen), Ok)?;
     let pages = options.metrics.as_ref().map(Ready::open).transpose()?;
     let outside = Outside::open(door, pages, &log)?;

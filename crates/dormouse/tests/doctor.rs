@@ -82,6 +82,30 @@ fn a_host_and_a_good_store_are_fine() {
 }
 
 #[test]
+fn a_quota_that_is_nearly_or_wholly_used_up_is_told() {
+    let (place, _) = stored();
+    let store = place.name("store");
+    let list = place.run(&["clients", &store, "--json"]).ok().json();
+    let bytes = list["clients"][0]["vault_bytes"].as_u64().unwrap();
+    let told_with = |quota: u64, weight: &str| {
+        place.run(&["grant", &store, "laptop", "--quota", &format!("{quota}B")]).ok();
+        let said = doctor(&place);
+        assert_eq!(said.code == Some(11), weight == "wrong", "{said:?}");
+        told(&said, weight).into_iter().find(|text| text.contains("of its quota of"))
+    };
+    let text = told_with(bytes * 2, "ok").unwrap();
+    assert!(text.ends_with("/ \"\""), "nothing to do: {text}");
+    let text = told_with(bytes + bytes / 20, "note").unwrap();
+    assert!(text.contains("dormouse grant") && text.contains("prune"), "{text}");
+    let text = told_with(bytes, "wrong").unwrap();
+    assert!(text.contains("nothing new is taken") && text.contains("dormouse grant"), "{text}");
+    // The default counts where nothing is granted.
+    place.run(&["grant", &store, "laptop", "--quota", "default"]).ok();
+    fs::write(place.path("store/server.toml"), "quota = \"1KiB\"").unwrap();
+    is_wrong(&place, 11, &["of its quota of 1.0 KiB"]);
+}
+
+#[test]
 fn what_is_wrong_is_named_with_what_to_do() {
     let (place, _) = stored();
     let (segment, store) = (place.segments()[0].clone(), place.name("store"));

@@ -9,8 +9,10 @@ mod herd;
 use std::time::{Duration, Instant};
 
 use common::World;
+use common::program::Place;
 use dormouse::connect;
-use dormouse_format::message::Message;
+use dormouse::home::Home;
+use dormouse_format::message::{Message, Refusal};
 use herd::{Herd, Live, quantile};
 
 /// Clients.
@@ -86,4 +88,67 @@ fn a_scan_that_has_to_wait_is_told_so() {
     // Other questions of who does not scan are answered all the time.
     let link = connect::connect(&account).unwrap();
     assert_eq!(connect::ask(&link, Message::Barrier).unwrap(), Message::Durable);
+}
+
+/// Threads of a process that have this name.
+fn threads(pid: u32, name: &str) -> usize {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let called = |t: &std::fs::DirEntry| std::fs::read_to_string(t.path().join("comm"));
+    tasks.filter(|t| called(t).is_ok_and(|c| c.trim() == name)).count()
+}
+
+#[track_caller]
+fn soon(what: &str, is: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !is() {
+        assert!(began.elapsed() < Duration::from_secs(10), "{what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Clients that say nothing have no thread; what they say then is answered, who is revoked is told
+/// so at once, and so are all when the server stops.
+#[test]
+fn who_says_nothing_costs_no_thread_and_is_there_all_the_same() {
+    let (place, server) = Place::served();
+    place.join_server("second", "desk", &server);
+    let account = |home: &str| Home::locate(Some(place.path(home))).unwrap().account().unwrap();
+    let (first, second) = (account("home"), account("second"));
+    let mut links: Vec<_> = (0..12).map(|_| connect::connect(&first).unwrap()).collect();
+    let revoked: Vec<_> = (0..4).map(|_| connect::connect(&second).unwrap()).collect();
+    let pid = server.child.id();
+    let at_work = || ["connection", "link-read", "link-write"].map(|name| threads(pid, name));
+    assert!(at_work().iter().all(|n| *n >= 16), "{:?}", at_work());
+    let at_rest = || soon("they rest", || at_work() == [0; 3]);
+    at_rest();
+    for round in 0..2 {
+        for link in &links {
+            let began = Instant::now();
+            let answer = connect::ask(link, Message::Barrier).unwrap();
+            assert_eq!((answer, round), (Message::Durable, round));
+            assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+        }
+        assert!(at_work()[0] <= 12, "those that are not spoken to go on resting");
+        if round == 0 {
+            at_rest();
+        }
+    }
+    at_rest();
+    place.run(&["revoke", &place.name("store"), "desk"]).ok();
+    let until = Instant::now() + Duration::from_secs(1);
+    for link in &revoked {
+        let told = link.rx.recv_deadline(until).unwrap();
+        assert!(matches!(told, Ok(Message::Error { refusal: Refusal::Revoked, .. })), "{told:?}");
+    }
+    // One that went away while it rested is noticed.
+    drop(links.pop());
+    let link = links.pop().unwrap();
+    link.cut();
+    let began = Instant::now();
+    server.stop();
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    for link in &links {
+        let told = link.rx.recv_timeout(Duration::from_secs(1)).unwrap();
+        assert!(matches!(told, Ok(Message::Error { refusal: Refusal::Stopping, .. })), "{told:?}");
+    }
 }

@@ -461,3 +461,43 @@ fn of_two_copies_to_one_volume_at_once_the_second_is_told() {
     // A directory is held by whoever works on it.
     place.run_in("b", &["join", &place.name("store")]).fails(12, &["in use"]);
 }
+
+/// A home that was copied to another machine (by its /etc/machine-id) asks before it takes a volume,
+/// and then the first one does; on its own machine a home is never asked.
+#[test]
+fn a_cloned_machine_and_its_origin_do_not_fight() {
+    if !common::program::is_root("another machine-id") || !Path::new("/etc/machine-id").exists() {
+        eprintln!("SKIPPED: a machine is told by /etc/machine-id, which is laid over here (root)");
+        return;
+    }
+    let (place, server) = Place::served();
+    std::fs::write(place.path("v"), Numbers(31).noise(200 << 10)).unwrap();
+    let volume = ["mirror", &place.name("v"), "--once", "--volume", "v"];
+    place.run(&volume).ok();
+    for (path, bytes) in common::snapshot(&place.path("home")) {
+        let to = place.path("clone").join(path.strip_prefix(place.path("home")).unwrap());
+        std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+        std::fs::write(to, bytes).unwrap();
+    }
+    // On the same machine it is the same instance.
+    place.run_in("clone", &volume).ok();
+    place.run(&volume).ok();
+    std::fs::write(place.path("machine-id"), "0123456789abcdef0123456789abcdef\n").unwrap();
+    let elsewhere = |more: &[&str]| {
+        let lay = "mount --make-rprivate / && mount --bind \"$0\" /etc/machine-id && exec \"$@\"";
+        let mut command = std::process::Command::new("unshare");
+        command.args(["-m", "sh", "-c", lay, &place.name("machine-id"), common::program::PROGRAM]);
+        let out =
+            command.args(volume).args(more).env("DORMOUSE_HOME", place.path("clone")).output();
+        let out = out.unwrap();
+        (out.status.code(), String::from_utf8_lossy(&out.stderr).into_owned())
+    };
+    let (code, said) = elsewhere(&[]);
+    assert_eq!(code, Some(12), "{said}");
+    assert!(said.contains("another machine with this one's keys"), "{said}");
+    assert!(said.contains("--takeover"), "{said}");
+    assert_eq!(elsewhere(&["--takeover"]).0, Some(0));
+    assert_eq!(elsewhere(&[]).0, Some(0), "it has the volume now");
+    place.run(&volume).fails(12, &["another machine with this one's keys", "--takeover"]);
+    server.stop();
+}

@@ -235,8 +235,9 @@ fn metric(text: &str, name: &str) -> f64 {
 #[test]
 fn metrics_and_health_and_a_log_for_programs() {
     let place = Place::new();
-    // In the store: what lies elsewhere cannot be removed out of the jail, and is replaced instead.
-    let socket = place.path("store/metrics.sock");
+    // In a directory of its own: else it cannot be removed out of the jail, and is replaced instead.
+    std::fs::create_dir(place.path("run")).unwrap();
+    let socket = place.path("run/metrics.sock");
     let more = ["--metrics", &format!("unix:{}", socket.display()), "--log", "json"];
     let server = Serving::start_with(&place.path("store"), "127.0.0.1:0", &more);
     place.join_server("home", "laptop", &server);
@@ -267,6 +268,25 @@ fn metrics_and_health_and_a_log_for_programs() {
     assert!(lines.iter().any(|l| of(&l) && l["peer"].as_str().unwrap().starts_with("127.")));
     let elsewhere = ["serve", &place.name("store"), "--metrics", "0.0.0.0:1"];
     place.run(&elsewhere).fails(2, &["0.0.0.0:1", "loopback"]);
+}
+
+/// Beside something else the jail lets nothing be removed: the next server replaces the socket.
+#[test]
+fn a_socket_for_metrics_does_not_open_the_jail_for_its_neighbours() {
+    let place = Place::new();
+    std::fs::create_dir(place.path("run")).unwrap();
+    std::fs::write(place.path("run/neighbour"), "x").unwrap();
+    let socket = place.path("run/metrics.sock");
+    let more = ["--metrics", &format!("unix:{}", socket.display())];
+    for _ in 0..2 {
+        let server = Serving::start_with(&place.path("store"), "127.0.0.1:0", &more);
+        assert!(get(UnixStream::connect(&socket).unwrap(), "/health").contains("200 OK"));
+        server.stop();
+        assert!(socket.exists() && place.path("run/neighbour").exists());
+    }
+    std::fs::remove_file(place.path("run/neighbour")).unwrap();
+    Serving::start_with(&place.path("store"), "127.0.0.1:0", &more).stop();
+    assert!(!socket.exists());
 }
 
 /// A key that comes back without end costs no more than so many handshakes.

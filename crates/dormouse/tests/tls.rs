@@ -371,3 +371,76 @@ fn tls_12_is_refused() {
     // An alert, fatal: protocol_version. A hello that could not be read would be decode_error.
     assert_eq!((answer[0], &answer[3..]), (21, &[0, 2, 2, 70][..]), "{answer:?}");
 }
+
+/// A server's link that may rest, and the raw other side of it.
+fn resting() -> (Link, TcpStream, Connection) {
+    let (server, client) = shake(ALPN, ALPN, true);
+    let (socket, shaken) = server.unwrap();
+    let (deframer, quiet) = (Deframer::new(FRAME_MAX), Duration::from_millis(50));
+    let link = Link::start_resting(socket, shaken.connection, deframer, quiet).unwrap();
+    link.may_rest(true);
+    let (socket, shaken) = client.unwrap();
+    (link, socket, shaken.connection)
+}
+
+fn say(socket: &mut TcpStream, connection: &mut Connection, bytes: &[u8]) {
+    connection.writer().write_all(bytes).unwrap();
+    while connection.wants_write() {
+        connection.write_tls(socket).unwrap();
+    }
+}
+
+#[test]
+fn a_link_rests_and_loses_nothing_not_even_half_a_message() {
+    let (mut link, mut socket, mut connection) = resting();
+    let frame = Message::Barrier.encode();
+    for round in 0..3 {
+        say(&mut socket, &mut connection, &frame[..2]);
+        assert!(link.rx.recv_timeout(WAIT).is_err(), "round {round}: it ends without an error");
+        assert!(link.rest().unwrap());
+        // While it rests.
+        say(&mut socket, &mut connection, &frame[2..]);
+        link.wake().unwrap();
+        assert_eq!(link.rx.recv_timeout(WAIT).unwrap(), Ok(Message::Barrier));
+        link.tx.send(Message::Durable).unwrap();
+        let mut answer = vec![0; Message::Durable.encode().len()];
+        while connection.reader().read(&mut answer).is_err() {
+            connection.read_tls(&mut socket).unwrap();
+            connection.process_new_packets().unwrap();
+        }
+        assert_eq!(answer, Message::Durable.encode());
+        link.may_rest(true);
+    }
+    assert!(link.rx.recv_timeout(WAIT).is_err());
+    assert!(link.rest().unwrap());
+    let began = Instant::now();
+    drop(link);
+    assert!(began.elapsed() < Duration::from_secs(1), "nobody is waited for");
+    assert_eq!(socket.read(&mut [0; 100]).unwrap(), 0, "and its socket is closed");
+}
+
+#[test]
+fn a_link_rests_only_when_it_may_and_nothing_waits_to_be_sent() {
+    let (mut link, mut socket, mut connection) = resting();
+    link.may_rest(false);
+    let heard = link.rx.recv_timeout(Duration::from_millis(500));
+    assert_eq!(heard, Err(crossbeam_channel::RecvTimeoutError::Timeout));
+    // The other side takes nothing.
+    let mut full = 0;
+    while full < 10 {
+        if link.tx.queued() < 1 << 20 {
+            link.tx.send(Message::Record { record: vec![1; 1 << 20] }).unwrap();
+            full = 0;
+        }
+        full += 1;
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    link.may_rest(true);
+    let heard = link.rx.recv_timeout(WAIT);
+    assert_eq!(heard, Err(crossbeam_channel::RecvTimeoutError::Disconnected));
+    assert!(!link.rest().unwrap());
+    // It still listens.
+    say(&mut socket, &mut connection, &Message::Barrier.encode());
+    assert_eq!(link.rx.recv_timeout(WAIT).unwrap(), Ok(Message::Barrier));
+    link.cut();
+}

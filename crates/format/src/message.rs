@@ -648,7 +648,7 @@ impl Message {
             }
             t::EXTENTS => Self::Extents { runs: rest(r, EXTENTS_MAX)? },
             t::COMMIT => Self::Commit { point: SignedPoint::read(r)? },
-            kind if keeping::ASKED.contains(&kind) => Self::Keep(Keep::read(kind, r)?),
+            kind if keeping::is_asked(kind) => Self::Keep(Keep::read(kind, r)?),
             t::DISTRUST => Self::Distrust { body: rest(r, SIGNED_BODY_MAX)? },
             t::ASK_SCAN => Self::AskScan,
             _ => return Err(invalid(WHAT, "unknown type")),
@@ -706,7 +706,7 @@ impl Message {
             t::MISSING => Self::Missing { ids: read_ids(r, MISSING_MAX)? },
             t::QUEUED => Self::Queued { ahead: r.u32()? },
             t::ADMITTED => Self::Admitted,
-            kind if keeping::TOLD.contains(&kind) => Self::Kept(Kept::read(kind, r)?),
+            kind if keeping::is_told(kind) => Self::Kept(Kept::read(kind, r)?),
             _ => return Err(invalid(WHAT, "unknown type")),
         })
     }
@@ -789,6 +789,13 @@ impl Deframer {
             self.start = 0;
         }
         self.buffer.extend_from_slice(bytes);
+    }
+
+    /// Gives back the memory that what was taken has left.
+    pub fn shrink(&mut self) {
+        self.buffer.drain(..self.start);
+        self.start = 0;
+        self.buffer.shrink_to_fit();
     }
 
     /// The next whole message, or `None` if more bytes are needed.

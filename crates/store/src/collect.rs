@@ -13,12 +13,13 @@
 //! compared at once, 40 bytes for each map page that is kept.
 
 mod compact;
+pub mod gain;
 mod mark;
 mod refs;
 mod survey;
 
 use std::collections::{BTreeSet, HashSet};
-use std::sync::TryLockError;
+use std::sync::{MutexGuard, TryLockError};
 
 use dormouse_format::TimeNs;
 
@@ -84,14 +85,19 @@ impl VaultStore {
         self.round(now, rules, false, pace)
     }
 
-    fn round(&self, now: TimeNs, rules: &Rules, act: bool, pace: Pace<'_>) -> Result<Round> {
-        let _one = match self.collecting.try_lock() {
+    /// Held while the log is looked through: one at a time.
+    fn one_round(&self) -> Result<MutexGuard<'_, ()>> {
+        match self.collecting.try_lock() {
             Err(TryLockError::WouldBlock) => {
-                return Err(Error::conflict("a collection of this vault is under way"));
+                Err(Error::conflict("a collection of this vault is under way"))
             }
-            Err(TryLockError::Poisoned(e)) => e.into_inner(),
-            Ok(one) => one,
-        };
+            Err(TryLockError::Poisoned(e)) => Ok(e.into_inner()),
+            Ok(one) => Ok(one),
+        }
+    }
+
+    fn round(&self, now: TimeNs, rules: &Rules, act: bool, pace: Pace<'_>) -> Result<Round> {
+        let _one = self.one_round()?;
         let since = now.saturating_sub(rules.grace_ns);
         let mut survey = Survey::begin(self, now, since)?;
         let marks = mark::marks(self, since, pace)?;

@@ -42,13 +42,15 @@ pub enum Error {
         /// The name.
         name: String,
     },
-    /// Another writer holds the volume.
-    #[error("volume {volume} is held by writer {by}; take it over only if that one has stopped")]
+    /// Another writer, or another instance of this one, holds the volume.
+    #[error("volume {volume} is held by {}; take it over only if that one has stopped", holder(.by, *.same))]
     Held {
         /// The volume's name.
         volume: String,
         /// Who holds it.
         by: WriterId,
+        /// It is the writer that asks, on another machine.
+        same: bool,
     },
     /// The volume was taken over since.
     #[error("a newer connection has taken the volume over")]
@@ -123,6 +125,10 @@ fn size(bytes: u64) -> String {
 
 /// Result of this crate.
 pub type Result<T> = core::result::Result<T, Error>;
+
+fn holder(by: &WriterId, same: bool) -> String {
+    if same { "another machine with this one's keys".into() } else { format!("writer {by}") }
+}
 
 impl Error {
     /// An I/O error while doing `what`; no room becomes [`Error::Full`].

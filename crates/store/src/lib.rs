@@ -31,6 +31,7 @@ pub use dormouse_format::point::{SignedPoint, StoredPoint};
 pub use error::{Error, Result};
 pub use log::RecordRef;
 pub use log::recover::TornTail;
+pub use map::MapCache;
 pub use vault::{
     By, Commit, Due, Fault, GRACE, Look, Options, Pending, Pins, Recovery, Stats, Unfinished,
     VaultStore, look,

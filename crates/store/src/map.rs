@@ -6,11 +6,11 @@
 //! one in [`overlay`].
 
 pub(crate) mod build;
+mod cache;
 pub(crate) mod overlay;
 pub(crate) mod page;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use dormouse_crypt::hash;
 use dormouse_format::codec::{Reader, Writer, invalid};
@@ -22,15 +22,12 @@ use dormouse_format::seeded::seeded;
 use dormouse_format::{Hash, RecordId};
 
 use crate::error::{Error, Result};
-use crate::locks::lock;
 use crate::log::RecordRef;
+pub(crate) use cache::Cache;
+pub use cache::MapCache;
 use page::{Body, DEPTH_MAX, Page};
 
 const F: usize = FANOUT as usize;
-/// Pages kept in memory at most (about 550 KiB each).
-const PAGES_KEPT: usize = 32;
-/// Nodes kept in memory at most (3 KiB each).
-const NODES_KEPT: usize = 1024;
 
 /// A node: its hash and the record that has it; both zero if all below is zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,54 +118,6 @@ pub(crate) fn decode_node(body: &[u8]) -> dormouse_format::Result<(Place, Childr
     Ok((place, children))
 }
 
-struct Lru<V> {
-    map: HashMap<RecordId, (V, u64)>,
-    clock: u64,
-    limit: usize,
-}
-
-impl<V: Clone> Lru<V> {
-    fn new(limit: usize) -> Self {
-        Self { map: HashMap::new(), clock: 0, limit }
-    }
-
-    fn get(&mut self, id: &RecordId) -> Option<V> {
-        self.clock += 1;
-        let (value, used) = self.map.get_mut(id)?;
-        *used = self.clock;
-        Some(value.clone())
-    }
-
-    fn put(&mut self, id: RecordId, value: V) {
-        if self.map.len() >= self.limit {
-            let oldest = self.map.iter().min_by_key(|(_, (_, used))| *used).map(|(id, _)| *id);
-            oldest.map(|id| self.map.remove(&id));
-        }
-        self.clock += 1;
-        self.map.insert(id, (value, self.clock));
-    }
-}
-
-/// Nodes and pages lately used.
-pub(crate) struct Cache {
-    pages: Mutex<Lru<Arc<Loaded>>>,
-    nodes: Mutex<Lru<Arc<Children>>>,
-}
-
-impl Cache {
-    /// For a walk that comes to each page once.
-    pub(crate) fn small() -> Self {
-        Self { pages: Mutex::new(Lru::new(1)), nodes: Mutex::new(Lru::new(LEVEL_MAX.into())) }
-    }
-}
-
-impl Default for Cache {
-    fn default() -> Self {
-        let (pages, nodes) = (Lru::new(PAGES_KEPT), Lru::new(NODES_KEPT));
-        Self { pages: Mutex::new(pages), nodes: Mutex::new(nodes) }
-    }
-}
-
 /// Reads maps.
 #[derive(Clone, Copy)]
 pub(crate) struct Reading<'a> {
@@ -179,7 +128,7 @@ pub(crate) struct Reading<'a> {
 impl Reading<'_> {
     /// Children of the inner node at `place` that its parent calls `link`.
     pub(crate) fn children(&self, place: Place, link: &Link) -> Result<Arc<Children>> {
-        let cached = lock(&self.cache.nodes).get(&link.record);
+        let cached = self.cache.node(&link.record);
         let (children, at) = match cached {
             Some(children) => (children, None),
             None => {
@@ -190,7 +139,7 @@ impl Reading<'_> {
                     return Err(at.damaged("the map node is one of another place"));
                 }
                 let children = Arc::new(children);
-                lock(&self.cache.nodes).put(link.record, Arc::clone(&children));
+                self.cache.put_node(link.record, Arc::clone(&children));
                 (children, Some(at))
             }
         };
@@ -202,12 +151,12 @@ impl Reading<'_> {
 
     /// The page `index` that its parent calls `link`.
     pub(crate) fn page(&self, index: u64, link: &Link) -> Result<Arc<Loaded>> {
-        let cached = lock(&self.cache.pages).get(&link.record);
+        let cached = self.cache.page(&link.record);
         let loaded = match cached {
             Some(loaded) => loaded,
             None => {
                 let loaded = Arc::new(self.load(index, &link.record)?);
-                lock(&self.cache.pages).put(link.record, Arc::clone(&loaded));
+                self.cache.put_page(link.record, Arc::clone(&loaded));
                 loaded
             }
         };

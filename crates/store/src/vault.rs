@@ -36,7 +36,7 @@ use crate::index::Entry;
 use crate::locks::read;
 use crate::log::RecordRef;
 use crate::log::append::{Log, Position};
-use crate::map::Cache;
+use crate::map::{Cache, MapCache};
 use crate::state::State;
 pub use look::{Look, Unfinished, look};
 pub use open::{Fault, Recovery};
@@ -120,6 +120,11 @@ impl VaultStore {
     /// The vault's id.
     pub const fn vault(&self) -> &VaultId {
         &self.vault
+    }
+
+    /// Keeps what it lately read of maps in what is shared with other vaults, from now on.
+    pub fn share_maps(&mut self, kept: &MapCache) {
+        self.cache = Cache::of(kept, self.vault);
     }
 
     /// Looks again, as long as what is found is moved before it is read.

@@ -162,6 +162,11 @@ impl Session {
         self.open.as_ref().map(|o| &o.client)
     }
 
+    /// Its vault.
+    pub fn store(&self) -> Option<&VaultStore> {
+        self.open.as_ref().map(|open| &*open.store)
+    }
+
     /// The writer that holds a volume of its vault.
     pub fn holder(&self, volume: &VolumeId) -> Option<WriterId> {
         self.open.as_ref()?.store.holder(volume)

@@ -65,9 +65,12 @@ pub fn messages() -> Vec<(&'static str, Message)> {
         ("undelete", Message::Keep(Keep::Undelete { volume })),
         ("get_gaps", Message::Keep(Keep::GetGaps { volume, from: 1, to: 22 })),
         ("get_bridges", Message::Keep(Keep::GetBridges { volume, from: 1, to: 23 })),
+        ("get_gain", Message::Keep(Keep::GetGain { volume })),
         ("retention", Message::Kept(kept)),
         ("pruned", Message::Kept(Kept::Pruned { points: 23, gone: 7, ranges, note: "x".into() })),
         ("gaps", Message::Kept(Kept::Gaps { ranges: vec![(1, 9), (17, 22)] })),
+        ("gain", Message::Kept(Kept::Gain { points: 7, bytes: Some(5 << 30), note: "".into() })),
+        ("gain_unknown", Message::Kept(Kept::Gain { points: 0, bytes: None, note: "x".into() })),
     ]
 }
 

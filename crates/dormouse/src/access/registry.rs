@@ -8,7 +8,7 @@ use dormouse_format::limits::NAME_MAX;
 use dormouse_format::message::Refusal;
 use dormouse_format::{PublicKey, TimeNs, VaultId};
 use dormouse_store::disk::DiskDir;
-use dormouse_store::{Error as StoreError, Options, VaultStore};
+use dormouse_store::{Error as StoreError, MapCache, Options, VaultStore};
 use dormouse_sync::server::{Client, Refused, Registry, Role};
 
 use super::roster::{Kept, Roster};
@@ -22,6 +22,8 @@ use crate::text::{hex, time_utc};
 /// Digits of its key's fingerprint that end the name of a machine that came back: more if there is
 /// such a client already.
 const NAME_ENDS: [usize; 2] = [4, 16];
+/// Pages of maps that are kept of all vaults together: 70 MiB, while they are used.
+const PAGES_KEPT: usize = 128;
 /// Damaged records of a vault that are logged one by one when it is opened.
 const FAULTS_LOGGED: usize = 16;
 
@@ -36,6 +38,8 @@ pub struct Access {
     /// How much a vault may hold if nothing is set for it.
     quota: Option<u64>,
     clock: ClockFile,
+    /// What all vaults lately read of their maps.
+    maps: MapCache,
 }
 
 impl std::fmt::Debug for Access {
@@ -54,8 +58,8 @@ impl Access {
         // A file that cannot be understood is told of by who starts the server.
         let quota = store.config().and_then(|c| c.quota()).unwrap_or_default();
         let (change, vaults, roster) = Default::default();
-        let clock = ClockFile::of(store.path());
-        Self { store, log, change, vaults, roster, quota, clock }
+        let (clock, maps) = (ClockFile::of(store.path()), MapCache::new(PAGES_KEPT));
+        Self { store, log, change, vaults, roster, quota, clock, maps }
     }
 
     /// The store's directory.
@@ -86,6 +90,11 @@ impl Access {
         self.roster.look(&self.store)
     }
 
+    /// Lets go of the parts of maps that nobody has read since this was called last.
+    pub(crate) fn age_maps(&self) {
+        self.maps.age();
+    }
+
     /// The vaults that are open.
     pub(crate) fn open_vaults(&self) -> Vec<Arc<VaultStore>> {
         lock(&self.vaults).values().cloned().collect()
@@ -99,6 +108,11 @@ impl Access {
     fn apply_to(&self, vault: &VaultStore, roster: &Roster) {
         vault.set_quota(roster.quota(vault.vault(), self.quota));
         vault.set_distrusted(roster.distrusted(vault.vault()));
+    }
+
+    /// An error goes to the log.
+    pub(crate) fn tell(&self, error: &anyhow::Error) {
+        self.log.line(&text_of(error));
     }
 
     /// An error whose details stay in the server's log.
@@ -249,7 +263,9 @@ impl Access {
                 vault
             }),
         };
-        let vault = Arc::new(vault.map_err(|e| self.store_error(id, &e))?);
+        let mut vault = vault.map_err(|e| self.store_error(id, &e))?;
+        vault.share_maps(&self.maps);
+        let vault = Arc::new(vault);
         self.apply_to(&vault, &*self.roster().map_err(|e| self.internal(&e))?);
         open.insert(*id, vault.clone());
         Ok(Some(vault))

@@ -14,6 +14,7 @@ use dormouse_store::disk::DiskDir;
 use dormouse_store::{Dir, Look};
 
 use super::{Finding, Weight};
+use crate::access::Roster;
 use crate::exit::{Class, Failure, hint_of};
 use crate::log::Log;
 use crate::store_dir::StoreDir;
@@ -165,6 +166,7 @@ fn vaults(store: &StoreDir, running: bool, findings: &mut Vec<Finding>) {
         Ok(listed) => listed.good.iter().map(|client| client.vault).collect(),
         Err(_) => vaults.iter().copied().collect(),
     };
+    let quotas = Quotas::of(store);
     for vault in vaults {
         let about = format!("vault {vault}");
         if !known.contains(&vault) {
@@ -173,7 +175,10 @@ fn vaults(store: &StoreDir, running: bool, findings: &mut Vec<Finding>) {
             findings.push(Finding::note(&about, "no client belongs to it").advise(to_do));
         }
         match look_at(store, &vault) {
-            Ok(look) => tell(&about, &look, running, findings),
+            Ok(look) => {
+                tell(&about, &look, running, findings);
+                findings.extend(quotas.told(&vault, look.bytes));
+            }
             Err(error) => {
                 let to_do = format!(
                     "{}\n`dormouse scrub {}` tells which points are touched; a copy of the store \
@@ -186,6 +191,36 @@ fn vaults(store: &StoreDir, running: bool, findings: &mut Vec<Finding>) {
                 findings.push(finding.advise(to_do.trim_start()));
             }
         }
+    }
+}
+
+/// How much each vault may hold.
+struct Quotas {
+    roster: Roster,
+    default: Option<u64>,
+}
+
+impl Quotas {
+    /// Files that do not hold are told of with the others.
+    fn of(store: &StoreDir) -> Self {
+        let default = store.config().and_then(|config| config.quota()).unwrap_or_default();
+        Self { roster: Roster::load(store).unwrap_or_default(), default }
+    }
+
+    fn told(&self, vault: &VaultId, bytes: u64) -> Option<Finding> {
+        let quota = self.roster.quota(vault, self.default)?;
+        let about = format!("vault {vault}");
+        let found = format!("{} of its quota of {} are used", size(bytes), size(quota));
+        let grant = "`dormouse grant STORE CLIENT --quota SIZE` allows more; `dormouse prune \
+                     --dry-run --store STORE` shows what could go";
+        Some(if bytes >= quota {
+            let found = format!("{found}: nothing new is taken, and all can be read");
+            Finding::wrong(Class::NoSpace, about, found).advise(grant)
+        } else if bytes >= quota - quota / 10 {
+            Finding::note(about, found).advise(grant)
+        } else {
+            Finding::fine(about, found)
+        })
     }
 }
 

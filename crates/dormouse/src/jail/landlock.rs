@@ -61,8 +61,9 @@ fn restrict(plan: &Plan, wanted: &dyn Fn(Layer) -> bool) -> Result<Result<ABI, S
     }
     let mut rules = rules.create()?;
     if wanted(Layer::Files) {
-        for dir in &plan.dirs {
-            rules = rules.add_rule(PathBeneath::new(PathFd::new(dir)?, store_rights()))?;
+        let cleared = plan.cleared.iter().map(|dir| (dir, AccessFs::RemoveFile.into()));
+        for (dir, rights) in plan.dirs.iter().map(|dir| (dir, store_rights())).chain(cleared) {
+            rules = rules.add_rule(PathBeneath::new(PathFd::new(dir)?, rights))?;
         }
         for dir in &plan.reads {
             let rights = AccessFs::ReadFile | AccessFs::ReadDir;

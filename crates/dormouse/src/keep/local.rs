@@ -16,6 +16,8 @@ use dormouse_sync::server::{Refused, Registry};
 
 use super::orders;
 use crate::access::Access;
+use crate::audit::Event;
+use crate::audit::keeping::Order;
 use crate::exit::{Class, Failure, class_of, of_refusal};
 use crate::files::Lock;
 use crate::log::Log;
@@ -85,7 +87,8 @@ impl Local {
                 let vault = vault.ok_or_else(|| {
                     Failure::new(Class::NotFound, format!("vault {} is empty", self.vault))
                 })?;
-                answer(&vault, &own.access, question)
+                let event = |what: &str| Event::by_command(what, "-");
+                answer(&vault, &own.access, question, u64::MAX, &event)
             }
             None => orders::give(&self.store, &self.vault, &question)?,
         };
@@ -101,8 +104,15 @@ fn failure(refused: Refused) -> Failure {
     Failure::new(class, refused.text).hint(hint)
 }
 
-/// What a vault's store answers to who runs it.
-pub fn answer(vault: &VaultStore, registry: &dyn Registry, ask: Message) -> Vec<Message> {
+/// What a vault's store answers to who runs it. What that changed gets a line in the audit log,
+/// which `event` begins; `looks` is [`Asked::looks`].
+pub fn answer(
+    vault: &VaultStore,
+    access: &Access,
+    ask: Message,
+    looks: u64,
+    event: &dyn Fn(&str) -> Event,
+) -> Vec<Message> {
     let mut answers = Vec::new();
     match ask {
         Message::ListVolumes => {
@@ -117,10 +127,16 @@ pub fn answer(vault: &VaultStore, registry: &dyn Registry, ask: Message) -> Vec<
             }
         }
         Message::Keep(ask) => {
-            let clock = |confirmed| registry.clock_holds(confirmed);
-            let asked = Asked { store: vault, clock: &clock, name: OPERATOR, operator: true };
+            let clock = |confirmed| access.clock_holds(confirmed);
+            let (clock, name) = (&clock, OPERATOR);
+            let asked = Asked { store: vault, clock, name, operator: true, looks };
+            let order = Order::of(vault, &ask);
             if let Err(refused) = asked.answer(ask, now_ns(), &mut |m| answers.push(m)) {
                 return refusal(refused);
+            }
+            let line = order.zip(answers.first()).and_then(|(o, answer)| o.event(answer, event));
+            if let Some(Err(error)) = line.map(|line| line.write(access.store())) {
+                access.tell(&error);
             }
         }
         _ => return refusal(Refused::new(Refusal::Protocol, "this is no order")),

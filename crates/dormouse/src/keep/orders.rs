@@ -5,6 +5,7 @@
 //! anything to the store anyhow; a file counts when it has its final name, and is read whole or
 //! not at all. Leaves to others: what an order does (`dormouse_sync::server::keeping`).
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -72,11 +73,11 @@ fn messages(bytes: &[u8]) -> Result<Vec<Message>> {
     Ok(all)
 }
 
+/// Does an order for a vault, which the user of this number gave.
+pub type Act<'a> = &'a mut dyn FnMut(&VaultId, Message, u32) -> Vec<Message>;
+
 /// Does the orders that are there: each is taken off, then done, then answered.
-pub fn take(
-    store: &StoreDir,
-    act: &mut dyn FnMut(&VaultId, Message) -> Vec<Message>,
-) -> Result<()> {
+pub fn take(store: &StoreDir, act: Act<'_>) -> Result<()> {
     let dir = dir(store);
     let Ok(entries) = std::fs::read_dir(&dir) else { return Ok(()) };
     for entry in entries.take(ROUND) {
@@ -90,12 +91,13 @@ pub fn take(
     Ok(())
 }
 
-fn one(ask: &Path, act: &mut dyn FnMut(&VaultId, Message) -> Vec<Message>) -> Result<()> {
+fn one(ask: &Path, act: Act<'_>) -> Result<()> {
+    let by = std::fs::metadata(ask).map_or(0, |m| m.uid());
     let order = files::read_within(ask, ORDER_MAX);
     // Whatever it holds, it is not looked at twice.
     files::remove(ask)?;
     let Some((vault, question)) = order?.as_deref().and_then(read) else { return Ok(()) };
-    let answers = act(&vault, question);
+    let answers = act(&vault, question, by);
     let bytes: Vec<u8> = answers.iter().flat_map(Message::encode).collect();
     files::replace(&ask.with_extension("told"), &bytes, 0o600)
 }

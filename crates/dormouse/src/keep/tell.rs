@@ -2,13 +2,14 @@
 
 use anyhow::Result;
 use dormouse_format::keeping::{Deletion, Retention};
+use dormouse_format::message::{Keep, Kept, Message};
 use dormouse_format::{Seq, VolumeId};
 use serde_json::{Value, json};
 
 use super::{Keeper, Named};
 use crate::exit::{Class, fail};
 use crate::out::{self, note, say};
-use crate::text::{now_ns, table, time_local, time_utc};
+use crate::text::{now_ns, size, table, time_local, time_utc};
 
 /// What was pruned of a volume, or would be.
 pub(super) struct Pruned {
@@ -17,6 +18,37 @@ pub(super) struct Pruned {
     pub(super) gone: u64,
     pub(super) ranges: Vec<(Seq, Seq)>,
     pub(super) note: String,
+    /// Bytes that would be gained with all of its vault that is told of; if that is known.
+    pub(super) gain: Option<u64>,
+}
+
+/// What would be gained in a vault.
+pub(super) struct Gain {
+    pub(super) bytes: Option<u64>,
+    /// For people.
+    line: String,
+}
+
+impl Gain {
+    /// Asks. That it cannot be told takes nothing away from the rest.
+    pub(super) fn of(keeper: &Keeper<'_>, volume: VolumeId, several: bool) -> Self {
+        let vault = keeper.prefix(several);
+        let unknown = |why: String| {
+            let line = format!("{vault}what would be gained is not known: {why}");
+            Self { bytes: None, line }
+        };
+        match keeper.ask(Keep::GetGain { volume }) {
+            Ok(Message::Kept(Kept::Gain { bytes: Some(bytes), .. })) => {
+                let size = size(bytes);
+                let line = format!("{vault}{size} of records would not be needed any more");
+                Self { bytes: Some(bytes), line }
+            }
+            Ok(Message::Kept(Kept::Gain { note, .. })) => unknown(note),
+            Ok(_) => unknown("the server answered something else".into()),
+            // Such as a server of before there was this question.
+            Err(error) => unknown(format!("{error:#}")),
+        }
+    }
 }
 
 /// Shows what is set: for one volume, or all.
@@ -110,7 +142,7 @@ fn is_called(volumes: &[Named], id: &VolumeId, name: &str) -> bool {
 }
 
 /// Shows what went, or would.
-pub(super) fn pruned(rows: &[Pruned], dry_run: bool, as_json: bool) -> Result<()> {
+pub(super) fn pruned(rows: &[Pruned], gains: &[Gain], dry_run: bool, as_json: bool) -> Result<()> {
     if as_json {
         let values: Vec<Value> = rows
             .iter()
@@ -118,6 +150,7 @@ pub(super) fn pruned(rows: &[Pruned], dry_run: bool, as_json: bool) -> Result<()
                 json!({
                     "volume": r.name, "points": r.points, "expired": r.gone, "dry_run": dry_run,
                     "ranges": r.ranges, "note": (!r.note.is_empty()).then_some(&r.note),
+                    "gain_bytes": r.gain,
                 })
             })
             .collect();
@@ -130,6 +163,9 @@ pub(super) fn pruned(rows: &[Pruned], dry_run: bool, as_json: bool) -> Result<()
         if !r.note.is_empty() {
             note!("{}: {}", r.name, r.note);
         }
+    }
+    for gain in gains {
+        say!("{}", gain.line)?;
     }
     if rows.is_empty() {
         say!("no volumes yet")?;

@@ -44,7 +44,7 @@ impl Link {
         };
         let thread =
             std::thread::Builder::new().name("engine".into()).stack_size(STACK).spawn(engine)?;
-        Ok(Self { tx: LinkTx { queue }, rx, threads: vec![thread], socket: None })
+        Ok(Self { tx: LinkTx { queue }, rx, threads: vec![thread], wire: None })
     }
 }
 
@@ -55,7 +55,7 @@ fn serve(session: &mut Session, queue: &Queue, send: &dyn Fn(Batch) -> bool) -> 
         let frames = match queue.next(BATCH) {
             Next::Items(frames) => frames,
             Next::Flush => continue,
-            Next::End => return LinkError::Closed,
+            Next::End | Next::Rest => return LinkError::Closed,
         };
         for frame in frames {
             // Frames go through the codec here too: one path, one set of limits.

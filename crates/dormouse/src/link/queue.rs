@@ -23,6 +23,8 @@ pub(super) enum Next<T> {
     Flush,
     /// Say goodbye: nothing more comes.
     End,
+    /// Nothing comes for a while: [`Queue::rest`].
+    Rest,
 }
 
 #[derive(Debug)]
@@ -33,6 +35,9 @@ struct State<T> {
     flush: bool,
     closed: Option<LinkError>,
     drained: bool,
+    /// The writer has something in hand that is not in the system's hands yet.
+    writing: bool,
+    resting: bool,
 }
 
 impl<T> State<T> {
@@ -89,6 +94,8 @@ impl<T> Queue<T> {
             flush: false,
             closed: None,
             drained: false,
+            writing: false,
+            resting: false,
         };
         Self {
             state: Mutex::new(state),
@@ -144,6 +151,22 @@ impl<T> Queue<T> {
         self.room.notify_all();
     }
 
+    /// Sends the writer home, if it has nothing to do; false if it has, or if the link has ended.
+    pub(super) fn rest(&self) -> bool {
+        let mut state = self.lock();
+        if state.writing || state.flush || !state.items.is_empty() || state.closed.is_some() {
+            return false;
+        }
+        state.resting = true;
+        self.work.notify_all();
+        true
+    }
+
+    /// There is a writer again.
+    pub(super) fn wake(&self) {
+        self.lock().resting = false;
+    }
+
     /// The writer has ended.
     pub(super) fn set_drained(&self) {
         let mut state = self.lock();
@@ -172,6 +195,8 @@ impl<T> Queue<T> {
     /// Waits for work: items of about `batch` bytes together, and at least one.
     pub(super) fn next(&self, batch: usize) -> Next<T> {
         let mut state = self.lock();
+        // Who asks has done what it was given before.
+        state.writing = false;
         loop {
             if !state.items.is_empty() {
                 let mut out = Vec::new();
@@ -185,15 +210,20 @@ impl<T> Queue<T> {
                 }
                 state.bytes -= taken + EACH * out.len();
                 state.flush = false;
+                state.writing = true;
                 self.room.notify_all();
                 return Next::Items(out);
             }
             if state.flush {
                 state.flush = false;
+                state.writing = true;
                 return Next::Flush;
             }
             if state.closed.is_some() {
                 return Next::End;
+            }
+            if state.resting {
+                return Next::Rest;
             }
             state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
         }

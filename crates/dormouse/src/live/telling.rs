@@ -24,6 +24,8 @@ pub(super) struct Teller {
     before: Option<(Instant, Counters)>,
     rates: (u64, u64),
     reminder: Option<String>,
+    /// While a scan waits until the server lets it begin: how many are before it.
+    pub(super) queued: Option<u32>,
     /// What is said of swap that is left out.
     pub(super) swap: Option<String>,
     pub(super) counters: Counters,
@@ -41,6 +43,7 @@ impl Teller {
             before: None,
             rates: (0, 0),
             reminder: kit::kit_reminder(home),
+            queued: None,
             swap: None,
             counters: Counters::default(),
         }
@@ -113,6 +116,10 @@ impl Teller {
 
     fn notes(&self, view: &View) -> Vec<String> {
         let mut notes: Vec<String> = self.reminder.iter().chain(&self.swap).cloned().collect();
+        let scanning = matches!(view.state, dormouse_sync::live::State::Scanning(_));
+        if let Some(ahead) = self.queued.filter(|_| scanning) {
+            notes.push(format!("waiting for the server: {ahead} others scan first"));
+        }
         if view.stale > 0 {
             notes.push(format!("{} blocks of the device cannot be read", view.stale));
         }

@@ -2,7 +2,7 @@
 //!
 //! Invariant: a line is written after the message was carried out, before its answer leaves. A
 //! client cannot make the log grow faster than one takeover in [`TAKEOVER_EVERY`]; those between
-//! are counted in the next line.
+//! are counted in the next line. An administrator can: each order about what is kept has its line.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -14,6 +14,7 @@ use dormouse_sync::server::Session;
 
 use super::Shared;
 use crate::audit::Event;
+use crate::audit::keeping::Order;
 use crate::exit::text_of;
 
 /// Takeovers by one client that get a line each.
@@ -39,7 +40,7 @@ impl Takeovers {
 }
 
 /// What a message will have done, once it is carried out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(super) enum What {
     /// A new client.
     Join,
@@ -47,6 +48,8 @@ pub(super) enum What {
     Recover,
     /// A volume changed hands.
     Takeover(dormouse_format::VolumeId, dormouse_format::WriterId),
+    /// What is kept was changed.
+    Keeping(Order),
 }
 
 impl What {
@@ -60,30 +63,39 @@ impl What {
                 let holder = session.holder(volume).filter(|holder| *holder != own)?;
                 Some(Self::Takeover(*volume, holder))
             }
+            Message::Keep(ask) => Order::of(session.store()?, ask).map(Self::Keeping),
             _ => None,
         }
     }
 
-    /// Writes the line. If it cannot be written, the server's log says so.
-    pub(super) fn write(self, shared: &Shared, session: &Session, from: SocketAddr) {
+    /// Writes the line of what was answered so. If it cannot be written, the server's log says so.
+    pub(super) fn write(
+        self,
+        shared: &Shared,
+        session: &Session,
+        from: SocketAddr,
+        answer: &Message,
+    ) {
         let Some(client) = session.client() else { return };
-        let name = match self {
-            Self::Join => "join",
-            Self::Recover => "recover",
-            Self::Takeover(..) => "takeover",
-        };
         let by = format!("client {}", client.name);
-        let event = Event::new(name, &client.name, &by, &from.to_string())
-            .with("vault", client.vault.to_string())
-            .with("role", client.role.name());
+        let event = |name: &str| {
+            Event::new(name, &client.name, &by, &from.to_string())
+                .with("vault", client.vault.to_string())
+                .with("role", client.role.name())
+        };
         let event = match self {
-            Self::Join | Self::Recover => event,
+            Self::Join => event("join"),
+            Self::Recover => event("recover"),
             Self::Takeover(volume, holder) => {
                 let line = shared.takeovers.line(&client.name, Instant::now());
                 let Some(more) = line else { return };
-                let event = event.with("volume", volume.to_string());
+                let event = event("takeover").with("volume", volume.to_string());
                 let event = event.with("from_writer", holder.to_string());
                 if more > 0 { event.with("more", more) } else { event }
+            }
+            Self::Keeping(order) => {
+                let Some(event) = order.event(answer, event) else { return };
+                event
             }
         };
         if let Err(error) = event.write(shared.access.store()) {

@@ -8,17 +8,17 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Instant;
 
-use crossbeam_channel::Receiver;
 use dormouse_format::PublicKey;
 use dormouse_format::limits::FRAME_MAX;
 use dormouse_format::message::{Message, Refusal};
-use dormouse_sync::server::{After, Refused, Session};
+use dormouse_sync::server::{After, Session};
 use rustls::Connection;
 
 use super::audited::What;
 use super::introduction::Said;
 use super::limits::CLIENT_CONNECTIONS_MAX;
-use super::serving::{LINGER, Serving};
+use super::lounge::{QUIET, Resting};
+use super::serving::{End, LINGER, Serving, Visit};
 use super::{Seat, Shared};
 use crate::link::Link;
 use crate::log::{Entry, Level};
@@ -33,8 +33,16 @@ pub(super) fn run(
     said: Said,
 ) {
     match received(shared, socket, from, &seat, said) {
-        Ok((session, link, dismissed)) => serve(shared, session, &link, &dismissed, from),
+        Ok(visit) => serve(shared, visit, seat),
         Err(why) => shared.tally.line(|| format!("{from}: {why}")),
+    }
+}
+
+/// The same of one that has rested.
+pub(super) fn go_on(shared: &Shared, Resting { mut visit, seat }: Resting) {
+    match visit.link.wake() {
+        Ok(()) => serve(shared, visit, seat),
+        Err(error) => over(shared, visit, &error.to_string()),
     }
 }
 
@@ -45,7 +53,7 @@ fn received(
     from: SocketAddr,
     seat: &Seat,
     said: Said,
-) -> Result<(Session, Link, Receiver<Refused>), String> {
+) -> Result<Visit, String> {
     let Said { mut connection, binding, mut deframer, first } = said;
     let key = binding.client;
     if !has_turn(shared, &key) {
@@ -63,7 +71,7 @@ fn received(
     let after = session.handle(now_ns(), first, &mut |m| answers.push(m));
     let client = session.client().filter(|_| after == After::Continue);
     if let (Some(what), true) = (what, client.is_some()) {
-        what.write(shared, &session, from);
+        what.write(shared, &session, from, &Message::Done);
     }
     let dismissed = client.and_then(|client| seat.is_client(client, key));
     if client.is_some() && dismissed.is_none() {
@@ -87,12 +95,13 @@ fn received(
         return Err(format!("refused: {}", said.unwrap_or("not authenticated")));
     };
     tell(shared, &session, from, "connected");
-    let clear = socket.set_read_timeout(None).and_then(|()| socket.set_write_timeout(None));
-    clear.map_err(|e| e.to_string())?;
+    socket.set_write_timeout(None).map_err(|e| e.to_string())?;
     deframer.set_limit(FRAME_MAX);
-    let link = Link::start(socket.clone(), connection, deframer).map_err(|e| e.to_string())?;
+    deframer.shrink();
+    let link = Link::start_resting(socket.clone(), connection, deframer, QUIET);
+    let link = link.map_err(|e| e.to_string())?;
     seat.linked(link.tx.clone());
-    Ok((session, link, dismissed))
+    Ok(Visit { session, link, dismissed, from, began: Instant::now(), scan: None })
 }
 
 /// A client that comes back too often waits for its turn, as the stranger that it still is;
@@ -123,21 +132,29 @@ fn tell(shared: &Shared, session: &Session, from: SocketAddr, what: &str) {
     shared.log.event(&Entry::new(Level::Info, what).client(name, &from));
 }
 
-fn serve(
-    shared: &Shared,
-    session: Session,
-    link: &Link,
-    dismissed: &Receiver<Refused>,
-    from: SocketAddr,
-) {
-    let began = Instant::now();
-    let mut serving = Serving::new(shared, session, link, dismissed, from);
-    let why = serving.run();
+/// Serves a client until its connection ends, or rests: then it needs no thread.
+fn serve(shared: &Shared, visit: Visit, seat: Seat) {
+    let (visit, end) = Serving::new(shared, visit).run();
+    match end {
+        End::Over(why) => over(shared, visit, &why),
+        End::Rests => {
+            // Who comes to rest when the server stops hears of it as all do.
+            if let Some(back) = shared.lounge.take(Resting { visit, seat }) {
+                go_on(shared, back);
+            }
+        }
+    }
+}
+
+/// A connection has ended.
+fn over(shared: &Shared, visit: Visit, why: &str) {
+    let Visit { mut session, link, from, began, scan, .. } = visit;
     // Others need not wait for what the end of a session writes.
-    let mut session = serving.into_session();
+    drop(scan);
     let seconds = began.elapsed().as_secs_f64();
     tell(shared, &session, from, &format!("{why} after {seconds:.1} s"));
     session.end();
+    drop(link);
 }
 
 pub(super) fn send(

@@ -109,6 +109,9 @@ fn people(out: &mut Text, shared: &Shared) {
     out.single("dormouse_server_clients", "gauge", "Clients that are connected.", clients);
     let name = "dormouse_server_strangers";
     out.single(name, "gauge", "Connections that have not said who they are.", strangers);
+    let resting = shared.lounge.len() as u64;
+    let name = "dormouse_server_connections_resting";
+    out.single(name, "gauge", "Those of them that say nothing, and have no thread.", resting);
     let (scanning, queued) = shared.scans.count();
     let name = "dormouse_server_scans";
     out.single(name, "gauge", "Scans that run.", scanning as u64);

@@ -13,9 +13,12 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use dormouse_format::VaultId;
 use dormouse_format::message::{Message, Refusal};
 use dormouse_store::{By, GRACE, VaultStore};
+use dormouse_sync::server::keeping::LOOKS_MAX;
 use dormouse_sync::server::{Refused, Registry};
 
 use crate::access::Access;
+use crate::audit::Event;
+use crate::audit::keeping::carried_out;
 use crate::exit::text_of;
 use crate::keep::local;
 use crate::keep::orders;
@@ -37,7 +40,8 @@ pub(super) fn start(
         let mut next = Instant::now() + FIRST;
         while stopping.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
             let store = access.store();
-            let taken = orders::take(store, &mut |vault, ask| ordered(&access, &log, vault, ask));
+            let taken =
+                orders::take(store, &mut |vault, ask, by| ordered(&access, &log, vault, ask, by));
             if let Err(error) = taken {
                 log.line(&format!("orders: {}", text_of(&error)));
             }
@@ -53,9 +57,11 @@ pub(super) fn start(
 }
 
 /// Does one order.
-fn ordered(access: &Access, log: &Log, id: &VaultId, ask: Message) -> Vec<Message> {
+fn ordered(access: &Access, log: &Log, id: &VaultId, ask: Message, by: u32) -> Vec<Message> {
     let answers = match access.vault(id) {
-        Ok(Some(vault)) => local::answer(&vault, access, ask),
+        Ok(Some(vault)) => {
+            local::answer(&vault, access, ask, LOOKS_MAX, &|what| Event::by_order(what, by))
+        }
         Ok(None) => local::refusal(Refused::new(Refusal::NotFound, "there is no such vault")),
         Err(refused) => local::refusal(refused),
     };
@@ -78,7 +84,7 @@ pub fn expire_all(access: &Access, log: &Log, stopped: &dyn Fn() -> bool) {
                 if let Err(doubt) = access.clock_holds(false) {
                     return log.line(&doubt.text);
                 }
-                expire(&id, &vault, log, stopped);
+                expire(access, &vault, log, stopped);
             }
             Ok(_) => {}
             Err(refused) => log.line(&format!("vault {id}: {}", refused.text)),
@@ -89,10 +95,17 @@ pub fn expire_all(access: &Access, log: &Log, stopped: &dyn Fn() -> bool) {
     }
 }
 
-fn expire(id: &VaultId, vault: &VaultStore, log: &Log, stopped: &dyn Fn() -> bool) {
+fn expire(access: &Access, vault: &VaultStore, log: &Log, stopped: &dyn Fn() -> bool) {
+    let id = vault.vault();
     for (volume, ..) in vault.volumes() {
         let name = &volume.name;
-        match vault.prune(&volume.id, By { name: "retention", grace: GRACE, now: now_ns() }) {
+        let pruned = vault.prune(&volume.id, By { name: "retention", grace: GRACE, now: now_ns() });
+        for event in pruned.iter().flat_map(|due| carried_out(id, name, &volume.id, due)) {
+            if let Err(error) = event.write(access.store()) {
+                log.line(&text_of(&error));
+            }
+        }
+        match pruned {
             Ok(due) if due.volume => log.line(&format!("vault {id}: volume '{name}' is deleted")),
             Ok(due) if due.gone > 0 => {
                 let (gone, points) = (due.gone, due.points);

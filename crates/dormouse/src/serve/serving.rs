@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, select};
 use dormouse_format::VaultId;
-use dormouse_format::message::{Base, Message, Refusal};
+use dormouse_format::message::{Base, Keep, Message, Refusal};
 use dormouse_sync::server::{After, Refused, Session};
 
 use super::Shared;
 use super::audited::What;
 use super::scans::Scan;
 use super::turns::Turn;
-use crate::link::{Answers, Link, LinkError, Received, SEND_BYTES_MAX};
+use crate::link::{Answers, Batch, Link, LinkError, Received, SEND_BYTES_MAX};
 use crate::text::now_ns;
 
 /// How long a connection that was refused may take to read why.
@@ -25,71 +25,93 @@ pub(super) const LINGER: Duration = Duration::from_secs(2);
 /// When a scan that waits is told so first, and how often from then on.
 const QUEUED: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
 
-/// A connection of a client.
+/// A connection of a client, awake or at rest.
+pub(super) struct Visit {
+    pub(super) session: Session,
+    pub(super) link: Link,
+    /// It hears from this that it has to go.
+    pub(super) dismissed: Receiver<Refused>,
+    pub(super) from: SocketAddr,
+    pub(super) began: Instant,
+    /// Its place among the scans, if it scans.
+    pub(super) scan: Option<Scan>,
+}
+
+/// A connection that is awake.
 pub(super) struct Serving<'a> {
     shared: &'a Shared,
-    session: Session,
-    link: &'a Link,
-    dismissed: &'a Receiver<Refused>,
-    from: SocketAddr,
+    visit: Visit,
     vault: VaultId,
-    /// Its place among the scans, if it scans.
-    scan: Option<Scan>,
+}
+
+/// How a connection ceases to be served.
+pub(super) enum End {
+    /// It says nothing, and may rest.
+    Rests,
+    /// It has ended, and why.
+    Over(String),
 }
 
 /// Whether the connection goes on, or why it does not.
 type Went<T = ()> = Result<T, String>;
 
 impl<'a> Serving<'a> {
-    /// A session on a link; it hears from `dismissed` that it has to go.
-    pub(super) fn new(
-        shared: &'a Shared,
-        session: Session,
-        link: &'a Link,
-        dismissed: &'a Receiver<Refused>,
-        from: SocketAddr,
-    ) -> Self {
-        let vault = session.client().map_or(VaultId::ZERO, |client| client.vault);
-        Self { shared, session, link, dismissed, from, vault, scan: None }
+    /// A connection to be served.
+    pub(super) fn new(shared: &'a Shared, visit: Visit) -> Self {
+        let vault = visit.session.client().map_or(VaultId::ZERO, |client| client.vault);
+        Self { shared, visit, vault }
     }
 
-    /// Serves until the connection ends; why it did.
-    pub(super) fn run(&mut self) -> String {
+    /// Serves until the connection ends, or rests.
+    pub(super) fn run(mut self) -> (Visit, End) {
+        let end = loop {
+            match self.next() {
+                Ok(Some(first)) => {
+                    if let Err(why) = self.work(first) {
+                        break End::Over(why);
+                    }
+                }
+                Ok(None) => break End::Rests,
+                Err(why) => break End::Over(why),
+            }
+        };
+        (self.visit, end)
+    }
+
+    /// Waits for a message; none if none came for a while, and the link rests now.
+    fn next(&mut self) -> Went<Option<Received>> {
         loop {
-            if let Err(why) = self.next().and_then(|first| self.work(first)) {
-                return why;
+            if let Some(received) = self.visit.link.rx.taken() {
+                return Ok(Some(received));
+            }
+            if let Some(batch) = self.batch()? {
+                if let Some(received) = self.visit.link.rx.add(batch) {
+                    return Ok(Some(received));
+                }
+            } else if self.visit.link.rest().map_err(|_| "done")? {
+                return Ok(None);
             }
         }
     }
 
-    /// The session, to be ended.
-    pub(super) fn into_session(self) -> Session {
-        self.session
-    }
-
-    /// Waits for a message.
-    fn next(&self) -> Went<Received> {
-        let rx = &self.link.rx;
-        loop {
-            if let Some(received) = rx.taken() {
-                return Ok(received);
-            }
-            let batch = select! {
-                recv(rx.batches()) -> batch => batch.map_err(|_| "done")?,
-                recv(self.dismissed) -> refused => return Err(self.dismiss(refused.ok())),
-                recv(self.shared.stopping) -> _ => return Err(self.stop()),
-            };
-            if let Some(received) = rx.add(batch) {
-                return Ok(received);
-            }
-        }
+    /// Waits for messages; none if nothing was received for a while.
+    fn batch(&self) -> Went<Option<Batch>> {
+        let link = &self.visit.link;
+        link.may_rest(true);
+        let went = select! {
+            recv(link.rx.batches()) -> batch => Ok(batch.ok()),
+            recv(self.visit.dismissed) -> refused => Err(self.dismiss(refused.ok())),
+            recv(self.shared.stopping) -> _ => Err(self.stop()),
+        };
+        link.may_rest(false);
+        went
     }
 
     /// Works on all that is there, in turns, and sends the answers.
     fn work(&mut self, first: Received) -> Went {
         let (mut answers, mut turn, mut next) = (Answers::default(), None, Some(first));
         while let Some(received) = next {
-            if let Ok(refused) = self.dismissed.try_recv() {
+            if let Ok(refused) = self.visit.dismissed.try_recv() {
                 return Err(self.dismiss(Some(refused)));
             }
             let message = match received {
@@ -104,7 +126,7 @@ impl<'a> Serving<'a> {
             if turn.as_ref().is_some_and(Turn::is_over) {
                 turn = None;
             }
-            next = self.link.rx.taken();
+            next = self.visit.link.rx.taken();
         }
         drop(turn);
         self.flush(&mut answers)
@@ -125,15 +147,20 @@ impl<'a> Serving<'a> {
             }
             // What it does next is no scan.
             Message::OpenWrite { .. } | Message::Begin { base: Base::Delta, .. } => {
-                self.scan = None;
+                self.visit.scan = None;
             }
             _ => {}
         }
-        let what = What::of(&self.session, &message);
+        let what = What::of(&self.visit.session, &message);
         let commit = matches!(message, Message::Commit { .. });
-        let (began, scans) = (Instant::now(), self.scan.is_some());
-        let (shared, link, vault) = (self.shared, self.link, self.vault);
-        turn.get_or_insert_with(|| shared.turns.take(vault, scans));
+        let (began, scans) = (Instant::now(), self.visit.scan.is_some());
+        let (shared, link, vault) = (self.shared, &self.visit.link, self.vault);
+        // It reads much, for one who can wait: who has a turn goes on meanwhile.
+        if matches!(message, Message::Keep(Keep::GetGain { .. })) {
+            *turn = None;
+        } else {
+            turn.get_or_insert_with(|| shared.turns.take(vault, scans));
+        }
         let mut send = |messages: Vec<Message>| {
             let full = link.tx.queued() >= SEND_BYTES_MAX / 2;
             if !full && !turn.as_ref().is_some_and(Turn::is_over) {
@@ -146,23 +173,25 @@ impl<'a> Serving<'a> {
             sent
         };
         let (mut said, mut there, mut committed) = (None, true, false);
-        let after = self.session.handle(now_ns(), message, &mut |m| {
+        let mut kept = Message::Done;
+        let after = self.visit.session.handle(now_ns(), message, &mut |m| {
             match &m {
                 Message::Error { text, refusal } => {
                     shared.counters.refused(*refusal);
                     said = Some(text.clone());
                 }
                 Message::Committed { .. } => committed = true,
+                Message::Kept(_) if what.is_some() => kept = m.clone(),
                 _ => {}
             }
             there = there && answers.add(m, &mut send);
         });
         if commit && committed {
             shared.counters.commit(began.elapsed());
-            self.scan = None;
+            self.visit.scan = None;
         }
         if let (Some(what), None) = (what, &said) {
-            what.write(shared, &self.session, self.from);
+            what.write(shared, &self.visit.session, self.visit.from, &kept);
         }
         if !there {
             return Err(self.ended());
@@ -178,27 +207,27 @@ impl<'a> Serving<'a> {
 
     /// Waits until a scan may begin, and tells the client meanwhile how many are before it.
     fn admission(&mut self) -> Went {
-        self.scan = None;
+        self.visit.scan = None;
         let scan = self.shared.scans.enter(Instant::now());
         let mut wait = QUEUED[0];
         loop {
             select! {
                 recv(scan.admitted()) -> _ => break,
-                recv(self.dismissed) -> refused => return Err(self.dismiss(refused.ok())),
+                recv(self.visit.dismissed) -> refused => return Err(self.dismiss(refused.ok())),
                 recv(self.shared.stopping) -> _ => return Err(self.stop()),
                 default(wait) => {
                     wait = QUEUED[1];
                     let queued = Message::Queued { ahead: scan.ahead() };
-                    self.link.tx.send(queued).map_err(|_| self.ended())?;
+                    self.visit.link.tx.send(queued).map_err(|_| self.ended())?;
                 }
             }
         }
-        self.scan = Some(scan);
+        self.visit.scan = Some(scan);
         Ok(())
     }
 
     fn flush(&self, answers: &mut Answers) -> Went {
-        let sent = answers.flush(&mut |messages| self.link.tx.send_all(messages).is_ok());
+        let sent = answers.flush(&mut |messages| self.visit.link.tx.send_all(messages).is_ok());
         if sent { Ok(()) } else { Err(self.ended()) }
     }
 
@@ -207,14 +236,14 @@ impl<'a> Serving<'a> {
         let Some(Refused { refusal, text }) = refused else { return "cut".into() };
         self.shared.counters.refused(refusal);
         let why = format!("sent away: {text}");
-        let _ = self.link.tx.send(Message::Error { refusal, text });
+        let _ = self.visit.link.tx.send(Message::Error { refusal, text });
         self.close();
         why
     }
 
     fn stop(&self) -> String {
         let text = "the server is stopping".to_owned();
-        let _ = self.link.tx.send(Message::Error { refusal: Refusal::Stopping, text });
+        let _ = self.visit.link.tx.send(Message::Error { refusal: Refusal::Stopping, text });
         self.close();
         "stopped".into()
     }
@@ -226,7 +255,7 @@ impl<'a> Serving<'a> {
             LinkError::Protocol(_) => {
                 let (refusal, text) = (Refusal::Protocol, error.to_string());
                 self.shared.counters.refused(refusal);
-                let _ = self.link.tx.send(Message::Error { refusal, text: text.clone() });
+                let _ = self.visit.link.tx.send(Message::Error { refusal, text: text.clone() });
                 self.close();
                 text
             }
@@ -236,15 +265,15 @@ impl<'a> Serving<'a> {
 
     /// Why nothing can be sent on the link.
     fn ended(&self) -> String {
-        self.link.tx.ended().map_or_else(|| "cut".into(), |why| why.to_string())
+        self.visit.link.tx.ended().map_or_else(|| "cut".into(), |why| why.to_string())
     }
 
     /// Lets the last answer go out, and takes what the client still sends: a socket that
     /// is closed with unread bytes would take the answer back.
     fn close(&self) {
-        self.link.tx.shutdown();
+        self.visit.link.tx.shutdown();
         let until = Instant::now() + LINGER;
-        while let Ok(received) = self.link.rx.recv_deadline(until) {
+        while let Ok(received) = self.visit.link.rx.recv_deadline(until) {
             if received.is_err() {
                 break;
             }

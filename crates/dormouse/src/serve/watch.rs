@@ -19,6 +19,8 @@ use crate::text::now_ns;
 const LOOK: Duration = Duration::from_millis(200);
 /// Looks between two writings of who was seen.
 const SEEN_EVERY: u32 = 5;
+/// Looks after which what nobody has read of a map goes from memory: 30 s.
+const AGE_EVERY: u32 = 150;
 
 /// Runs until the server stops.
 pub(super) fn run(shared: &Shared) {
@@ -52,6 +54,9 @@ pub(super) fn run(shared: &Shared) {
         }
         shared.scans.age(Instant::now());
         looks += 1;
+        if looks % AGE_EVERY == 0 {
+            shared.access.age_maps();
+        }
         let changes = shared.table().members.changes();
         if looks % SEEN_EVERY == 0 && changes != written {
             written = changes;

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 /// No command of these tests takes longer.
 const LIMIT: Duration = Duration::from_secs(60);
-const PROGRAM: &str = env!("CARGO_BIN_EXE_dormouse");
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_dormouse");
 
 /// What a command said.
 #[derive(Debug)]

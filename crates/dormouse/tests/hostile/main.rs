@@ -11,6 +11,7 @@ mod disk;
 mod floods;
 mod history;
 mod liar;
+mod versions;
 mod wire;
 
 use std::path::Path;

@@ -2,6 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use dormouse::connect;
+use dormouse::home::Home;
+use dormouse_format::message::Message;
+
 use crate::common::program::Numbers;
 use crate::stand::{Stand, sh, until};
 
@@ -44,6 +48,31 @@ fn a_mirror_at_its_quota_waits_for_room_and_goes_on() {
     stand.is_live();
     stand.umount();
     stand.comes_back();
+}
+
+/// All tokens for scans are taken, by connections that say nothing more and rest with them.
+#[test]
+fn a_mirror_that_waits_until_it_may_scan_says_so() {
+    let Some(mut stand) = Stand::new() else { return };
+    let cores = std::thread::available_parallelism().unwrap().get();
+    if 2 * cores > 12 {
+        eprintln!("SKIPPED: with {cores} processors a client may not take all tokens");
+        return;
+    }
+    let account = Home::locate(Some(stand.place.path("home"))).unwrap().account().unwrap();
+    let scan = || {
+        let link = connect::connect(&account).unwrap();
+        assert_eq!(connect::ask(&link, Message::AskScan).unwrap(), Message::Admitted);
+        link
+    };
+    let scans: Vec<_> = (0..2 * cores).map(|_| scan()).collect();
+    std::thread::sleep(Duration::from_secs(4));
+    stand.start(&[]);
+    let notes = || stand.status().map(|v| v["notes"].to_string()).unwrap_or_default();
+    until("a note of those that scan first", || notes().contains("others scan first"));
+    drop(scans);
+    stand.is_live();
+    assert!(!stand.status().unwrap()["notes"].to_string().contains("scan first"));
 }
 
 /// Whether it is in this state, with such a reason.

@@ -1,6 +1,6 @@
 //! Messages about what is kept: retention, deletions, and what leads over expired points.
 //!
-//! Numbers 0x40 to 0x46 of the client, 0xc0 to 0xc2 of the server. Layout: docs/protocol.md,
+//! Numbers 0x40 to 0x46 and 0x58 of the client, 0xc0 to 0xc2 and 0xd0 of the server. Layout: docs/protocol.md,
 //! 'Retention'.
 
 use crate::codec::{Reader, Result, Writer, invalid};
@@ -69,6 +69,12 @@ pub enum Keep {
         /// Last checkpoint.
         to: Seq,
     },
+    /// How many bytes would nothing refer to any more, if what may expire did? Answered by
+    /// [`Kept::Gain`].
+    GetGain {
+        /// The volume; zero: all of them together.
+        volume: VolumeId,
+    },
 }
 
 /// What a server answers.
@@ -100,6 +106,15 @@ pub enum Kept {
         /// They.
         ranges: Vec<Range>,
     },
+    /// What would be gained.
+    Gain {
+        /// Points that would go.
+        points: u64,
+        /// Bytes of records that only they refer to; none if that was not found out.
+        bytes: Option<u64>,
+        /// Why not, for people; else empty.
+        note: String,
+    },
 }
 
 /// Numbers of the message types.
@@ -111,15 +126,22 @@ mod t {
     pub const UNDELETE: u8 = 0x44;
     pub const GET_GAPS: u8 = 0x45;
     pub const GET_BRIDGES: u8 = 0x46;
+    pub const GET_GAIN: u8 = 0x58;
     pub const RETENTION: u8 = 0xc0;
     pub const PRUNED: u8 = 0xc1;
     pub const GAPS: u8 = 0xc2;
+    pub const GAIN: u8 = 0xd0;
 }
 
-/// Numbers of the client's messages.
-pub(super) const ASKED: core::ops::RangeInclusive<u8> = t::GET_RETENTION..=t::GET_BRIDGES;
-/// Numbers of the server's.
-pub(super) const TOLD: core::ops::RangeInclusive<u8> = t::RETENTION..=t::GAPS;
+/// Whether this is a number of the client's messages.
+pub(super) const fn is_asked(kind: u8) -> bool {
+    matches!(kind, t::GET_RETENTION..=t::GET_BRIDGES | t::GET_GAIN)
+}
+
+/// Whether it is one of the server's.
+pub(super) const fn is_told(kind: u8) -> bool {
+    matches!(kind, t::RETENTION..=t::GAPS | t::GAIN)
+}
 
 impl Keep {
     /// Whether it changes nothing.
@@ -152,6 +174,9 @@ impl Keep {
             Self::GetBridges { volume, from, to } => {
                 w.u8(t::GET_BRIDGES).bytes(&volume.0).u64(*from).u64(*to);
             }
+            Self::GetGain { volume } => {
+                w.u8(t::GET_GAIN).bytes(&volume.0);
+            }
         }
     }
 
@@ -176,6 +201,7 @@ impl Keep {
             t::UNDELETE => Self::Undelete { volume },
             t::GET_GAPS => Self::GetGaps { volume, from: r.u64()?, to: r.u64()? },
             t::GET_BRIDGES => Self::GetBridges { volume, from: r.u64()?, to: r.u64()? },
+            t::GET_GAIN => Self::GetGain { volume },
             _ => return Err(invalid(WHAT, "unknown type")),
         })
     }
@@ -204,6 +230,10 @@ impl Kept {
                 w.u8(t::GAPS);
                 write_ranges(w, ranges);
             }
+            Self::Gain { points, bytes, note } => {
+                w.u8(t::GAIN).u64(*points).u8(u8::from(bytes.is_some()));
+                w.u64(bytes.unwrap_or(0)).blob(super::clip(note, TEXT_MAX).as_bytes());
+            }
         }
     }
 
@@ -223,6 +253,15 @@ impl Kept {
                 Self::Pruned { points, gone, ranges: read_ranges(r)?, note: r.text(TEXT_MAX)? }
             }
             t::GAPS => Self::Gaps { ranges: read_ranges(r)? },
+            t::GAIN => {
+                let points = r.u64()?;
+                let bytes = match (r.bool()?, r.u64()?) {
+                    (true, bytes) => Some(bytes),
+                    (false, 0) => None,
+                    _ => return Err(invalid(WHAT, "a gain that is not known has bytes")),
+                };
+                Self::Gain { points, bytes, note: r.text(TEXT_MAX)? }
+            }
             _ => return Err(invalid(WHAT, "unknown type")),
         })
     }

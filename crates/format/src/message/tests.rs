@@ -63,6 +63,7 @@ fn all() -> Vec<Message> {
         Message::Keep(Keep::Undelete { volume }),
         Message::Keep(Keep::GetGaps { volume, from: 1, to: 9 }),
         Message::Keep(Keep::GetBridges { volume, from: 1, to: 9 }),
+        Message::Keep(Keep::GetGain { volume }),
         Message::Kept(Kept::Retention {
             settings: vec![retention(volume)],
             deletions: vec![deletion(volume)],
@@ -75,6 +76,7 @@ fn all() -> Vec<Message> {
             note: String::new(),
         }),
         Message::Kept(Kept::Gaps { ranges: vec![(1, 9)] }),
+        Message::Kept(Kept::Gain { points: 4, bytes: Some(9), note: String::new() }),
     ]
 }
 

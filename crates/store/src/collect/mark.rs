@@ -27,10 +27,7 @@ use crate::vault::VaultStore;
 
 /// Everything that is referred to.
 pub(super) fn marks<'a>(store: &'a VaultStore, since: TimeNs, pace: Pace<'_>) -> Result<Refs<'a>> {
-    let cache = Cache::small();
-    let reading = Reading { source: store, cache: &cache };
-    let refs = Refs::new(store.log.index.dir());
-    let mut marker = Marker { store, reading, refs, seen: HashSet::new(), points: HashSet::new() };
+    let mut marker = Marker::new(store, None);
     let volumes: Vec<_> = read(&store.state).volumes.values().cloned().collect();
     let forgotten = |v: &Volume| v.value.origin.is_some() && seeded("fork-roots-forgotten");
     // First what is kept: a node that was seen is not looked at again.
@@ -50,16 +47,35 @@ pub(super) fn marks<'a>(store: &'a VaultStore, since: TimeNs, pace: Pace<'_>) ->
     Ok(marker.refs.finish())
 }
 
-struct Marker<'a, 'b> {
+/// Walks through maps and deltas, and marks what it finds.
+pub(super) struct Marker<'a> {
     store: &'a VaultStore,
-    reading: Reading<'b>,
-    refs: Refs<'a>,
+    cache: Cache,
+    pub(super) refs: Refs<'a>,
     seen: HashSet<RecordId>,
     points: HashSet<(VolumeId, Seq)>,
 }
 
-impl Marker<'_, '_> {
-    fn point(&mut self, volume: &Volume, point: &PointRef, pace: Pace<'_>) -> Result<()> {
+impl<'a> Marker<'a> {
+    /// Nothing is marked. Marks are of this class, if there are classes.
+    pub(super) fn new(store: &'a VaultStore, class: Option<u64>) -> Self {
+        let mut refs = Refs::new(store.log.index.dir());
+        refs.class = class;
+        let (seen, points) = Default::default();
+        Self { store, cache: Cache::small(), refs, seen, points }
+    }
+
+    const fn reading(&self) -> Reading<'_> {
+        Reading { source: self.store, cache: &self.cache }
+    }
+
+    /// Marks what a point refers to.
+    pub(super) fn point(
+        &mut self,
+        volume: &Volume,
+        point: &PointRef,
+        pace: Pace<'_>,
+    ) -> Result<()> {
         let PointRef { seq, at, checkpoint } = *point;
         if !self.points.insert((volume.value.id, seq)) {
             return Ok(());
@@ -89,7 +105,7 @@ impl Marker<'_, '_> {
         if place.level == 1 {
             return self.page(place.index, link, pace);
         }
-        let children = self.reading.children(place, link)?;
+        let children = self.reading().children(place, link)?;
         go_on(pace, 48 * FANOUT)?;
         for slot in 0..FANOUT {
             self.node(place.child(slot), &children[slot as usize], pace)?;
@@ -98,7 +114,7 @@ impl Marker<'_, '_> {
     }
 
     fn page(&mut self, index: u64, link: &Link, pace: Pace<'_>) -> Result<()> {
-        let loaded = self.reading.page(index, link)?;
+        let loaded = self.reading().page(index, link)?;
         go_on(pace, (loaded.full_len + loaded.patch_len) as u64)?;
         for base in loaded.bases.iter().filter(|_| !seeded("page-base-forgotten")) {
             self.refs.add(base)?;

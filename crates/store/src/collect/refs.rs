@@ -40,6 +40,8 @@ struct Run {
 pub(super) struct Refs<'a> {
     dir: &'a dyn Dir,
     limit: usize,
+    /// What the lowest bit of each key says, if it does not belong to the id.
+    pub(super) class: Option<u64>,
     buffer: Vec<u64>,
     runs: Vec<Run>,
 }
@@ -53,11 +55,12 @@ impl<'a> Refs<'a> {
     pub(super) fn new(dir: &'a dyn Dir) -> Self {
         let left = dir.list().unwrap_or_default();
         left.iter().filter(|name| name.ends_with(SUFFIX)).for_each(|name| drop(dir.remove(name)));
-        Self { dir, limit: BUFFER, buffer: Vec::new(), runs: Vec::new() }
+        Self { dir, limit: BUFFER, class: None, buffer: Vec::new(), runs: Vec::new() }
     }
 
     pub(super) fn add(&mut self, id: &RecordId) -> Result<()> {
-        self.buffer.push(key(id));
+        let key = key(id);
+        self.buffer.push(self.class.map_or(key, |class| key & !1 | class));
         if self.buffer.len() < self.limit {
             return Ok(());
         }

@@ -23,7 +23,7 @@ use crate::vault::VaultStore;
 use crate::vault::pins;
 
 /// Records of the segments that are compared at once, at most (but at least a segment's).
-const BATCH_RECORDS: u64 = 1 << 20;
+pub(super) const BATCH_RECORDS: u64 = 1 << 20;
 
 /// What refers to a record that is not found by its id.
 #[derive(Clone)]

@@ -155,17 +155,21 @@ impl History {
     /// The points that must stay in the log: those that did not expire, or after `since`
     /// only, and what they need: the checkpoint that each builds on, and all in between.
     pub(crate) fn needed(&self, since: TimeNs) -> Vec<PointRef> {
+        self.needed_by(|_, gone| gone.is_none_or(|at| at > since && !seeded("grace-ignored")))
+    }
+
+    /// The same for those that `root` wants, of which it is told when they expired.
+    pub(crate) fn needed_by(
+        &self,
+        root: impl Fn(&PointRef, Option<TimeNs>) -> bool,
+    ) -> Vec<PointRef> {
         let mut out = Vec::new();
         let (mut base, mut taken) = (0, 0);
         for (i, point) in self.points.iter().enumerate() {
             if point.checkpoint {
                 base = i;
             }
-            let root = match self.expired_at(point.seq) {
-                None => true,
-                Some(at) => at > since && !seeded("grace-ignored"),
-            };
-            if root {
+            if root(point, self.expired_at(point.seq)) {
                 let from = if seeded("base-forgotten") { i } else { base };
                 out.extend_from_slice(&self.points[from.max(taken)..=i]);
                 taken = i + 1;

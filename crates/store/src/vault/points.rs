@@ -144,8 +144,9 @@ impl VaultStore {
             (history.generation, history.holder)
         };
         match holder {
-            Some((by, _)) if by != writer && !takeover => {
-                return Err(Error::Held { volume: volume.value.name.clone(), by });
+            Some((by, of)) if (by, of) != (writer, instance) && !takeover => {
+                let (volume, same) = (volume.value.name.clone(), by == writer);
+                return Err(Error::Held { volume, by, same });
             }
             _ => {}
         }

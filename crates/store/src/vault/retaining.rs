@@ -366,6 +366,11 @@ fn told(in_the_way: InTheWay, forks: &[(Seq, String)], last: Seq) -> String {
 }
 
 impl Due {
+    /// Deletions that were asked for, and are carried out by this.
+    pub fn carried_out(&self) -> impl Iterator<Item = &Deletion> {
+        self.ended.iter().map(|(_, deletion)| deletion)
+    }
+
     /// Takes a deletion whose time has come.
     fn take(
         &mut self,

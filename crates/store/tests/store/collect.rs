@@ -12,12 +12,12 @@ use dormouse_store::{Base, Commit, Dir, Error, VaultStore, scrub};
 use crate::kit::*;
 
 /// All that is dead goes at once.
-const ALL: Rules = Rules { grace_ns: 0, live_percent_max: 100 };
+pub(crate) const ALL: Rules = Rules { grace_ns: 0, live_percent_max: 100 };
 const NOW: u64 = 1000;
 
-struct World {
-    kit: Kit,
-    store: VaultStore,
+pub(crate) struct World {
+    pub(crate) kit: Kit,
+    pub(crate) store: VaultStore,
     generation: u64,
     map: Map,
     maps: BTreeMap<Seq, (Map, u64)>,
@@ -25,12 +25,12 @@ struct World {
 
 const SIZE: u64 = 80 << 20;
 
-fn data(start: u64, seed: u64) -> Change {
+pub(crate) fn data(start: u64, seed: u64) -> Change {
     Change::Data { start, count: 4, seed }
 }
 
 impl World {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with(3000)
     }
 
@@ -48,7 +48,7 @@ impl World {
     }
 
     /// On the last checkpoint's map.
-    fn checkpoint(&mut self, changes: &[Change]) {
+    pub(crate) fn checkpoint(&mut self, changes: &[Change]) {
         let head = self.store.head(&VOLUME).unwrap();
         self.map = head.map_or_else(Map::new, |h| self.maps[&h.point().checkpoint].0.clone());
         checkpoint(&self.kit, &self.store, self.generation, &mut self.map, SIZE, changes);
@@ -61,7 +61,7 @@ impl World {
     }
 
     /// Three checkpoints, each with two points behind it; ten segments or so.
-    fn history(&mut self) {
+    pub(crate) fn history(&mut self) {
         for round in 0..3 {
             let seed = 100 * round;
             self.checkpoint(&(0..12).map(|i| data(i * 10, seed + i)).collect::<Vec<_>>());

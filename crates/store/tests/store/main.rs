@@ -5,6 +5,7 @@ mod append;
 mod collect;
 mod faults;
 mod forks;
+mod gain;
 mod hooked;
 mod index;
 mod kit;

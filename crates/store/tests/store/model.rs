@@ -108,7 +108,10 @@ impl World {
             Op::NewInstance => {
                 self.instance += 1;
                 let old = self.generation;
-                self.generation = open_write(&self.kit, &self.store, self.instance);
+                let (writer, other) = (self.kit.writer(0), InstanceId([self.instance; 16]));
+                let open = |takeover| self.store.open_write(&VOLUME, writer, other, takeover, 1);
+                assert!(matches!(open(false), Err(Error::Held { same: true, .. })));
+                self.generation = open(true).unwrap();
                 assert!(self.generation > old);
                 let late = self.store.begin(&VOLUME, old, Base::Checkpoint, 1);
                 assert!(matches!(late, Err(Error::Fenced)));

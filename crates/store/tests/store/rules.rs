@@ -142,10 +142,14 @@ fn one_writer_holds_a_volume() {
     };
     assert_eq!(open(0, 1, false).unwrap(), g + 1, "also a new connection of the same instance");
     let g = g + 1;
-    assert!(matches!(open(1, 1, false), Err(Error::Held { by, .. }) if by == kit.writer(0)));
+    let held = open(1, 1, false);
+    assert!(matches!(held, Err(Error::Held { by, same: false, .. }) if by == kit.writer(0)));
     let mut late = store.begin(&VOLUME, g, Base::Checkpoint, SIZE).unwrap();
     let point = kit.point(&store, &plan(g, &Map::new()));
-    assert_eq!(open(0, 2, false).unwrap(), g + 1);
+    // A machine that was cloned: it does not take the volume by itself.
+    assert!(matches!(open(0, 2, false), Err(Error::Held { same: true, .. })));
+    assert_eq!(open(0, 2, true).unwrap(), g + 1);
+    assert!(matches!(open(0, 1, false), Err(Error::Held { same: true, .. })), "nor back");
     let change = [Change::Zero { start: 0, count: 1 }];
     assert!(matches!(store.extents(&mut late, &runs(&change), 1), Err(Error::Fenced)));
     assert!(matches!(store.commit(late, &point, 1), Err(Error::Fenced)));

@@ -18,6 +18,8 @@ use super::{Open, Out, Refused, Step, refuse};
 
 /// The least grace of what is asked for over the link.
 pub const GRACE_MIN: u64 = DAY;
+/// Bytes that a server reads for one who wants to know what would be gained: some seconds of it.
+pub const LOOKS_MAX: u64 = 2 << 30;
 
 /// Who asks, and of which store.
 pub struct Asked<'a> {
@@ -29,13 +31,16 @@ pub struct Asked<'a> {
     pub name: &'a str,
     /// Whether it is who runs the store.
     pub operator: bool,
+    /// Bytes that may be read to find out what would be gained.
+    pub looks: u64,
 }
 
 impl Open {
     pub(super) fn keep(&self, ask: Keep, now: TimeNs, out: Out<'_>) -> Step {
         let clock = |confirmed| self.registry.clock_holds(confirmed);
         let (store, name) = (&*self.store, self.client.name.as_str());
-        Asked { store, clock: &clock, name, operator: false }.answer(ask, now, out)
+        let looks = LOOKS_MAX;
+        Asked { store, clock: &clock, name, operator: false, looks }.answer(ask, now, out)
     }
 }
 
@@ -79,6 +84,7 @@ impl Asked<'_> {
                 self.bridges(&volume, (from, to), out)?;
                 Message::Done
             }
+            Keep::GetGain { volume } => Message::Kept(self.gain(&volume, now)?),
         };
         out(answer);
         Ok(())
@@ -100,6 +106,31 @@ impl Asked<'_> {
         let doubt = (self.clock)(false).err().map(|e| e.text).unwrap_or_default();
         let (settings, deletions) = (self.store.retention(now), self.store.deletions());
         Message::Kept(Kept::Retention { settings, deletions, doubt })
+    }
+
+    fn gain(&self, volume: &VolumeId, now: TimeNs) -> Result<Kept, Refused> {
+        let all = self.store.volumes().into_iter().map(|(v, ..)| v.id);
+        let volumes: Vec<_> = if volume.is_zero() { all.collect() } else { vec![*volume] };
+        let mut left = self.looks;
+        let mut pace = |bytes| {
+            left = left.saturating_sub(bytes);
+            left > 0
+        };
+        match self.store.gain(&volumes, now, &mut pace) {
+            Ok(gain) => {
+                let (points, bytes) = (gain.points, Some(gain.bytes));
+                Ok(Kept::Gain { points, bytes, note: String::new() })
+            }
+            Err(StoreError::Stopped) => {
+                let note = format!(
+                    "more than {} GiB of the map would have to be read to tell; without a server \
+                     at work, the same command with --store DIR takes the time",
+                    self.looks >> 30
+                );
+                Ok(Kept::Gain { points: 0, bytes: None, note })
+            }
+            Err(error) => Err(refuse(error)),
+        }
     }
 
     fn bridges(&self, volume: &VolumeId, (from, to): (Seq, Seq), out: Out<'_>) -> Step {

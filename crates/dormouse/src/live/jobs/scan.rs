@@ -169,6 +169,7 @@ impl Worker {
         };
         let outcome = self.run(plan, &source, &mut finish, &mut |p| {
             pilot.teller.counters.bytes_read = self.read.load(Ordering::Relaxed);
+            pilot.teller.queued = p.queued;
             pilot.tell(progress(steps, p, tracked.size()));
             pilot.tell(Event::Dirty { bytes: tracked.dirty()?, waiting: 0 });
             anyhow::ensure!(!behind || failed.is_empty(), Behind);

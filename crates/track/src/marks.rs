@@ -20,6 +20,7 @@
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::dirty::{Dirty, LEAF_WORDS};
+use crate::early::NOTE_WORDS;
 use crate::record::{RECORD_WORDS, Record};
 
 /// Words of 64 bits in the control page.
@@ -44,6 +45,7 @@ mod at {
     /// Of the program in the kernel.
     pub(super) const BEYOND: usize = 10;
     pub(super) const RECORDS: [usize; 2] = [64, 256];
+    pub(super) const NOTE: usize = 448;
 }
 
 /// What the program in the kernel looks for.
@@ -342,6 +344,22 @@ impl<'a> Marks<'a> {
             word.store(value, Ordering::Release);
         }
         self.control[at::RECORD].store(slot as u64 + 1, Ordering::SeqCst);
+    }
+
+    /// What was noted when an early watch began ([`crate::early`]).
+    pub(crate) fn note(&self) -> Option<[u64; NOTE_WORDS]> {
+        let mut words = [0; NOTE_WORDS];
+        for (to, word) in words.iter_mut().zip(self.control.get(at::NOTE..)?) {
+            *to = word.load(Ordering::Acquire);
+        }
+        Some(words)
+    }
+
+    /// Notes this, before there is a record.
+    pub(crate) fn set_note(&self, note: &[u64; NOTE_WORDS]) {
+        for (word, value) in self.control[at::NOTE..].iter().zip(note) {
+            word.store(*value, Ordering::Release);
+        }
     }
 }
 

@@ -10,6 +10,7 @@ mod image;
 mod kernel;
 mod machine;
 mod power;
+mod reboot;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -122,11 +123,17 @@ pub fn run(arguments: &[String]) -> Result<ExitCode> {
             power::play(scene, &kernel, &place, log)
         }));
     }
+    if wanted(reboot::NAME) {
+        failed += usize::from(!told(reboot::NAME, reboot::WHAT, keep_log, |log| {
+            reboot::play(&kernel, &place, log)
+        }));
+    }
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn names_of_all() -> impl Iterator<Item = &'static str> {
-    SCENES.iter().map(|scene| scene.name).chain(power::SCENES.iter().map(|scene| scene.name))
+    let names = SCENES.iter().map(|scene| scene.name);
+    names.chain(power::SCENES.iter().map(|scene| scene.name)).chain([reboot::NAME])
 }
 
 fn list() -> Result<ExitCode> {
@@ -136,6 +143,7 @@ fn list() -> Result<ExitCode> {
     for scene in power::SCENES {
         println!("{:<12} {}", scene.name, scene.what);
     }
+    println!("{:<12} {}", reboot::NAME, reboot::WHAT);
     Ok(ExitCode::SUCCESS)
 }
 

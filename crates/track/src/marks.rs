@@ -311,6 +311,23 @@ impl<'a> Marks<'a> {
         self.control[at::MARKED].fetch_add(1, Ordering::Relaxed);
     }
 
+    /// What is marked, in both bitmaps.
+    pub fn all_marked(&self) -> Dirty {
+        fence(Ordering::SeqCst);
+        let mut dirty = Dirty::default();
+        let both = self.active().chunks(LEAF_WORDS).zip(self.old().chunks(LEAF_WORDS));
+        for (leaf, (active, old)) in both.enumerate() {
+            let mut found = [0; LEAF_WORDS];
+            for (to, (a, b)) in found.iter_mut().zip(active.iter().zip(old)) {
+                *to = a.load(Ordering::SeqCst) | b.load(Ordering::SeqCst);
+            }
+            if found != [0; LEAF_WORDS] {
+                dirty.push(leaf as u64, found);
+            }
+        }
+        dirty
+    }
+
     /// Blocks that are marked, in both bitmaps.
     pub fn dirty_blocks(&self) -> u64 {
         let count = |(a, b): (&AtomicU64, &AtomicU64)| {

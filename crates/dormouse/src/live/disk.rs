@@ -3,7 +3,7 @@
 //! Owns: the watch, the open device, and what the server is known to have of it. Invariant:
 //! what is read of a dirty leaf is read after its marks were taken.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result};
@@ -17,11 +17,13 @@ use dormouse_sync::live::{Gap, Proof};
 use dormouse_track::device::Disk;
 use dormouse_track::dirty::Dirty;
 use dormouse_track::disk_id::DiskId;
+use dormouse_track::early;
 use dormouse_track::ebpf::{self, Watch};
 use dormouse_track::marks::Marks;
 use dormouse_track::record::Record;
 use dormouse_track::sleep::Slept;
 
+use super::closing;
 use super::stale::Failed;
 use super::swap::{self, LeftOut};
 use crate::daemon::config::{self, MirrorConfig};
@@ -43,6 +45,8 @@ pub(super) struct Tracked {
     /// Why all must be compared, as long as it must.
     gap: Option<Gap>,
     pub(super) left_out: LeftOut,
+    /// What was found of an earlier close, for people.
+    pub(super) start: Option<Start>,
 }
 
 impl Tracked {
@@ -65,12 +69,23 @@ impl Tracked {
         };
         let source = Source::open_shared(&disk.path)?;
         let found = watch_of(&disk)?;
-        let (watch, gap) = match found {
-            Ok((watch, _)) => (watch, None),
-            Err(gap) => (Watch::begin(&disk, &pins).map_err(not_watched)?, Some(of_gap(gap))),
+        let (watch, gap, start) = match found {
+            Ok((watch, _)) => {
+                known.map_or(Ok(()), |id| home.forget_closed(&id))?;
+                early::end(&disk).map_err(not_watched)?;
+                (watch, None, None)
+            }
+            Err(gap) => {
+                let (watch, start) = begun(home, known.as_ref(), (&disk, &source), &pins, config)?;
+                let gap = match start {
+                    Some(Start::Unwritten(_)) => None,
+                    _ => Some(of_gap(gap)),
+                };
+                (watch, gap, start)
+            }
         };
         let left_out = LeftOut::new(config.swap == config::Swap::Skip);
-        let mut tracked = Self { disk, source, watch: Some(watch), pins, gap, left_out };
+        let mut tracked = Self { disk, source, watch: Some(watch), pins, gap, left_out, start };
         // What a pass carried that was not acknowledged.
         tracked.marks()?.carry_back();
         tracked.look_at_swap(true)?;
@@ -252,6 +267,32 @@ impl Tracked {
         Ok(Change::Size(self.size()))
     }
 
+    /// A clean close: keeps in the home what spares the next start a scan, also after a reboot. What
+    /// was done, for people; none where there is nothing to be kept.
+    pub(super) fn close(&self, home: &Home, config: &MirrorConfig) -> Result<Option<String>> {
+        if self.gap.is_some() {
+            return Ok(None);
+        }
+        let closed = closing::close(&self.disk, &self.source, &self.marks()?, config.after_reboot);
+        let closed = match closed {
+            Ok(closed) => closed,
+            Err(why) => return Ok(Some(format!("after a reboot all will be compared: {why}"))),
+        };
+        let volume = VolumeId(closed.volume);
+        if !home.keep_closed(&closed)? {
+            return Ok(Some("after a reboot all will be compared: too much is marked".into()));
+        }
+        // The home may lie on the disk, or a file system of it be in use.
+        if !closing::still(&closed, &self.disk, &self.source) {
+            home.forget_closed(&volume)?;
+            let why = "it is in use: a file system on it, or the home";
+            return Ok(Some(format!("after a reboot all will be compared: {why}")));
+        }
+        let count = closed.look.counted.map(|counted| counted.count).unwrap_or_default();
+        let summary = closing::summary(&closed.dirty, &count);
+        Ok(Some(format!("closed: {summary}; after a reboot only that is sent, if no more is counted")))
+    }
+
     /// Whether the machine has not slept since that was looked at: only then a watch proves anything.
     pub(super) fn is_awake(&self) -> Result<bool> {
         let before = self.record()?.map_or_else(Slept::now, |record| record.slept);
@@ -263,6 +304,36 @@ impl Tracked {
     pub(super) fn nothing_under_way(&self) -> bool {
         (0..8).any(|_| self.disk.writes_in_flight().is_ok_and(|n| n == 0))
     }
+}
+
+/// What a close is worth at the next start.
+#[derive(Debug)]
+pub(super) enum Start {
+    /// Nothing was written since: no scan.
+    Unwritten(String),
+    /// It may have been, and why.
+    Unproved(String),
+}
+
+/// Begins a watch, and goes on from what was kept of the last close, if that can be proved.
+fn begun(
+    home: &Home,
+    known: Option<&VolumeId>,
+    of: (&Disk, &Source),
+    pins: &Path,
+    config: &MirrorConfig,
+) -> Result<(Watch, Option<Start>)> {
+    let (watch, seen) = closing::begin(of.0, of.1, pins).map_err(not_watched)?;
+    let Some(volume) = known else { return Ok((watch, None)) };
+    let closed = home.closed(volume);
+    // Before it is used: whoever dies from here on has to scan.
+    home.forget_closed(volume)?;
+    let Some(closed) = closed else { return Ok((watch, None)) };
+    let start = match closing::resume(&closed, volume, &seen, of, &watch, config.after_reboot)? {
+        Ok(count) => Start::Unwritten(closing::summary(&closed.dirty, &count)),
+        Err(why) => Start::Unproved(why),
+    };
+    Ok((watch, Some(start)))
 }
 
 /// Whether it is the same appearance of the same disk that the watch is about.
@@ -286,6 +357,17 @@ pub fn untrack(home: &Home, volume: &str) -> Result<bool> {
     let there = pins.exists();
     ebpf::remove(&pins).map_err(not_watched)?;
     Ok(there)
+}
+
+/// `dormouse track pin`: begins to watch a disk before anybody knows whose it is. What it had counted.
+pub fn pin(device: &Path) -> Result<String> {
+    let disk = Disk::of(device).map_err(not_watched)?;
+    let source = Source::open_shared(device)?;
+    let note = early::pin(&disk, source.file()).map_err(not_watched)?;
+    Ok(match note.count {
+        Some(count) => format!("it has counted {} write commands", count.writes),
+        None => "it has no count of writes: its mirror will compare all".into(),
+    })
 }
 
 /// One directory of pins for each volume of each home. (Dots are not allowed in its name.)

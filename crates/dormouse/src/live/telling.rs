@@ -9,6 +9,7 @@ use dormouse_sync::live::{PointSeen, View};
 
 use crate::daemon::board::{Board, Counters, LastPoint, State, VolumeStatus};
 use crate::daemon::config::MirrorConfig;
+use super::disk::Start;
 use crate::home::Home;
 use crate::log::{Entry, Level, Log};
 use crate::{kit, text};
@@ -24,6 +25,8 @@ pub(super) struct Teller {
     before: Option<(Instant, Counters)>,
     rates: (u64, u64),
     reminder: Option<String>,
+    /// What was found at the start of an earlier close.
+    start: Option<String>,
     /// What is said of swap that is left out.
     pub(super) swap: Option<String>,
     pub(super) counters: Counters,
@@ -41,9 +44,23 @@ impl Teller {
             before: None,
             rates: (0, 0),
             reminder: kit::kit_reminder(home),
+            start: None,
             swap: None,
             counters: Counters::default(),
         }
+    }
+
+    /// Whether the disk was written since its mirror was closed.
+    pub(super) fn started(&mut self, start: Option<&Start>) {
+        let text = match start {
+            None => return,
+            Some(Start::Unwritten(what)) => {
+                format!("no scan: the disk was not written since its mirror was closed ({what})")
+            }
+            Some(Start::Unproved(why)) => format!("a scan, since the start of the machine: {why}"),
+        };
+        self.log.event(&Entry::new(Level::Notice, &text));
+        self.start = Some(text);
     }
 
     /// Something that is not as it should be.
@@ -107,7 +124,7 @@ impl Teller {
     }
 
     fn notes(&self, view: &View) -> Vec<String> {
-        let mut notes: Vec<String> = self.reminder.iter().chain(&self.swap).cloned().collect();
+        let mut notes: Vec<String> = self.reminder.iter().chain(&self.start).chain(&self.swap).cloned().collect();
         if view.stale > 0 {
             notes.push(format!("{} blocks of the device cannot be read", view.stale));
         }

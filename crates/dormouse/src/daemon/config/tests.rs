@@ -23,6 +23,7 @@ volume = "laptop-root"
 point-every = "5s"
 freeze = "never"
 swap = "copy"
+after-reboot = "trust"
 limit = "10MiB"
 tracker = "scan"
 scan-every = "1h"
@@ -49,6 +50,7 @@ fn each_key_has_its_effect() {
         point_every: Duration::from_secs(5),
         freeze: Freeze::Never,
         swap: Swap::Copy,
+        after_reboot: AfterReboot::Trust,
         limit: NonZeroU64::new(10 << 20),
         tracker: Tracker::Scan,
         scan_every: Duration::from_secs(3600),
@@ -83,7 +85,7 @@ const LIMIT: &str = "must be a rate of at least \"16KiB\" a second, such as \"10
 const HOOK: &str = "must be a program with an absolute path and its arguments, such as \
                     [\"/usr/bin/psql\", \"-c\", \"CHECKPOINT\"]";
 const MIRROR_MAY: &str = "is not known; [[mirror]] may hold device, volume, point-every, limit, \
-                          scan-every, tracker, freeze, swap, level, hook-before, hook-after";
+                          scan-every, tracker, freeze, swap, after-reboot, level, hook-before, hook-after";
 
 /// One bad line of a mirror, the column, and what is said of it.
 #[test]

@@ -17,7 +17,7 @@ const FIRST: &str = "closed 1";
 pub const RUNS_MAX: usize = 1 << 16;
 
 impl Closed {
-    /// As text; none if it is too long to be kept.
+    /// As text, whose last line is not closed; none if it is too long to be kept.
     pub fn to_text(&self) -> Option<String> {
         let mut out = format!("{FIRST}\n");
         let look = &self.look;
@@ -54,7 +54,7 @@ impl Closed {
         for (first, count) in runs {
             let _ = writeln!(out, "dirty {first} {count}");
         }
-        out.push_str("end\n");
+        out.push_str("end");
         Some(out)
     }
 

@@ -11,14 +11,14 @@ echo "STEP $STEP"
 start_server() {
     dormouse serve /mnt/state/store --listen 127.0.0.1:7447 --url 127.0.0.1:7447 >/tmp/server 2>&1 &
     KEEPER=$!
-    within 60 grep -q listening /tmp/server
+    within 90 grep -q listening /tmp/server
 }
 is_live() { dormouse status --json 2>/dev/null | grep -q '"state": *"LIVE"'; }
 # Begins the mirror, and waits until it follows the disk: begin SCANS, so many were made.
 begin() {
     dormouse mirror /dev/nvme0n1 --volume disk --after-reboot trust --point-every 1s 2>/tmp/mirror &
     MIRROR=$!
-    within 90 is_live
+    within 150 is_live
     scans=$(dormouse status --json | sed -n 's/.*"scans": *\([0-9]*\).*/\1/p')
     grep -E 'scan|SCAN' /tmp/mirror || true
     [ "$scans" = "$1" ] || { cat /tmp/mirror; fail "$scans scans instead of $1"; }
@@ -27,14 +27,14 @@ says() { grep -q "$1" /tmp/mirror || { cat /tmp/mirror; fail "the mirror has not
 # Ends it, and waits until it has.
 finish() {
     kill "$MIRROR"
-    within 60 ended "$MIRROR"
+    within 90 ended "$MIRROR"
     says 'closed: '
 }
 same() {
     dormouse restore disk /tmp/copy --force >/dev/null
     cmp -s /tmp/copy /dev/nvme0n1
 }
-comes_back() { within 60 same; rm -f /tmp/copy; }
+comes_back() { within 90 same; rm -f /tmp/copy; }
 work() {
     mount /dev/nvme0n1 /mnt/disk
     dd if=/dev/urandom of=/mnt/disk/$1 bs=64k count=40 2>/dev/null

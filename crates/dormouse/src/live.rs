@@ -12,6 +12,7 @@ mod disk;
 mod freezing;
 mod jobs;
 mod pilot;
+mod reboot;
 mod scanning;
 mod stale;
 mod swap;
@@ -35,8 +36,9 @@ use jobs::Worker;
 use pilot::Pilot;
 use telling::Teller;
 
-pub use disk::{pin, untrack};
+pub use disk::untrack;
 pub use freezing::thaw_left;
+pub use reboot::{pin, save};
 
 /// Most bytes that are held in memory while file systems are frozen.
 pub(crate) const REST_MAX: u64 = 16 << 20;

@@ -24,6 +24,7 @@ use dormouse_track::sleep::Slept;
 
 use super::swap::mark;
 use crate::daemon::config::AfterReboot;
+use crate::home::Home;
 use crate::source::{AlignedBuf, Source};
 
 /// Blocks with content that are read at the close, and compared at the start.
@@ -33,8 +34,35 @@ const TRIES: usize = 1024;
 /// How often a close waits for other writes to end.
 const SETTLES: usize = 3;
 
+/// Keeps in the home what spares the next start a scan, also after a reboot. What was done, for people.
+pub(super) fn keep(
+    home: &Home,
+    (disk, source): (&Disk, &Source),
+    marks: &Marks<'_>,
+    after: AfterReboot,
+) -> Result<String> {
+    let scan = |why: &str| Ok(format!("after a reboot all will be compared: {why}"));
+    let closed = match close(disk, source, marks, after) {
+        Ok(closed) => closed,
+        Err(why) => return scan(&why),
+    };
+    if !home.keep_closed(&closed)? {
+        return scan("too much is marked");
+    }
+    // The home may lie on the disk, or a file system of it be in use.
+    if writes(&look(disk, source.file())) != writes(&closed.look) {
+        home.forget_closed(&VolumeId(closed.volume))?;
+        return scan(
+            "it is being written to: by a file system on it, or because the home lies there",
+        );
+    }
+    let count = closed.look.counted.map(|counted| counted.count).unwrap_or_default();
+    let summary = summary(&closed.dirty, &count);
+    Ok(format!("closed: {summary}; after a reboot only that is sent, if no more is counted"))
+}
+
 /// What is known of a disk at a clean close, or why there is no use in keeping it.
-pub(super) fn close(
+fn close(
     disk: &Disk,
     source: &Source,
     marks: &Marks<'_>,
@@ -75,11 +103,6 @@ fn settled_look(disk: &Disk, device: &File) -> std::result::Result<Look, String>
 
 fn writes(look: &Look) -> Option<u64> {
     look.counted.as_ref().map(|counted| counted.count.writes)
-}
-
-/// Whether the disk has counted no write since this was seen.
-pub(super) fn still(closed: &Closed, disk: &Disk, source: &Source) -> bool {
-    writes(&closed.look).is_some() && writes(&look(disk, source.file())) == writes(&closed.look)
 }
 
 /// Blocks here and there, the first and the last, and their checks.
@@ -187,4 +210,75 @@ fn told(why: Why) -> String {
 /// For people: what is kept, or was found.
 pub(super) fn summary(dirty: &Dirty, count: &Count) -> String {
     format!("{} write commands, {} blocks are marked", count.writes, dirty.blocks())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use dormouse_track::disk_id::DiskId;
+
+    use super::*;
+
+    fn closed() -> Closed {
+        let look = Look {
+            boot: "one".into(),
+            id: DiskId::from_text("size 4096\nserial 7\n").unwrap(),
+            first: 0,
+            sectors: 8,
+            written: None,
+            counted: None,
+            emulated: false,
+        };
+        Closed {
+            volume: [7; 16],
+            head: [1; 32],
+            seq: 3,
+            generation: 2,
+            look,
+            samples: Samples::default(),
+            dirty: Dirty::of_blocks([0]),
+        }
+    }
+
+    #[test]
+    fn what_is_kept_is_there_for_one_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::locate(Some(dir.path().to_owned())).unwrap();
+        let (closed, volume) = (closed(), VolumeId([7; 16]));
+        assert_eq!(home.closed(&volume), None);
+        for _ in 0..2 {
+            assert!(home.keep_closed(&closed).unwrap());
+            assert_eq!(home.closed(&volume).as_ref(), Some(&closed));
+            home.forget_closed(&volume).unwrap();
+            assert_eq!(home.closed(&volume), None);
+        }
+        // One that does not hold is none, and can be taken away all the same.
+        home.keep_closed(&closed).unwrap();
+        let path = dir.path().join(format!("closed/{volume}"));
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text.replace("dirty 0 1\n", "")).unwrap();
+        assert_eq!(home.closed(&volume), None);
+        home.forget_closed(&volume).unwrap();
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_disk_that_was_emptied_does_not_pass() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        let file = File::create(&path).unwrap();
+        file.set_len(8 << 20).unwrap();
+        file.write_all_at(&[5; 1 << 20], 1 << 20).unwrap();
+        file.write_all_at(&[6; 4096], (8 << 20) - 4096).unwrap();
+        let source = Source::open_shared(&path).unwrap();
+        let samples = sample(&source);
+        assert!(samples.blocks.len() > 20, "an eighth of it has content: {samples:?}");
+        assert!(samples.blocks.iter().any(|(block, _)| *block == 2047), "the last one");
+        assert_eq!(changed(&samples, &source), None);
+        file.write_all_at(&[0; 1 << 20], 1 << 20).unwrap();
+        assert_eq!(changed(&samples, &source), Some(samples.blocks[0].0));
+        file.set_len(0).unwrap();
+        assert!(changed(&samples, &source).is_some(), "what cannot be read");
+    }
 }

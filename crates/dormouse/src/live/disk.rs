@@ -3,7 +3,7 @@
 //! Owns: the watch, the open device, and what the server is known to have of it. Invariant:
 //! what is read of a dirty leaf is read after its marks were taken.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result};
@@ -24,6 +24,7 @@ use dormouse_track::record::Record;
 use dormouse_track::sleep::Slept;
 
 use super::closing;
+use super::reboot::{self, Start};
 use super::stale::Failed;
 use super::swap::{self, LeftOut};
 use crate::daemon::config::{self, MirrorConfig};
@@ -76,7 +77,8 @@ impl Tracked {
                 (watch, None, None)
             }
             Err(gap) => {
-                let (watch, start) = begun(home, known.as_ref(), (&disk, &source), &pins, config)?;
+                let (watch, start) =
+                    reboot::begun(home, known.as_ref(), (&disk, &source), &pins, config)?;
                 let gap = match start {
                     Some(Start::Unwritten(_)) => None,
                     _ => Some(of_gap(gap)),
@@ -273,24 +275,8 @@ impl Tracked {
         if self.gap.is_some() {
             return Ok(None);
         }
-        let closed = closing::close(&self.disk, &self.source, &self.marks()?, config.after_reboot);
-        let closed = match closed {
-            Ok(closed) => closed,
-            Err(why) => return Ok(Some(format!("after a reboot all will be compared: {why}"))),
-        };
-        let volume = VolumeId(closed.volume);
-        if !home.keep_closed(&closed)? {
-            return Ok(Some("after a reboot all will be compared: too much is marked".into()));
-        }
-        // The home may lie on the disk, or a file system of it be in use.
-        if !closing::still(&closed, &self.disk, &self.source) {
-            home.forget_closed(&volume)?;
-            let why = "it is in use: a file system on it, or the home";
-            return Ok(Some(format!("after a reboot all will be compared: {why}")));
-        }
-        let count = closed.look.counted.map(|counted| counted.count).unwrap_or_default();
-        let summary = closing::summary(&closed.dirty, &count);
-        Ok(Some(format!("closed: {summary}; after a reboot only that is sent, if no more is counted")))
+        let of = (&self.disk, &self.source);
+        closing::keep(home, of, &self.marks()?, config.after_reboot).map(Some)
     }
 
     /// Whether the machine has not slept since that was looked at: only then a watch proves anything.
@@ -304,36 +290,6 @@ impl Tracked {
     pub(super) fn nothing_under_way(&self) -> bool {
         (0..8).any(|_| self.disk.writes_in_flight().is_ok_and(|n| n == 0))
     }
-}
-
-/// What a close is worth at the next start.
-#[derive(Debug)]
-pub(super) enum Start {
-    /// Nothing was written since: no scan.
-    Unwritten(String),
-    /// It may have been, and why.
-    Unproved(String),
-}
-
-/// Begins a watch, and goes on from what was kept of the last close, if that can be proved.
-fn begun(
-    home: &Home,
-    known: Option<&VolumeId>,
-    of: (&Disk, &Source),
-    pins: &Path,
-    config: &MirrorConfig,
-) -> Result<(Watch, Option<Start>)> {
-    let (watch, seen) = closing::begin(of.0, of.1, pins).map_err(not_watched)?;
-    let Some(volume) = known else { return Ok((watch, None)) };
-    let closed = home.closed(volume);
-    // Before it is used: whoever dies from here on has to scan.
-    home.forget_closed(volume)?;
-    let Some(closed) = closed else { return Ok((watch, None)) };
-    let start = match closing::resume(&closed, volume, &seen, of, &watch, config.after_reboot)? {
-        Ok(count) => Start::Unwritten(closing::summary(&closed.dirty, &count)),
-        Err(why) => Start::Unproved(why),
-    };
-    Ok((watch, Some(start)))
 }
 
 /// Whether it is the same appearance of the same disk that the watch is about.
@@ -359,19 +315,8 @@ pub fn untrack(home: &Home, volume: &str) -> Result<bool> {
     Ok(there)
 }
 
-/// `dormouse track pin`: begins to watch a disk before anybody knows whose it is. What it had counted.
-pub fn pin(device: &Path) -> Result<String> {
-    let disk = Disk::of(device).map_err(not_watched)?;
-    let source = Source::open_shared(device)?;
-    let note = early::pin(&disk, source.file()).map_err(not_watched)?;
-    Ok(match note.count {
-        Some(count) => format!("it has counted {} write commands", count.writes),
-        None => "it has no count of writes: its mirror will compare all".into(),
-    })
-}
-
 /// One directory of pins for each volume of each home. (Dots are not allowed in its name.)
-fn pins_name(home: &Home, volume: &str) -> String {
+pub(super) fn pins_name(home: &Home, volume: &str) -> String {
     let key = format!("{}\0{volume}", home.dir().display());
     let hash = hash::body_check(key.as_bytes());
     format!("{}-{}", volume.replace('.', "_"), hex(&hash[..8]))
@@ -390,7 +335,7 @@ const fn of_gap(gap: ebpf::Gap) -> Gap {
 }
 
 /// With the way out.
-fn not_watched(error: dormouse_track::Error) -> anyhow::Error {
+pub(super) fn not_watched(error: dormouse_track::Error) -> anyhow::Error {
     use dormouse_track::Error as E;
     let hint = match &error {
         E::NotADevice(_) => "a file can be copied with --once; live are block devices only",

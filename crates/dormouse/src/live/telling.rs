@@ -7,9 +7,9 @@ use std::time::Instant;
 use dormouse_format::point::Grade;
 use dormouse_sync::live::{PointSeen, View};
 
+use super::reboot::Start;
 use crate::daemon::board::{Board, Counters, LastPoint, State, VolumeStatus};
 use crate::daemon::config::MirrorConfig;
-use super::disk::Start;
 use crate::home::Home;
 use crate::log::{Entry, Level, Log};
 use crate::{kit, text};
@@ -124,7 +124,8 @@ impl Teller {
     }
 
     fn notes(&self, view: &View) -> Vec<String> {
-        let mut notes: Vec<String> = self.reminder.iter().chain(&self.start).chain(&self.swap).cloned().collect();
+        let mut notes: Vec<String> =
+            self.reminder.iter().chain(&self.start).chain(&self.swap).cloned().collect();
         if view.stale > 0 {
             notes.push(format!("{} blocks of the device cannot be read", view.stale));
         }

@@ -92,6 +92,18 @@ pinned)
     says 'no scan: the disk was not written'
     comes_back
     finish
+    # In use after the mirror has ended: what was kept is worth nothing, and is kept anew at the stop.
+    work four
+    dormouse track save | tee /tmp/saved
+    grep -q '^disk: closed: ' /tmp/saved || fail "it is not kept"
+    again saved
+    ;;
+saved)
+    start_server
+    begin 0
+    says 'no scan: the disk was not written'
+    comes_back
+    finish
     again emptied
     ;;
 emptied)

@@ -17,8 +17,8 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    AfterReboot, Config, Freeze, Hook, LIMIT_MIN, MirrorConfig, POINT_EVERY_MAX, POINT_EVERY_MIN, Problem,
-    SCAN_EVERY_MIN, Swap, Tracker,
+    AfterReboot, Config, Freeze, Hook, LIMIT_MIN, MirrorConfig, POINT_EVERY_MAX, POINT_EVERY_MIN,
+    Problem, SCAN_EVERY_MIN, Swap, Tracker,
 };
 use crate::daemon::quantity;
 

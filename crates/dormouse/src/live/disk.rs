@@ -312,6 +312,8 @@ pub fn untrack(home: &Home, volume: &str) -> Result<bool> {
     let pins = ebpf::place().join(pins_name(home, volume));
     let there = pins.exists();
     ebpf::remove(&pins).map_err(not_watched)?;
+    // Nor does it go on from the last close.
+    home.known_volume(volume)?.map_or(Ok(()), |id| home.forget_closed(&id))?;
     Ok(there)
 }
 

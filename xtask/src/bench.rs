@@ -8,7 +8,7 @@
 //! compared bit for bit.
 
 pub mod image;
-mod programs;
+pub mod programs;
 mod report;
 
 use std::fs;

@@ -134,7 +134,7 @@ fn field(said: &str, name: &str) -> Result<u64> {
 /// Requests a second of this kind, `read` or `write`, that fio says it has made.
 fn iops(json: &[u8], kind: &str) -> Result<f64> {
     let text = String::from_utf8_lossy(json);
-    let part = text.split_once(&format!("\"{kind}\"")).context("fio says nothing of these")?.1;
+    let part = text.split_once(&format!("\"{kind}\" : {{")).context("fio says nothing of these")?.1;
     let number = part.split_once("\"iops\" : ").context("fio says no iops")?.1;
     let number = number.split([',', '\n']).next().unwrap_or_default();
     number.trim().parse().context("iops is no number")

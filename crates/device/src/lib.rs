@@ -121,6 +121,11 @@ pub trait BlockDevice: Send + Sync {
         Err(Error::ReadOnly)
     }
 
+    /// Writes parts one after the other. After an error any of them may have been written.
+    fn write_each(&self, parts: &[(u64, &[u8])]) -> Result<()> {
+        parts.iter().try_for_each(|(at, bytes)| self.write(*at, bytes, Write::default()))
+    }
+
     /// Makes bytes zero.
     fn zero(&self, at: u64, len: u64, how: Zero) -> Result<()> {
         let _ = (at, len, how);

@@ -29,6 +29,9 @@ use runs::{Content, Runs, Span};
 
 const BLOCK: u64 = BLOCK_SIZE as u64;
 
+/// Entries that are written with one call, at most.
+const TOGETHER: usize = 128;
+
 /// The shape of a log.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -199,23 +202,38 @@ impl WriteLog {
 
     /// Writes whole blocks.
     pub fn write(&self, block: u64, bytes: &[u8]) -> Result<()> {
+        self.write_each(&[(block, bytes)])
+    }
+
+    /// Writes runs of whole blocks, one after the other: the block at which each begins, and its
+    /// bytes. Short ones go to the file together.
+    pub fn write_each(&self, runs: &[(u64, &[u8])]) -> Result<()> {
         let part_max = BLOCKS_MAX as usize * BLOCK_SIZE;
-        for (part, first) in bytes.chunks(part_max).zip((block..).step_by(BLOCKS_MAX as usize)) {
-            let blocks = part.chunks_exact(BLOCK_SIZE).zip(first..);
-            let sums: Vec<u64> = blocks.map(|(b, n)| block_sum(self.salt, n, b)).collect();
-            self.append(Kind::Data, first, sums.len() as u64, &sums, part)?;
+        let (mut entries, mut bytes) = (Vec::with_capacity(runs.len()), 0);
+        for (block, run) in runs {
+            for (data, first) in run.chunks(part_max).zip((*block..).step_by(BLOCKS_MAX as usize)) {
+                if bytes + data.len() > part_max || entries.len() >= TOGETHER {
+                    self.append(std::mem::take(&mut entries))?;
+                    bytes = 0;
+                }
+                let blocks = data.chunks_exact(BLOCK_SIZE).zip(first..);
+                let sums: Box<[u64]> = blocks.map(|(b, n)| block_sum(self.salt, n, b)).collect();
+                let count = sums.len() as u64;
+                entries.push(Entry { kind: Kind::Data, block: first, count, sums, data });
+                bytes += data.len();
+            }
         }
-        Ok(())
+        self.append(entries)
     }
 
     /// Makes blocks zero.
     pub fn zero(&self, block: u64, count: u64) -> Result<()> {
-        self.append(Kind::Zero, block, count, &[], &[])
+        self.append(vec![Entry { count, ..Entry::of(Kind::Zero, block) }])
     }
 
     /// The disk has another size from now on, in bytes, whole blocks.
     pub fn resize(&self, size: u64) -> Result<()> {
-        self.append(Kind::Size, size, 0, &[], &[])
+        self.append(vec![Entry::of(Kind::Size, size)])
     }
 
     /// The disk's size now.
@@ -374,13 +392,19 @@ impl WriteLog {
             state.base = Some(base);
             if state.old.is_some() { Kind::BaseOfCut } else { Kind::Base }
         };
-        self.append(kind, base.seq, HASH_SUMS, &sums, &[])
+        let sums = Box::new(sums);
+        self.append(vec![Entry { count: HASH_SUMS, sums, ..Entry::of(kind, base.seq) }])
     }
 
     /// Bytes that are kept, and entries that were written.
     pub fn kept(&self) -> (u64, u64) {
         let state = self.state();
         (state.bytes, state.seq)
+    }
+
+    /// Whether more than half of what it may take is taken.
+    pub fn is_half_full(&self) -> bool {
+        self.state().bytes > self.limits.bytes / 2
     }
 
     /// Whether something was written that no cut has taken and the server has acknowledged.
@@ -406,39 +430,31 @@ impl WriteLog {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn append(&self, kind: Kind, block: u64, count: u64, sums: &[u64], data: &[u8]) -> Result<()> {
-        let need = (entry::ENTRY_HEAD + sums.len() * 8 + data.len()) as u64;
-        let mut state = self.wait_for_room(need, matches!(kind, Kind::Base | Kind::BaseOfCut))?;
-        let (seq, durable, chain) = (state.seq, state.durable, state.chain);
-        let entry = EntryHead { kind, block, count, seq, durable, chain, sum: 0 };
-        let (head, sum) = entry.encode(self.salt, sums);
+    /// Appends entries, all or none of them.
+    fn append(&self, entries: Vec<Entry<'_>>) -> Result<()> {
+        let need = entries.iter().map(Entry::len).sum();
+        let small = entries.iter().all(Entry::is_base);
+        let mut state = self.wait_for_room(need, small)?;
         let file = match state.files.back() {
             Some(part) if state.base.is_some() => Arc::clone(&part.file),
             _ => return Err(Error::Closed),
         };
-        let at = state.tail;
+        let (at, mut seq, mut chain) = (state.tail, state.seq, state.chain);
+        let mut heads = Vec::with_capacity(entries.iter().map(|e| e.head_len() as usize).sum());
+        for entry in &entries {
+            let Entry { kind, block, count, .. } = *entry;
+            let head = EntryHead { kind, block, count, seq, durable: state.durable, chain, sum: 0 };
+            (seq, chain) = (seq + 1, head.encode(self.salt, &entry.sums, &mut heads));
+        }
         // Both under the lock: the order in the log is the order in which they count here.
-        put(&file, at, &head, data)?;
-        state.tail += need;
+        put(&file, at, &heads, &entries)?;
         state.bytes += need;
-        (state.seq, state.chain) = (seq + 1, sum);
-        if !entry.is_base() {
-            (state.written, state.touched) = (seq + 1, true);
+        for entry in entries {
+            let data = state.tail + entry.head_len();
+            state.tail += entry.len();
+            state.count(entry, &file, self.salt, data);
         }
-        match kind {
-            Kind::Base | Kind::BaseOfCut => {}
-            Kind::Data => {
-                let (salt, at) = (self.salt, at + head.len() as u64);
-                let span = Span { file, salt, block, at, sums: sums.into() };
-                state.now.put(block, block + count, Content::Data(Arc::new(span)));
-            }
-            Kind::Zero => state.now.put(block, block + count, Content::Zero),
-            Kind::Size => {
-                let old = state.size;
-                resized(&mut state.now, old, block);
-                state.size = block;
-            }
-        }
+        state.chain = chain;
         Ok(())
     }
 
@@ -492,7 +508,56 @@ impl WriteLog {
     }
 }
 
+/// Something to be appended.
+#[derive(Debug)]
+struct Entry<'a> {
+    kind: Kind,
+    block: u64,
+    count: u64,
+    sums: Box<[u64]>,
+    data: &'a [u8],
+}
+
+impl Entry<'_> {
+    fn of(kind: Kind, block: u64) -> Self {
+        Self { kind, block, count: 0, sums: Box::default(), data: &[] }
+    }
+
+    const fn head_len(&self) -> u64 {
+        (entry::ENTRY_HEAD + self.sums.len() * 8) as u64
+    }
+
+    const fn len(&self) -> u64 {
+        self.head_len() + self.data.len() as u64
+    }
+
+    const fn is_base(&self) -> bool {
+        matches!(self.kind, Kind::Base | Kind::BaseOfCut)
+    }
+}
+
 impl State {
+    /// An entry was appended whose data begins at byte `at` of the file.
+    fn count(&mut self, entry: Entry<'_>, file: &Arc<File>, salt: u64, at: u64) {
+        self.seq += 1;
+        if !entry.is_base() {
+            (self.written, self.touched) = (self.seq, true);
+        }
+        let Entry { kind, block, count, sums, .. } = entry;
+        match kind {
+            Kind::Base | Kind::BaseOfCut => {}
+            Kind::Data => {
+                let span = Span { file: Arc::clone(file), salt, block, at, sums };
+                self.now.put(block, block + count, Content::Data(Arc::new(span)));
+            }
+            Kind::Zero => self.now.put(block, block + count, Content::Zero),
+            Kind::Size => {
+                resized(&mut self.now, self.size, block);
+                self.size = block;
+            }
+        }
+    }
+
     const fn take_number(&mut self) -> u64 {
         let number = self.next_number;
         self.next_number += 1;
@@ -557,15 +622,24 @@ fn read_content(block: u64, content: &Content, out: &mut [u8]) -> Result<()> {
     Ok(())
 }
 
-/// Writes an entry with one call, mostly.
-fn put(file: &File, at: u64, head: &[u8], data: &[u8]) -> io::Result<()> {
-    let both = [io::IoSlice::new(head), io::IoSlice::new(data)];
-    let written = rustix::io::pwritev(file, &both, at)?;
-    if written < head.len() {
-        file.write_all_at(&head[written..], at + written as u64)?;
+/// Writes entries with one call, mostly.
+fn put(file: &File, mut at: u64, mut heads: &[u8], entries: &[Entry<'_>]) -> io::Result<()> {
+    let mut slices = Vec::with_capacity(entries.len() * 2);
+    for entry in entries {
+        let (head, others) = heads.split_at(entry.head_len() as usize);
+        slices.extend([io::IoSlice::new(head), io::IoSlice::new(entry.data)]);
+        heads = others;
     }
-    let done = written.saturating_sub(head.len());
-    file.write_all_at(&data[done..], at + (head.len() + done) as u64)
+    let mut rest = &mut slices[..];
+    while !rest.is_empty() {
+        let written = rustix::io::retry_on_intr(|| rustix::io::pwritev(file, rest, at))?;
+        if written == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        at += written as u64;
+        io::IoSlice::advance_slices(&mut rest, written);
+    }
+    Ok(())
 }
 
 fn private() -> OpenOptions {

@@ -216,6 +216,46 @@ fn cuts_are_prefixes_and_what_is_forgotten_is_gone() {
     assert_eq!(lengths(dir.path()).iter().filter(|(n, _)| n.ends_with(".log")).count(), 1);
 }
 
+/// Runs that go to the file with one call are entries of their own: a crash leaves some of them.
+#[test]
+fn of_runs_that_are_written_together_a_crash_leaves_a_prefix() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut random = Random(3);
+    let (log, _) = open(&dir.path().join("log"), 77);
+    log.begin(BASE, BLOCKS << 12).unwrap();
+    let (mut plain, mut states) = (vec![0; BLOCKS as usize], Vec::new());
+    states.push(plain.clone());
+    let mut runs = Vec::new();
+    for number in 0..300 {
+        let start = random.below(BLOCKS);
+        // Now and then one of more than an entry takes.
+        let longest = if number % 50 == 7 { 300 } else { 4 };
+        let count = 1 + random.below((BLOCKS - start).min(longest));
+        for first in (start..start + count).step_by(256) {
+            plain[first as usize..(start + count).min(first + 256) as usize].fill(number + 2);
+            states.push(plain.clone());
+        }
+        runs.push((start, fill(number + 2).repeat(count as usize)));
+    }
+    let parts: Vec<_> = runs.iter().map(|(start, bytes)| (*start, &bytes[..])).collect();
+    log.write_each(&parts).unwrap();
+    assert_eq!((content(&log), log.written()), (plain, states.len() as u64 - 1));
+    drop(log);
+    let name = "0000000000000001.log";
+    let whole = fs::read(dir.path().join("log").join(name)).unwrap();
+    for len in (0..60).map(|_| 128 + random.below(whole.len() as u64 - 127) as usize) {
+        let copy = dir.path().join(format!("{len}"));
+        fs::create_dir(&copy).unwrap();
+        fs::write(copy.join(name), &whole[..len]).unwrap();
+        let (log, left) = open(&copy, 1);
+        let entries = left.unwrap().entries as usize;
+        log.begin(BASE, BLOCKS << 12).unwrap();
+        assert_eq!(content(&log), states[entries], "{entries} entries of {len} bytes");
+        assert_eq!(entries == states.len() - 1, len == whole.len());
+        fs::remove_dir_all(&copy).unwrap();
+    }
+}
+
 #[test]
 fn sizes_are_kept_and_what_is_cut_off_comes_back_as_zeros() {
     let dir = tempfile::tempdir().unwrap();

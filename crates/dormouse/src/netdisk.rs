@@ -41,6 +41,10 @@ const LOGS: &str = "writing";
 /// Bytes of a write log, at most: what a block takes in a delta, 48 bytes, makes half of what the
 /// store keeps between checkpoints.
 pub const LOG_BYTES_MAX: u64 = 4 << 30;
+/// And at least: some requests of the largest size fit.
+pub const LOG_BYTES_MIN: u64 = 16 << 20;
+/// The part of what is free that a write log may take, if nobody says how much.
+const LOG_PART: u64 = 4;
 
 /// When a flush is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -59,8 +63,9 @@ pub struct Options {
     pub durability: Durability,
     /// A point at most this often, unless a flush waits for one.
     pub point_every: Duration,
-    /// Bytes of the write log, at most.
-    pub log_bytes: u64,
+    /// Bytes of the write log, at most; if that is not said, a quarter of what is free where it
+    /// lies, within [`LOG_BYTES_MIN`] and [`LOG_BYTES_MAX`].
+    pub log_bytes: Option<u64>,
     /// How long a request may wait for the server; without it, as long as it takes.
     pub timeout: Option<Duration>,
     /// Give up what an earlier process has written and not sent.
@@ -76,7 +81,7 @@ impl Default for Options {
         Self {
             durability: Durability::Local,
             point_every: Duration::from_secs(1),
-            log_bytes: 1 << 30,
+            log_bytes: None,
             timeout: None,
             discard: false,
             takeover: false,
@@ -158,7 +163,11 @@ impl Opening {
         let lock = home.lock_named(&format!("volume-{name}"))?;
         let account = Arc::new(home.account()?);
         let dir = home.dir().join(LOGS).join(name);
-        let limits = Limits { bytes: options.log_bytes, wait: options.timeout };
+        let bytes = match options.log_bytes {
+            Some(bytes) => bytes,
+            None => log_bytes(free_bytes(home.dir())?),
+        };
+        let limits = Limits { bytes, wait: options.timeout };
         let salt = u64::from_le_bytes(OsRandom.array());
         let (log, mut left) =
             WriteLog::open(&dir, limits, salt).map_err(|e| log_failure(&dir, &e))?;
@@ -242,6 +251,18 @@ impl Drop for NetDisk {
     }
 }
 
+/// Bytes that this user may still take on the file system of a directory.
+fn free_bytes(dir: &Path) -> Result<u64> {
+    let free = rustix::fs::statvfs(dir)
+        .with_context(|| format!("cannot learn what is free in {}", dir.display()))?;
+    Ok(free.f_bavail.saturating_mul(free.f_frsize))
+}
+
+/// Bytes of a write log where so many are free.
+fn log_bytes(free: u64) -> u64 {
+    (free / LOG_PART).clamp(LOG_BYTES_MIN, LOG_BYTES_MAX)
+}
+
 /// What is known of a write log that was kept: on what it builds, and the newest generation
 /// under which points were made of it.
 #[derive(Debug, Clone, Copy)]
@@ -308,4 +329,17 @@ fn log_failure(dir: &Path, error: &dormouse_device::Error) -> anyhow::Error {
 /// The write log of a volume, if one was left: its directory.
 pub fn log_dir(home: &Home, name: &str) -> PathBuf {
     home.dir().join(LOGS).join(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_takes_a_quarter_of_what_is_free_within_bounds() {
+        assert_eq!(log_bytes(0), LOG_BYTES_MIN);
+        assert_eq!(log_bytes(10 << 30), 5 << 29);
+        assert_eq!(log_bytes(u64::MAX), LOG_BYTES_MAX);
+        assert!(free_bytes(Path::new("/nothing/here")).is_err());
+    }
 }

@@ -6,11 +6,12 @@
 //! - **lag**: fio writes 20 MB/s at random to a mounted ext4 (with replacement, so that passes
 //!   rarely settle and points are frozen); the status socket is asked ten times a second;
 //! - **second**: the mirror is down while a twentieth of the disk changes; from its start until
-//!   nothing is behind.
+//!   nothing is behind, beside the second copy of others ([`second`]).
+
+mod second;
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -24,15 +25,11 @@ use nix::unistd::Pid;
 
 use super::live::disk::{Attached, Disk, FileSystem};
 use super::{MIB, Options, Verdict};
-use crate::measure;
-use crate::random::SplitMix;
 use crate::world::World;
 
 const GIB: u64 = 1 << 30;
 const SIZE: u64 = 4 * GIB;
 const RATE_MB: u64 = 20;
-/// What changes for a second copy.
-const CHANGED_MIB: u64 = 229;
 const SAMPLE: Duration = Duration::from_millis(100);
 const WAIT_MAX: Duration = Duration::from_secs(120);
 const SEED: u64 = 0x666f_6c6c_6f77;
@@ -43,7 +40,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     fs::create_dir_all(&options.directory)?;
     tracker(options, &mut verdict)?;
     lag(options, &mut verdict)?;
-    second(options)?;
+    second::run(options, &mut verdict)?;
     Ok(verdict.code())
 }
 
@@ -263,51 +260,4 @@ fn lag(options: &Options, verdict: &mut Verdict) -> Result<()> {
 fn frozen_ms(log: &str) -> Vec<f64> {
     let lines = log.lines().filter_map(|line| line.split_once("frozen for "));
     lines.filter_map(|(_, rest)| rest.split(' ').next()?.parse().ok()).collect()
-}
-
-fn second(options: &Options) -> Result<()> {
-    let root = options.directory.join("follow");
-    let world = World::fresh(&options.dormouse, &root)?;
-    let server = world.serve()?;
-    world.join(server.address)?;
-    let disk = bare(&root)?;
-    let device = File::options().write(true).open(&disk.0)?;
-    let mut random = SplitMix::new(SEED);
-    let mut piece = vec![0; 1 << 20];
-    let mut write = |at: u64| -> Result<()> {
-        for bytes in piece.chunks_exact_mut(16) {
-            let bits = random.next();
-            for (index, byte) in bytes.iter_mut().enumerate() {
-                *byte = b'a' + (bits >> (4 * index) & 15) as u8;
-            }
-        }
-        Ok(device.write_all_at(&piece, at)?)
-    };
-    for mib in 0..(SIZE / 2) >> 20 {
-        write(mib << 21)?;
-    }
-    device.sync_all()?;
-    let mut mirror = Mirror::start(&world, &disk.0, "first")?;
-    mirror.wait_even()?;
-    mirror.stop()?;
-    for mib in 0..CHANGED_MIB {
-        write((mib * 17 % 4096) << 20)?;
-    }
-    device.sync_all()?;
-    measure::fill_memory(&world.scratch)?;
-    let began = Instant::now();
-    let mut mirror = Mirror::start(&world, &disk.0, "second")?;
-    mirror.wait_even()?;
-    let took = began.elapsed();
-    let status = mirror.status().unwrap_or_default();
-    let log = fs::read_to_string(&mirror.log)?;
-    ensure!(!log.contains("SCANNING"), "it was scanned: {log}");
-    mirror.stop()?;
-    println!(
-        "\n{CHANGED_MIB} MiB changed in 4 GiB while the mirror was down: even after {:.2} s, {:.0} MiB read",
-        took.as_secs_f64(),
-        number(&status, "bytes_read").unwrap_or(0) as f64 / MIB
-    );
-    fs::remove_dir_all(&root)?;
-    Ok(())
 }

@@ -97,6 +97,11 @@ impl Answer<'_> {
         }
     }
 
+    /// A write is done.
+    pub fn written(&self, out: &mut Out) {
+        self.ok(false, out);
+    }
+
     /// It failed, at a byte if that is known.
     pub fn error(&self, code: Code, text: &str, at: Option<u64>, out: &mut Out) {
         if !self.chosen.structured {

@@ -25,6 +25,7 @@ use super::request::{Agreed, Op, Request};
 use super::server::{Limits, Settings};
 use super::socket::{Socket, Stream, Wait};
 use super::{Exports, protocol};
+use crate::Write;
 
 /// Bytes that are read at a time.
 const READ: usize = 256 << 10;
@@ -36,6 +37,9 @@ const SMALL: u32 = 64 << 10;
 const SLOW: Duration = Duration::from_micros(15);
 /// Writes that are handed over together.
 const BATCH: usize = 16;
+/// Writes that are carried out together, and their bytes.
+const JOINED: usize = 64;
+const JOINED_BYTES: u64 = 256 << 10;
 /// Finished replies up to here are copied, so that they are sent together.
 const COPIED_MAX: usize = 64 << 10;
 
@@ -206,25 +210,27 @@ impl Connection<'_> {
                 let missing = len - came;
                 return Ok(Next::Bytes(if missing > READ { missing } else { READ }));
             }
-            if !self.take_request(&request, len)? {
+            let taken = self.take_request(&request, len)?;
+            if taken == 0 {
                 return Ok(Next::Place);
             }
-            self.input.take(len);
+            self.input.take(taken);
             if self.out.len() >= SEND_AT {
                 self.send()?;
             }
         }
     }
 
-    /// Carries a request out, or has it done; false if there is no place for it now.
-    fn take_request(&mut self, request: &Request, len: usize) -> Result<bool, Ended> {
+    /// Carries a request out, or has it done, and maybe some behind it. How many bytes of the
+    /// input that took: none if there is no place for it now.
+    fn take_request(&mut self, request: &Request, len: usize) -> Result<usize, Ended> {
         let device = &*self.chosen.export.device;
         let op = match request.check(&device.geometry(), self.agreed) {
             Ok(op) => op,
             Err(refused) => {
                 let answer = Answer { chosen: &self.chosen, cookie: request.cookie };
                 answer.error(refused.0, refused.1, None, &mut self.out);
-                return Ok(true);
+                return Ok(len);
             }
         };
         self.wrote |= matches!(op, Op::Write { .. } | Op::Zero { .. } | Op::Trim { .. });
@@ -238,7 +244,14 @@ impl Connection<'_> {
         let local = at_once && request.len <= SMALL;
         let in_turn = matches!(op, Op::Write { .. }) && device.writes_in_turn();
         if !at_once || (local && !in_turn && self.pace.slow() && self.more_after(len)) {
-            return self.hand_over(op, request, len, local);
+            let room = self.hand_over(op, request, len, local)?;
+            return Ok(if room { len } else { 0 });
+        }
+        if in_turn
+            && local
+            && let Some(taken) = self.write_together()
+        {
+            return Ok(taken);
         }
         let begun = Instant::now();
         let Self { stream, chosen, input, out, .. } = self;
@@ -252,7 +265,43 @@ impl Connection<'_> {
         if local {
             self.pace.note(begun.elapsed());
         }
-        Ok(true)
+        Ok(len)
+    }
+
+    /// Carries the writes out that lie at the front of the input, if there are several of whole
+    /// blocks, with one call of the device. How many bytes they take; `None` if that was not done.
+    fn write_together(&mut self) -> Option<usize> {
+        let Self { chosen, input, out, agreed, .. } = self;
+        let device = &*chosen.export.device;
+        let geometry = device.geometry();
+        let whole = |n: u64| n.is_multiple_of(geometry.block.into());
+        let (mut parts, mut cookies) = (Vec::with_capacity(JOINED), Vec::with_capacity(JOINED));
+        let (mut taken, mut bytes) = (0, 0);
+        let came = input.filled();
+        while cookies.len() < JOINED
+            && let Some(rest) = came.get(taken..)
+            && let Some(request) = rest.first_chunk().and_then(|head| Request::decode(head).ok())
+            && let Some(payload) = rest.get(REQUEST_LEN..REQUEST_LEN + request.payload())
+            && let Ok(Op::Write { at, how: Write { fua: false } }) =
+                request.check(&geometry, *agreed)
+            && request.len <= SMALL
+            && whole(at)
+            && whole(request.len.into())
+        {
+            bytes += u64::from(request.len);
+            if bytes > JOINED_BYTES || !device.write_ready(at, bytes) {
+                break;
+            }
+            taken += REQUEST_LEN + payload.len();
+            parts.push((at, payload));
+            cookies.push(request.cookie);
+        }
+        // After an error each is tried on its own, and gets its own answer.
+        if cookies.len() < 2 || device.write_each(&parts).is_err() {
+            return None;
+        }
+        cookies.into_iter().for_each(|cookie| Answer { chosen, cookie }.written(out));
+        Some(taken)
     }
 
     /// Whether another request has come behind so many bytes.

@@ -156,10 +156,13 @@ impl FileHead {
 }
 
 impl EntryHead {
-    /// Header and sums of the blocks, as they are written; `self.sum` is not looked at. And the
-    /// entry's sum.
-    pub(super) fn encode(&self, salt: u64, sums: &[u64]) -> (Vec<u8>, u64) {
-        let mut out = vec![0; ENTRY_HEAD + sums.len() * 8];
+    /// Appends header and sums of the blocks, as they are written; `self.sum` is not looked at.
+    /// Returns the entry's sum.
+    pub(super) fn encode(&self, salt: u64, sums: &[u64], to: &mut Vec<u8>) -> u64 {
+        let start = to.len();
+        to.resize(start + ENTRY_HEAD, 0);
+        to.extend(sums.iter().flat_map(|sum| sum.to_le_bytes()));
+        let out = &mut to[start..];
         out[..4].copy_from_slice(ENTRY_MAGIC);
         out[4] = match self.kind {
             Kind::Data => 1,
@@ -173,12 +176,9 @@ impl EntryHead {
         out[24..32].copy_from_slice(&self.seq.to_le_bytes());
         out[32..40].copy_from_slice(&self.durable.to_le_bytes());
         out[40..48].copy_from_slice(&self.chain.to_le_bytes());
-        for (to, sum) in out[ENTRY_HEAD..].chunks_exact_mut(8).zip(sums) {
-            to.copy_from_slice(&sum.to_le_bytes());
-        }
-        let sum = entry_sum(salt, &out);
+        let sum = entry_sum(salt, out);
         out[SUMMED..ENTRY_HEAD].copy_from_slice(&sum.to_le_bytes());
-        (out, sum)
+        sum
     }
 
     /// What the fixed part says, not proved yet; `None` if that can be no entry.
@@ -273,7 +273,8 @@ mod tests {
     fn every_bit_of_an_entry_counts() {
         let (kind, block, count) = (Kind::Data, 9, 2);
         let head = EntryHead { kind, block, count, seq: 4, durable: 3, chain: 10, sum: 0 };
-        let (bytes, sum) = head.encode(77, &[11, 12]);
+        let mut bytes = Vec::new();
+        let sum = head.encode(77, &[11, 12], &mut bytes);
         let holds = |bytes: &[u8]| {
             let fixed = bytes[..ENTRY_HEAD].try_into().unwrap();
             EntryHead::decode(fixed).is_some_and(|h| h.sum == entry_sum(77, bytes))

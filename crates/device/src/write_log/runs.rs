@@ -41,7 +41,15 @@ pub(super) struct Runs(BTreeMap<u64, Run>);
 impl Runs {
     /// Puts a run over whatever was there.
     pub(super) fn put(&mut self, start: u64, end: u64, content: Content) {
-        self.clear(start, end);
+        // Mostly there was nothing, or the same run.
+        match self.0.range_mut(..end).next_back() {
+            Some((first, run)) if *first == start && run.end == end => {
+                run.content = content;
+                return;
+            }
+            Some((_, run)) if run.end > start => self.clear(start, end),
+            _ => {}
+        }
         self.0.insert(start, Run { end, content });
     }
 

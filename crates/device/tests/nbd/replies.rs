@@ -347,3 +347,82 @@ fn slow_local_writes_are_handed_over() {
     assert!(memory.content() == expected);
     assert!(disk.1.load(Ordering::SeqCst) > 100, "none were handed over");
 }
+
+/// Writes that wait for each other anyway are given to the disk together; each has its own reply,
+/// in their order, and what comes between them counts at its place.
+#[test]
+fn writes_that_came_together_are_carried_out_together() {
+    struct InTurn(Arc<MemoryDevice>, AtomicU64);
+    impl BlockDevice for InTurn {
+        fn geometry(&self) -> Geometry {
+            self.0.geometry()
+        }
+        fn read(&self, at: u64, out: &mut [u8]) -> Result<()> {
+            self.0.read(at, out)
+        }
+        fn writes_in_turn(&self) -> bool {
+            true
+        }
+        fn write(&self, at: u64, bytes: &[u8], how: How) -> Result<()> {
+            if at == 70 * 4096 {
+                return Err(Error::NoRoom("on purpose".into()));
+            }
+            self.0.write(at, bytes, how)
+        }
+        fn write_each(&self, parts: &[(u64, &[u8])]) -> Result<()> {
+            self.1.fetch_max(parts.len() as u64, Ordering::SeqCst);
+            parts.iter().try_for_each(|(at, bytes)| self.write(*at, bytes, How::default()))
+        }
+    }
+    let memory = memory(SIZE);
+    let disk = Arc::new(InTurn(Arc::clone(&memory), AtomicU64::new(0)));
+    let running = serve(&[("disk", disk.clone())], Limits::default());
+    let mut client = running.connect();
+    client.go("disk", false);
+    let mut expected = content(SIZE);
+    let (mut requests, mut asked) = (Vec::new(), Vec::new());
+    for n in 0..200u64 {
+        // The same places several times, parts of blocks, FUA, a read, one beyond the end.
+        let at = n * 37 % 100 * 4096 + if n % 23 == 5 { 512 } else { 0 };
+        let fua = n % 31 == 9;
+        let (kind, at) = match n {
+            50 => (0, 4096),
+            60 => (1, SIZE as u64),
+            // Another thread does these: they have places of their own.
+            _ if fua => (1, (200 + n / 31) * 4096),
+            _ => (1, at),
+        };
+        let payload = if kind == 1 { vec![n as u8 + 1; 4096] } else { Vec::new() };
+        let flags = if fua { how::FUA } else { 0 };
+        let wanted = match at {
+            at if at >= SIZE as u64 => Err(28),
+            at if kind == 1 && at == 70 * 4096 => Err(28),
+            at if kind == 1 => {
+                expected[at as usize..][..4096].fill(n as u8 + 1);
+                Ok(Vec::new())
+            }
+            at => Ok(expected[at as usize..][..4096].to_vec()),
+        };
+        asked.push((n, wanted));
+        requests.extend(0x2560_9513u32.to_be_bytes());
+        requests.extend([&flags.to_be_bytes()[..], &u16::from(kind as u8).to_be_bytes()].concat());
+        requests.extend([n, at].map(u64::to_be_bytes).concat());
+        requests.extend(4096u32.to_be_bytes());
+        requests.extend(payload);
+    }
+    client.send(&requests);
+    for _ in 0..asked.len() {
+        let (magic, error, cookie) = (client.u32(), client.u32(), client.u64());
+        assert_eq!(magic, 0x6744_6698);
+        let place = asked.iter().position(|(n, _)| *n == cookie).expect("answered once");
+        match asked.swap_remove(place).1 {
+            Ok(data) => {
+                assert_eq!((cookie, error), (cookie, 0));
+                assert!(client.take(data.len()) == data, "request {cookie} read something else");
+            }
+            Err(wanted) => assert_eq!((cookie, error), (cookie, wanted)),
+        }
+    }
+    assert!(memory.content() == expected, "what is on the disk differs");
+    assert!(disk.1.load(Ordering::SeqCst) > 8, "they were carried out one by one");
+}

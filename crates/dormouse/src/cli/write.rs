@@ -7,10 +7,7 @@ use clap::Args;
 use crate::daemon::quantity;
 use crate::disk::DiskOptions;
 use crate::exit::{Class, fail};
-use crate::netdisk::{Durability, LOG_BYTES_MAX, Options};
-
-/// Some requests of the largest size fit.
-const LOG_BYTES_MIN: u64 = 16 << 20;
+use crate::netdisk::{Durability, LOG_BYTES_MAX, LOG_BYTES_MIN, Options};
 
 /// Of `attach` and `export`.
 #[derive(Debug, Clone, Args)]
@@ -28,9 +25,10 @@ pub struct WriteArgs {
     /// A point at most this often; with --sync each flush makes one
     #[arg(long, value_name = "DURATION", default_value = "1s", requires = "write")]
     pub point_every: String,
-    /// What may be written before the server has it; then writes wait
-    #[arg(long, value_name = "SIZE", default_value = "1GiB", requires = "write")]
-    pub log_size: String,
+    /// What may be written before the server has it; then writes wait [default: a quarter of what is
+    /// free where the home is, at most 4GiB]
+    #[arg(long, value_name = "SIZE", requires = "write")]
+    pub log_size: Option<String>,
     /// Give up what was written here, and not sent, before the last stop
     #[arg(long, requires = "write")]
     pub discard_log: bool,
@@ -45,14 +43,7 @@ impl WriteArgs {
         if !self.write {
             return Ok(None);
         }
-        let log_bytes = quantity::size(&self.log_size)?.get();
-        if !(LOG_BYTES_MIN..=LOG_BYTES_MAX).contains(&log_bytes) {
-            return fail(
-                Class::Usage,
-                format!("--log-size {} is out of range", self.log_size),
-                "from 16MiB to 4GiB",
-            );
-        }
+        let log_bytes = self.log_size.as_deref().map(log_bytes).transpose()?;
         Ok(Some(Options {
             durability: if self.sync { Durability::Server } else { Durability::Local },
             point_every: quantity::duration(&self.point_every)?,
@@ -63,4 +54,13 @@ impl WriteArgs {
             ..Options::default()
         }))
     }
+}
+
+fn log_bytes(size: &str) -> Result<u64> {
+    let bytes = quantity::size(size)?.get();
+    if !(LOG_BYTES_MIN..=LOG_BYTES_MAX).contains(&bytes) {
+        let message = format!("--log-size {size} is out of range");
+        return fail(Class::Usage, message, "from 16MiB to 4GiB");
+    }
+    Ok(bytes)
 }

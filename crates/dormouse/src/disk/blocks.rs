@@ -3,6 +3,7 @@
 //! Invariant: what is given out was proved under the attached point's root, just now or when it
 //! was put here. Leaves to others: to get what is missing ([`super::pilot`]).
 
+use core::ops::Range;
 use std::sync::Arc;
 
 use dormouse_crypt::VaultSecrets;
@@ -18,6 +19,8 @@ const MEMORY: std::ops::RangeInclusive<u64> = 64 << 20..=512 << 20;
 const MEMORY_PART: u64 = 64;
 /// Blocks that are asked for at once, at most (4 MiB).
 pub(super) const PIECE: usize = 1024;
+/// Blocks of a long read.
+const LONG: usize = 16;
 
 /// A bit for each block of a piece: which are missing.
 #[derive(Debug, Clone)]
@@ -49,7 +52,7 @@ impl Missing {
     }
 
     /// The first run that begins at `from` or behind it.
-    pub(super) fn run(&self, from: usize) -> Option<core::ops::Range<usize>> {
+    pub(super) fn run(&self, from: usize) -> Option<Range<usize>> {
         let start = self.find(from, 0)?;
         Some(start..self.find(start, u64::MAX).unwrap_or(PIECE))
     }
@@ -94,53 +97,96 @@ impl Blocks {
     }
 
     /// Copies out what is here of the missing blocks; the first has the address `first`.
+    ///
+    /// A long read takes runs from the file, where a call reads many blocks; memory is for short
+    /// ones, and would break those runs.
     pub(super) fn get(&self, first: Block, out: &mut [u8], missing: &mut Missing) {
+        let long = out.len() >= LONG * BLOCK_SIZE;
+        if long {
+            self.get_runs(first, out, missing, false);
+        }
         for (i, out) in out.chunks_mut(BLOCK_SIZE).enumerate() {
             if missing.has(i) && self.memory.get(first + i as u64, out) {
                 missing.remove(i);
             }
         }
-        let mut from = 0;
-        while let Some(run) = missing.run(from) {
-            from = run.end;
-            self.get_run(first, out, run, missing);
+        if !long {
+            self.get_runs(first, out, missing, true);
+        }
+        for (i, out) in out.chunks_mut(BLOCK_SIZE).enumerate() {
+            if missing.has(i) && self.zeros.holds(first + i as u64) {
+                out.fill(0);
+                missing.remove(i);
+            }
         }
     }
 
-    /// The same for a run that is not in memory.
-    fn get_run(
-        &self,
-        first: Block,
-        out: &mut [u8],
-        run: core::ops::Range<usize>,
-        missing: &mut Missing,
-    ) {
-        let mut often = Missing::all(0);
-        if let Some(file) = &self.file {
+    /// Copies out what the file has of the missing blocks; some of it is kept in memory too.
+    fn get_runs(&self, first: Block, out: &mut [u8], missing: &mut Missing, keep: bool) {
+        let Some(file) = &self.file else { return };
+        let mut from = 0;
+        while let Some(run) = missing.run(from) {
+            from = run.end;
             let bytes = &mut out[run.start * BLOCK_SIZE..run.end * BLOCK_SIZE];
-            file.read(first + run.start as u64, bytes, &mut |i, keep| {
+            let mut often = Missing::all(0);
+            file.read(first + run.start as u64, bytes, &mut |i, looks| {
                 missing.remove(run.start + i);
-                if keep {
-                    often.add(run.start + i);
+                if keep && looks {
+                    often.add(i);
                 }
             });
-        }
-        for i in run {
-            let (block, out) = (first + i as u64, &mut out[i * BLOCK_SIZE..][..BLOCK_SIZE]);
-            if missing.has(i) && self.zeros.holds(block) {
-                out.fill(0);
-                missing.remove(i);
-            } else if often.has(i) {
-                self.memory.put(block, out);
+            for (i, bytes) in bytes.chunks(BLOCK_SIZE).enumerate().filter(|(i, _)| often.has(*i)) {
+                self.memory.put(first + (run.start + i) as u64, bytes);
             }
         }
     }
 
     /// Whether a block can be given out now.
     pub(super) fn holds(&self, block: Block) -> bool {
-        self.memory.holds(block)
-            || self.file.as_ref().is_some_and(|file| file.holds(block))
-            || self.zeros.holds(block)
+        self.content_until(&(block..block + 1)) > block || self.zeros.holds(block)
+    }
+
+    /// Whether all of a range can be given out now.
+    pub(super) fn holds_all(&self, mut range: Range<Block>) -> bool {
+        while !range.is_empty() {
+            range.start = self.content_until(&range);
+            if !range.is_empty() && !self.zeros.holds(range.start) {
+                return false;
+            }
+            range.start += 1;
+        }
+        true
+    }
+
+    /// The first block of a range of which no content is here, or its end.
+    fn content_until(&self, range: &Range<Block>) -> Block {
+        let mut block = range.start;
+        loop {
+            if let Some(file) = &self.file {
+                block = file.held_until(&(block..range.end));
+            }
+            if block >= range.end || !self.memory.holds(block) {
+                return block;
+            }
+            block += 1;
+        }
+    }
+
+    /// Which blocks of a range are zeros, in runs, if that is known here of all of them.
+    pub(super) fn runs(&self, range: Range<Block>) -> Option<Vec<(u64, bool)>> {
+        let (mut runs, mut block) = (Vec::new(), range.start);
+        while block < range.end {
+            let content = self.content_until(&(block..range.end));
+            let zeros = (content..range.end).take_while(|block| self.zeros.holds(*block)).count();
+            let next = content + zeros as u64;
+            let both = [(content - block, false), (next - content, true)];
+            runs.extend(both.into_iter().filter(|(count, _)| *count > 0));
+            if next == block {
+                return None;
+            }
+            block = next;
+        }
+        Some(runs)
     }
 
     /// Whether this machine has a block for which the map has this tag.
@@ -160,7 +206,7 @@ impl Blocks {
     }
 
     /// The map has other content here from now on.
-    pub(super) fn forget(&self, range: core::ops::Range<Block>) {
+    pub(super) fn forget(&self, range: Range<Block>) {
         self.memory.forget(range.clone());
         self.zeros.forget(range.clone());
         if let Some(file) = &self.file {
@@ -205,6 +251,68 @@ mod tests {
                 from += 1;
             }
             assert_eq!(missing.is_empty(), missing.run(0).is_none());
+        }
+    }
+
+    /// Blocks of a volume of 200 blocks: some in the file, some in memory, some zeros.
+    fn some(dir: &std::path::Path, seed: &mut u64) -> (Blocks, Vec<Option<bool>>) {
+        let secrets = Arc::new(VaultSecrets::generate(&mut dormouse_crypt::OsRandom));
+        let volume = VolumeId([3; 16]);
+        let file = CacheFile::open(dir, 1 << 20, Arc::clone(&secrets), volume).unwrap();
+        let blocks = Blocks::new(secrets, volume, Some(file));
+        let mut known = vec![None; 200];
+        let mut zero = [0; 4];
+        for (block, known) in (0..).zip(&mut known) {
+            *seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            let bytes = [(block + 1) as u8; BLOCK_SIZE];
+            *known = Some(false);
+            match *seed >> 59 {
+                0..20 => {
+                    let tag = blocks.secrets.tag(&volume, block, &blocks.secrets.digest(&bytes));
+                    blocks.file.as_ref().unwrap().put(block, &[tag], &bytes);
+                }
+                20..25 => blocks.memory.put(block, &bytes),
+                25..31 => {
+                    zero[block as usize / 64] |= 1 << (block % 64);
+                    *known = Some(true);
+                }
+                _ => *known = None,
+            }
+        }
+        blocks.put_zeros(0, zero);
+        (blocks, known)
+    }
+
+    #[test]
+    fn what_is_here_is_found_as_block_by_block() {
+        let mut seed = 7;
+        for _ in 0..8 {
+            let dir = tempfile::tempdir().unwrap();
+            let (blocks, known) = some(dir.path(), &mut seed);
+            for (start, end) in (0..200).flat_map(|s| (s..=200).step_by(7).map(move |e| (s, e))) {
+                let range = start as u64..end as u64;
+                let here = known[start..end].iter().all(Option::is_some);
+                assert_eq!(blocks.holds_all(range.clone()), here, "{range:?}");
+                let runs = blocks.runs(range.clone());
+                assert_eq!(runs.is_some(), here, "{range:?}");
+                let each = |(count, zero): (u64, bool)| vec![Some(zero); count as usize];
+                let all: Vec<_> = runs.into_iter().flatten().flat_map(each).collect();
+                assert!(!here || all == known[start..end], "{range:?}");
+            }
+            // Short reads and long ones give the same.
+            for count in [1, 15, 16, 60] {
+                for first in (0..200 - count).step_by(3) {
+                    let mut out = vec![0xff; count * BLOCK_SIZE];
+                    let mut missing = Missing::all(count);
+                    blocks.get(first as u64, &mut out, &mut missing);
+                    for (i, bytes) in out.chunks(BLOCK_SIZE).enumerate() {
+                        let content = known[first + i].map(|z| if z { 0 } else { first + i + 1 });
+                        assert_eq!(missing.has(i), content.is_none());
+                        let byte = content.map_or(0xff, |c| c as u8);
+                        assert!(bytes.iter().all(|b| *b == byte), "block {}", first + i);
+                    }
+                }
+            }
         }
     }
 }

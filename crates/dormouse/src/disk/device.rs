@@ -169,14 +169,17 @@ impl Disk {
     ) -> Result<Vec<(u64, bool)>> {
         self.check(at, len)?;
         let range = covering(at, len);
-        let (answer, answered) = bounded(1);
         if let Some(why) = self.shared.refused() {
             return Err(Error::Damaged(why));
         }
-        let (first, count) = (range.start, range.end - range.start);
-        let command = Command::Survey { with, first, count, most: most.max(1), answer };
-        self.commands.send(command).map_err(|_| Error::Closed)?;
-        let parts = self.answer(&answered)?.map_err(|e| Error::Damaged(e.to_string()))?;
+        // Each long read asks first: it costs no other thread's time when all is here.
+        let known = with.is_none() && range.end - range.start <= PIECE as u64;
+        let known = known.then(|| self.shared.blocks.runs(range.clone())).flatten();
+        let mut parts = match known {
+            Some(parts) => parts,
+            None => self.survey(with, &range, most)?,
+        };
+        parts.truncate(most.max(1));
         // From blocks to bytes: the first and the last may count in part.
         let mut from = at;
         let mut end = range.start * BLOCK;
@@ -188,6 +191,20 @@ impl Disk {
             from = until;
         }
         Ok(bytes)
+    }
+
+    /// Asks the pilot for ranges of blocks.
+    fn survey(
+        &self,
+        with: Option<usize>,
+        range: &Range<Block>,
+        most: usize,
+    ) -> Result<Vec<(u64, bool)>> {
+        let (answer, answered) = bounded(1);
+        let (first, count) = (range.start, range.end - range.start);
+        let command = Command::Survey { with, first, count, most: most.max(1), answer };
+        self.commands.send(command).map_err(|_| Error::Closed)?;
+        self.answer(&answered)?.map_err(|e| Error::Damaged(e.to_string()))
     }
 
     fn answer<T>(&self, answered: &crossbeam_channel::Receiver<T>) -> Result<T> {
@@ -256,7 +273,7 @@ impl BlockDevice for Attached {
     }
 
     fn ready(&self, at: u64, len: u64) -> bool {
-        covering(at, len).all(|block| self.0.shared.blocks.holds(block))
+        self.0.shared.blocks.holds_all(covering(at, len))
     }
 
     fn prefetch(&self, at: u64, len: u64) -> Result<()> {

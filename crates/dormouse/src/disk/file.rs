@@ -70,6 +70,10 @@ struct Shard {
 }
 
 impl Shard {
+    fn holds(&self, set: usize, block: Block) -> bool {
+        self.ways.place(set, block).is_some_and(|place| self.tags[place].1)
+    }
+
     /// A place has other content from now on.
     fn name(&mut self, place: usize, tag: (Tag, bool)) {
         self.tags[place] = tag;
@@ -215,10 +219,26 @@ impl CacheFile {
         same
     }
 
-    /// Whether it is here, and the map has it.
-    pub(super) fn holds(&self, block: Block) -> bool {
-        let (shard, set) = self.shard(block);
-        shard.ways.place(set, block).is_some_and(|place| shard.tags[place].1)
+    /// The first block of a range that is not here, or that the map does not have, or its end.
+    pub(super) fn held_until(&self, range: &core::ops::Range<Block>) -> Block {
+        let mut block = range.start;
+        while block < range.end {
+            let (shard, set) = self.shard(block);
+            let count = self.rest_of_stripe(block).min(range.end - block);
+            let held = (0..count).take_while(|i| shard.holds(set + *i as usize, block + i)).count();
+            block += held as u64;
+            if (held as u64) < count {
+                break;
+            }
+        }
+        block
+    }
+
+    /// How many blocks from this one on lie under one lock, in sets that follow one another.
+    const fn rest_of_stripe(&self, block: Block) -> u64 {
+        let set = block % self.sets;
+        let (stripe, end) = (STRIPE - set % STRIPE, self.sets - set);
+        if stripe < end { stripe } else { end }
     }
 
     /// What the map had here is no more.
@@ -241,9 +261,22 @@ impl CacheFile {
         }
     }
 
-    /// Where a block may be read, and whether it is one that should be kept in memory too.
-    fn find(&self, block: Block) -> Option<(Found, bool)> {
-        let (mut shard, set) = self.shard(block);
+    /// Where blocks from `first` on may be read, and which should be kept in memory too.
+    fn find(&self, first: Block, found: &mut [Option<(Found, bool)>]) {
+        let mut rest = (found, first);
+        while !rest.0.is_empty() {
+            let (found, block) = rest;
+            let count = found.len().min(self.rest_of_stripe(block) as usize);
+            let (these, others) = found.split_at_mut(count);
+            let (mut shard, set) = self.shard(block);
+            for (i, found) in these.iter_mut().enumerate() {
+                *found = self.find_in(&mut shard, set + i, block + i as u64);
+            }
+            rest = (others, block + count as u64);
+        }
+    }
+
+    fn find_in(&self, shard: &mut Shard, set: usize, block: Block) -> Option<(Found, bool)> {
         let place = shard.ways.find(set, block)?;
         let (tag, proved) = shard.tags[place];
         shard.looks = shard.looks.wrapping_add(1);
@@ -264,9 +297,7 @@ impl CacheFile {
     fn read_some(&self, first: Block, out: &mut [u8], got: &mut dyn FnMut(usize, bool)) {
         let n = out.len() / BLOCK_SIZE;
         let mut found = [None; TOGETHER];
-        for (i, found) in found[..n].iter_mut().enumerate() {
-            *found = self.find(first + i as u64);
-        }
+        self.find(first, &mut found[..n]);
         let mut at = 0;
         while at < n {
             let Some((start, _)) = found[at] else {

@@ -163,6 +163,16 @@ impl BlockDevice for NetDisk {
         if how.fua { self.flush() } else { Ok(()) }
     }
 
+    fn write_each(&self, parts: &[(u64, &[u8])]) -> Result<()> {
+        let whole = |n: u64| n.is_multiple_of(BLOCK);
+        if !parts.iter().all(|(at, bytes)| whole(*at) && whole(bytes.len() as u64)) {
+            return parts.iter().try_for_each(|(at, bytes)| self.write_parts(*at, bytes));
+        }
+        let runs: Vec<_> = parts.iter().map(|(at, bytes)| (at / BLOCK, *bytes)).collect();
+        let _shared = self.partial.read().unwrap_or_else(PoisonError::into_inner);
+        self.log.write_each(&runs)
+    }
+
     fn zero(&self, at: u64, len: u64, how: Zero) -> Result<()> {
         let (start, end) = Self::whole_blocks(at, len);
         if start >= end {

@@ -225,7 +225,7 @@ impl Sender {
         let due = Instant::now() + self.options.point_every;
         loop {
             let pending = self.log.pending();
-            let half_full = self.log.kept().0 > self.options.log_bytes / 2;
+            let half_full = self.log.is_half_full();
             let state = self.shared.state();
             let now = Instant::now();
             if let Some(stop) = state.stop {

@@ -9,6 +9,12 @@ use dormouse_sim::histories::{self, Figures};
 /// Histories after which it is told how far the work is.
 const TELL_AFTER: u64 = 5_000;
 
+const USAGE: &str = "\
+usage: cargo xtask histories [--runs N] [--seed SEED] [--jobs N] [--one SEED]
+
+Plays N random histories (1000) from SEED (1) on, and prints what happened in them. A failure prints
+its seed; --one plays one history, and tells each step.";
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match run(&arguments) {
@@ -25,6 +31,10 @@ fn run(arguments: &[String]) -> Result<ExitCode, String> {
     let (mut runs, mut seed, mut one) = (1000, 1, None);
     let mut rest = arguments.iter();
     while let Some(name) = rest.next() {
+        if matches!(name.as_str(), "-h" | "--help") {
+            println!("{USAGE}");
+            return Ok(ExitCode::SUCCESS);
+        }
         let value = rest.next().ok_or_else(|| format!("{name} needs a value"))?;
         let number = value.parse::<u64>().map_err(|_| format!("{name} {value}: no number"))?;
         match name.as_str() {

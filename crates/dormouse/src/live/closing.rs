@@ -131,14 +131,17 @@ fn check(salt: &[u8; 16], block: &[u8]) -> [u8; 16] {
     body_check(&[salt, block].concat())
 }
 
-/// The first sample that is not as it was.
-fn changed(samples: &Samples, source: &Source) -> Option<u64> {
+/// The first sample that is not as it was, but for those that were written under an early watch: a
+/// mark is set before the content changes.
+fn changed(samples: &Samples, source: &Source, marks: &Marks<'_>) -> Option<u64> {
     let mut buffer = AlignedBuf::new(BLOCK_SIZE);
     let differs = |(block, was): &&(u64, [u8; 16])| {
         source.try_read(block * BLOCK_SIZE as u64, &mut buffer).is_err()
             || check(&samples.salt, &buffer) != *was
     };
-    samples.blocks.iter().find(differs).map(|(block, _)| *block)
+    let seen = |block: u64| marks.marked_of(&Dirty::of_blocks([block])) > 0;
+    let mut all = samples.blocks.iter().filter(differs);
+    all.find(|(block, _)| !seen(*block)).map(|(block, _)| *block)
 }
 
 /// A watch that has begun: the early one of this disk, or a new one; and what was seen of the disk
@@ -166,7 +169,8 @@ pub(super) fn resume(
     after: AfterReboot,
 ) -> Result<std::result::Result<Count, String>> {
     let judged = match judge(&closed.look, now, trust(after)) {
-        Ok(()) => changed(&closed.samples, source).map_or(Ok(()), |at| Err(Why::Content(at))),
+        Ok(()) => changed(&closed.samples, source, &watch.marks()?)
+            .map_or(Ok(()), |at| Err(Why::Content(at))),
         refused => refused,
     };
     let count = now.counted.as_ref().map(|counted| counted.count);
@@ -215,8 +219,10 @@ pub(super) fn summary(dirty: &Dirty, count: &Count) -> String {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::FileExt;
+    use std::sync::atomic::AtomicU64;
 
     use dormouse_track::disk_id::DiskId;
+    use dormouse_track::marks::{CONTROL_WORDS, Range};
 
     use super::*;
 
@@ -275,10 +281,22 @@ mod tests {
         let samples = sample(&source);
         assert!(samples.blocks.len() > 20, "an eighth of it has content: {samples:?}");
         assert!(samples.blocks.iter().any(|(block, _)| *block == 2047), "the last one");
-        assert_eq!(changed(&samples, &source), None);
+        let memory = |words: usize| -> Vec<AtomicU64> { (0..words).map(|_| 0.into()).collect() };
+        let (control, bits) = (memory(CONTROL_WORDS), memory(64));
+        let range = Range { dev: 1, first: 0, sectors: (8 << 20) / 512, whole: true };
+        Marks::prepare(&control, &range);
+        let marks = Marks::over(&control, &bits).unwrap();
+        assert_eq!(changed(&samples, &source, &marks), None);
         file.write_all_at(&[0; 1 << 20], 1 << 20).unwrap();
-        assert_eq!(changed(&samples, &source), Some(samples.blocks[0].0));
+        assert_eq!(changed(&samples, &source, &marks), Some(samples.blocks[0].0));
+        // What was seen to be written is sent anyway.
+        marks.mark(256, 100);
+        let first = samples.blocks.iter().map(|(block, _)| *block).find(|block| *block >= 356);
+        assert_eq!(changed(&samples, &source, &marks), first.filter(|block| *block < 512));
+        marks.mark(256, 256);
+        assert_eq!(changed(&samples, &source, &marks), None);
         file.set_len(0).unwrap();
-        assert!(changed(&samples, &source).is_some(), "what cannot be read");
+        marks.clear();
+        assert!(changed(&samples, &source, &marks).is_some(), "what cannot be read");
     }
 }

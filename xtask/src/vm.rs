@@ -10,6 +10,7 @@ mod image;
 mod kernel;
 mod machine;
 mod power;
+mod reboot;
 mod units;
 
 use std::path::{Path, PathBuf};
@@ -123,6 +124,11 @@ pub fn run(arguments: &[String]) -> Result<ExitCode> {
             power::play(scene, &kernel, &place, log)
         }));
     }
+    if wanted(reboot::NAME) {
+        failed += usize::from(!told(reboot::NAME, reboot::WHAT, keep_log, |log| {
+            reboot::play(&kernel, &place, log)
+        }));
+    }
     match units::missing() {
         _ if !wanted(units::NAME) => {}
         Some(why) => eprintln!("SKIPPED: {}: {why}", units::NAME),
@@ -135,8 +141,9 @@ pub fn run(arguments: &[String]) -> Result<ExitCode> {
 }
 
 fn names_of_all() -> impl Iterator<Item = &'static str> {
+    let names = SCENES.iter().map(|scene| scene.name);
     let power = power::SCENES.iter().map(|scene| scene.name);
-    SCENES.iter().map(|scene| scene.name).chain(power).chain([units::NAME])
+    names.chain(power).chain([reboot::NAME, units::NAME])
 }
 
 fn list() -> Result<ExitCode> {
@@ -146,7 +153,9 @@ fn list() -> Result<ExitCode> {
     for scene in power::SCENES {
         println!("{:<12} {}", scene.name, scene.what);
     }
-    println!("{:<12} {}", units::NAME, units::WHAT);
+    for (name, what) in [(reboot::NAME, reboot::WHAT), (units::NAME, units::WHAT)] {
+        println!("{name:<12} {what}");
+    }
     Ok(ExitCode::SUCCESS)
 }
 

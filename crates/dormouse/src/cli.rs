@@ -6,6 +6,7 @@ pub mod export;
 pub mod host;
 pub mod keep;
 pub mod tenants;
+pub mod track;
 pub mod write;
 
 use std::path::PathBuf;
@@ -13,7 +14,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::daemon::config::{Freeze, Hook, MirrorConfig, Swap, Tracker};
+use crate::daemon::config::{AfterReboot, Freeze, Hook, MirrorConfig, Swap, Tracker};
 use crate::daemon::quantity;
 use crate::exit;
 
@@ -140,6 +141,14 @@ pub enum Command {
     Untrack {
         /// The volume
         volume: String,
+    },
+    /// Watch disks before their mirrors run, and keep what is known of them when the machine stops
+    ///
+    /// So that a disk that is in use from the start to the end needs no scan after a reboot.
+    Track {
+        /// What to do.
+        #[command(subcommand)]
+        command: track::TrackCommand,
     },
     /// Freezes and thaws for a mirror; started by it
     #[command(hide = true)]
@@ -408,6 +417,11 @@ pub struct MirrorArgs {
     /// Whether active swap on DEVICE is left out (zeros, but for its header) or copied
     #[arg(long, value_enum, default_value = "skip", conflicts_with = "once")]
     pub swap: SwapArg,
+    /// Go on after a reboot without a scan if DEVICE, an NVMe disk, has counted no write meanwhile
+    ///
+    /// Discards and zeroes need not be among what such a disk counts: docs/reboot.md.
+    #[arg(long, value_enum, default_value = "prove", conflicts_with = "once")]
+    pub after_reboot: AfterRebootArg,
     /// Bytes a second that are sent at most, such as 2MiB
     #[arg(long, value_name = "RATE", conflicts_with = "once")]
     pub limit: Option<String>,
@@ -466,6 +480,15 @@ pub enum SwapArg {
     Copy,
 }
 
+/// `--after-reboot`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AfterRebootArg {
+    /// Only by a count that nothing can pass by; few disks have one
+    Prove,
+    /// By the disk's count of write commands
+    Trust,
+}
+
 /// `--tracker`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum TrackerArg {
@@ -490,6 +513,10 @@ impl MirrorArgs {
         to.swap = match self.swap {
             SwapArg::Skip => Swap::Skip,
             SwapArg::Copy => Swap::Copy,
+        };
+        to.after_reboot = match self.after_reboot {
+            AfterRebootArg::Prove => AfterReboot::Prove,
+            AfterRebootArg::Trust => AfterReboot::Trust,
         };
         to.tracker = match self.tracker {
             TrackerArg::Ebpf => Tracker::Ebpf,

@@ -63,6 +63,7 @@ pub fn run(cli: Cli) -> Result<()> {
                 "`dormouse status` shows what is mirrored; trackers belong to a home",
             )
         }
+        Command::Track { command } => command.run(cli.home.as_deref()),
         Command::FreezeHelper => freeze_helper(),
         Command::Create { volume, size, json } => {
             create::create(&home()?, &volume, quantity::size(&size)?.get(), json)

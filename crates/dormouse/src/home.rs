@@ -16,6 +16,7 @@ use dormouse_crypt::{Identity, Recipient, SigningKey, VaultSecrets, hash};
 use dormouse_format::point::{POINT_LEN, SignedPoint};
 use dormouse_format::vault::Volume;
 use dormouse_format::{InstanceId, PublicKey, Reader, VaultId, VolumeId, WriterId};
+use dormouse_track::closed::Closed;
 use dormouse_track::disk_id::DiskId;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -35,8 +36,8 @@ const INSTANCE: &str = "instance";
 
 const STATE: Kind = Kind {
     files: &[CLIENT, CERT, INSTANCE, MACHINE],
-    dirs: &["keys", "heads", "seen", "volumes", "disks"],
-    spare: &["heads", "seen", "volumes", "disks"],
+    dirs: &["keys", "heads", "seen", "volumes", "disks", "closed"],
+    spare: &["heads", "seen", "volumes", "disks", "closed"],
     way_out: "bring the home back from a backup, all of it; or let `dormouse status --accept-state` go on with\n\
               what holds; or start anew in another home with `dormouse join --kit FILE`",
 };
@@ -361,6 +362,24 @@ impl Home {
             let same = old.and_then(DiskId::from_text).is_some_and(|old| old == *disk);
             (!same).then(|| disk.to_text())
         })
+    }
+
+    /// What was kept of a volume when its mirror was closed. What does not hold counts for nothing.
+    pub fn closed(&self, volume: &VolumeId) -> Option<Closed> {
+        let text = self.state().read(&format!("closed/{volume}")).ok()??;
+        Closed::from_text(&text)
+    }
+
+    /// Keeps it for one start.
+    pub fn keep_closed(&self, closed: &Closed) -> Result<bool> {
+        let Some(text) = closed.to_text() else { return Ok(false) };
+        self.state().write(&format!("closed/{}", VolumeId(closed.volume)), &text, 0o600)?;
+        Ok(true)
+    }
+
+    /// No start finds it any more.
+    pub fn forget_closed(&self, volume: &VolumeId) -> Result<()> {
+        self.state().remove(&format!("closed/{volume}"), |_| {})
     }
 
     /// Names of the volumes that this machine has seen.

@@ -6,11 +6,13 @@
 //! others: what is done next (`dormouse_sync::live`), marks and freezing (`dormouse_track`), and
 //! what several mirrors share ([`crate::daemon`]).
 
+mod closing;
 mod connecting;
 mod disk;
 mod freezing;
 mod jobs;
 mod pilot;
+mod reboot;
 mod scanning;
 mod stale;
 mod swap;
@@ -36,6 +38,7 @@ use telling::Teller;
 
 pub use disk::untrack;
 pub use freezing::thaw_left;
+pub use reboot::{pin, save};
 
 /// Most bytes that are held in memory while file systems are frozen.
 pub(crate) const REST_MAX: u64 = 16 << 20;
@@ -72,7 +75,8 @@ pub fn run(config: &MirrorConfig, context: &Context) -> Result<()> {
         rest_max: REST_MAX,
         seed: u64::from_le_bytes(OsRandom.array()),
     };
-    let teller = Teller::new(config, home, board.clone(), log.clone());
+    let mut teller = Teller::new(config, home, board.clone(), log.clone());
+    teller.started(tracked.start.as_ref());
     // Without it the server is tried again all the same, only later.
     let routes = RouteWatch::new().ok();
     let mut pilot = Pilot::new(Live::new(settings), stop, routes, teller);
@@ -82,5 +86,5 @@ pub fn run(config: &MirrorConfig, context: &Context) -> Result<()> {
     let pace = config.limit.map(|rate| Arc::new(Pace::new(rate)));
     let mut worker = Worker::new(home.clone(), account, config.clone(), pace, tracked);
     pilot.fly(&mut worker)?;
-    worker.end()
+    worker.end(log)
 }

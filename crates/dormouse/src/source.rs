@@ -136,6 +136,11 @@ impl Source {
         self.size
     }
 
+    /// As it is open.
+    pub const fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path

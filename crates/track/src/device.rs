@@ -158,6 +158,15 @@ impl Disk {
     }
 }
 
+impl Disk {
+    /// Whether the kernel counts what it writes: [`Self::written`] says nothing where it was told
+    /// not to.
+    pub fn counts_writes(&self) -> bool {
+        let (_, whole) = self.directories();
+        number_in(&whole.join("queue/iostats")).is_ok_and(|on| on == 1)
+    }
+}
+
 fn sysfs(path: &Path, source: io::Error) -> Error {
     Error::Sysfs { path: path.to_owned(), source }
 }

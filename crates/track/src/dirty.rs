@@ -139,6 +139,34 @@ impl Dirty {
         runs
     }
 
+    /// Runs of dirty blocks, over all leaves: first block, and how many.
+    pub fn all_runs(&self) -> Vec<(u64, u64)> {
+        let mut all: Vec<(u64, u64)> = Vec::new();
+        for (leaf, _) in &self.leaves {
+            for (first, count) in self.runs(*leaf) {
+                let (first, count) = (leaf * LEAF_BLOCKS + u64::from(first), u64::from(count));
+                match all.last_mut() {
+                    Some((start, length)) if *start + *length == first => *length += count,
+                    _ => all.push((first, count)),
+                }
+            }
+        }
+        all
+    }
+
+    /// Adds a range behind all blocks that are there.
+    pub fn add_behind(&mut self, range: core::ops::Range<u64>) {
+        let mut more = Self::of_range(range);
+        if let (Some((last, to)), Some((first, from))) =
+            (self.leaves.last_mut(), more.leaves.first())
+            && last == first
+        {
+            to.iter_mut().zip(from).for_each(|(word, bits)| *word |= bits);
+            more.leaves.remove(0);
+        }
+        self.append(more);
+    }
+
     /// All blocks, one by one.
     pub fn all_blocks(&self) -> impl Iterator<Item = u64> + '_ {
         self.leaves.iter().flat_map(|(leaf, words)| {
@@ -205,6 +233,16 @@ mod tests {
         assert_eq!(dirty.runs(2), []);
         assert_eq!((dirty.leaves(), dirty.blocks()), (3, 8));
         assert_eq!(dirty.all_blocks().collect::<Vec<_>>(), [3, 4, 5, 63, 64, 255, 256, 1000]);
+    }
+
+    #[test]
+    fn runs_of_all_leaves_make_the_set_again() {
+        let dirty = Dirty::of_blocks((0..3).chain(250..520).chain([700, 1023, 1024, 5000]));
+        let runs = [(0, 3), (250, 270), (700, 1), (1023, 2), (5000, 1)];
+        assert_eq!(dirty.all_runs(), runs);
+        let mut again = Dirty::default();
+        runs.into_iter().for_each(|(first, count)| again.add_behind(first..first + count));
+        assert_eq!(again, dirty);
     }
 
     #[test]

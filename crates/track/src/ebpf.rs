@@ -117,6 +117,12 @@ impl Watch {
         Ok(())
     }
 
+    /// Goes on under other pins; an older watch there ends.
+    pub(crate) fn move_to(&mut self, directory: &Path) -> Result<()> {
+        remove(directory)?;
+        self.take_name(directory)
+    }
+
     /// Goes on with the same disk in another size: the new watch sees all writes before the old
     /// one ends, and has its marks and its record. What the size itself changes is marked: the
     /// last block of both sizes, and what is new.

@@ -5,14 +5,18 @@
 //! watching is noticed, never hoped away. Leaves to others: what is done about a dirty block
 //! (`dormouse_sync`), and when (`dormouse`).
 
+pub mod closed;
 pub mod device;
 pub mod dirty;
 pub mod disk_id;
+pub mod early;
 pub mod ebpf;
 mod error;
 pub mod freeze;
+pub mod look;
 mod mapped;
 pub mod marks;
+pub mod nvme;
 pub mod priority;
 pub mod record;
 pub mod routes;

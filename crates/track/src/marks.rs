@@ -20,6 +20,7 @@
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::dirty::{Dirty, LEAF_WORDS};
+use crate::early::NOTE_WORDS;
 use crate::record::{RECORD_WORDS, Record};
 
 /// Words of 64 bits in the control page.
@@ -44,6 +45,7 @@ mod at {
     /// Of the program in the kernel.
     pub(super) const BEYOND: usize = 10;
     pub(super) const RECORDS: [usize; 2] = [64, 256];
+    pub(super) const NOTE: usize = 448;
 }
 
 /// What the program in the kernel looks for.
@@ -309,6 +311,23 @@ impl<'a> Marks<'a> {
         self.control[at::MARKED].fetch_add(1, Ordering::Relaxed);
     }
 
+    /// What is marked, in both bitmaps.
+    pub fn all_marked(&self) -> Dirty {
+        fence(Ordering::SeqCst);
+        let mut dirty = Dirty::default();
+        let both = self.active().chunks(LEAF_WORDS).zip(self.old().chunks(LEAF_WORDS));
+        for (leaf, (active, old)) in both.enumerate() {
+            let mut found = [0; LEAF_WORDS];
+            for (to, (a, b)) in found.iter_mut().zip(active.iter().zip(old)) {
+                *to = a.load(Ordering::SeqCst) | b.load(Ordering::SeqCst);
+            }
+            if found != [0; LEAF_WORDS] {
+                dirty.push(leaf as u64, found);
+            }
+        }
+        dirty
+    }
+
     /// Blocks that are marked, in both bitmaps.
     pub fn dirty_blocks(&self) -> u64 {
         let count = |(a, b): (&AtomicU64, &AtomicU64)| {
@@ -342,6 +361,22 @@ impl<'a> Marks<'a> {
             word.store(value, Ordering::Release);
         }
         self.control[at::RECORD].store(slot as u64 + 1, Ordering::SeqCst);
+    }
+
+    /// What was noted when an early watch began ([`crate::early`]).
+    pub(crate) fn note(&self) -> Option<[u64; NOTE_WORDS]> {
+        let mut words = [0; NOTE_WORDS];
+        for (to, word) in words.iter_mut().zip(self.control.get(at::NOTE..)?) {
+            *to = word.load(Ordering::Acquire);
+        }
+        Some(words)
+    }
+
+    /// Notes this, before there is a record.
+    pub(crate) fn set_note(&self, note: &[u64; NOTE_WORDS]) {
+        for (word, value) in self.control[at::NOTE..].iter().zip(note) {
+            word.store(*value, Ordering::Release);
+        }
     }
 }
 

@@ -14,8 +14,9 @@ const QEMU: &str = "qemu-system-x86_64";
 const MEMORY: &str = "1024";
 /// What the first program says last, with the script's status.
 const END: &str = "MACHINE-END ";
-/// Faults of processors that need care are not those of an emulated one.
-const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet panic=-1 mitigations=off";
+/// Faults of processors that need care are not those of an emulated one, whose timer may be late on a
+/// machine that has much else to do.
+const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check";
 
 /// Why no machine can be emulated here.
 pub fn missing() -> Option<String> {
@@ -50,11 +51,21 @@ pub struct Machine {
 impl Machine {
     /// Boots a kernel; disks are `/dev/vda` and so on.
     pub fn boot(kernel: &Path, initrd: &Path, disks: &[&Path]) -> Result<Self> {
+        Self::boot_with(kernel, initrd, disks, &["-no-reboot".into()])
+    }
+
+    /// The same with more arguments. Without `-no-reboot` it may start itself anew.
+    pub fn boot_with(
+        kernel: &Path,
+        initrd: &Path,
+        disks: &[&Path],
+        more: &[String],
+    ) -> Result<Self> {
         let log = initrd.with_extension("log");
         let mut qemu = Command::new(QEMU);
         qemu.args(["-M", "q35", "-cpu", "max", "-smp", "2"])
             .args(["-accel", "tcg,thread=multi", "-m", MEMORY, "-nodefaults", "-no-user-config"])
-            .args(["-display", "none", "-no-reboot", "-serial", "stdio", "-nic", "none"])
+            .args(["-display", "none", "-serial", "stdio", "-nic", "none"])
             .args(["-append", KERNEL_ARGUMENTS])
             .arg("-kernel")
             .arg(kernel)
@@ -65,6 +76,7 @@ impl Machine {
             let device = format!("virtio-blk-pci,drive=d{n}");
             qemu.args(["-drive", &file, "-device", &device]);
         }
+        qemu.args(more);
         let out = File::create(&log)?;
         qemu.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
         let qemu = qemu.spawn().with_context(|| format!("cannot start {QEMU}"))?;

@@ -51,6 +51,15 @@ pub enum Swap {
     Copy,
 }
 
+/// What is taken for a proof, after a reboot, that the disk was not written meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AfterReboot {
+    /// A count of the disk that nothing can pass by; else all is compared.
+    Prove,
+    /// The disk's count of write commands, though discards may not be among them.
+    Trust,
+}
+
 /// How it is known what changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tracker {
@@ -85,6 +94,8 @@ pub struct MirrorConfig {
     pub limit: Option<NonZeroU64>,
     /// Whether active swap is left out.
     pub swap: Swap,
+    /// Whether a reboot needs a scan.
+    pub after_reboot: AfterReboot,
     /// How changes are found.
     pub tracker: Tracker,
     /// Time between two compares, for [`Tracker::Scan`].
@@ -112,6 +123,7 @@ impl MirrorConfig {
             freeze: Freeze::Auto,
             limit: None,
             swap: Swap::Skip,
+            after_reboot: AfterReboot::Prove,
             tracker: Tracker::Ebpf,
             scan_every: Duration::from_secs(15 * 60),
             level: 1,

@@ -17,11 +17,14 @@ use dormouse_sync::live::{Gap, Proof};
 use dormouse_track::device::Disk;
 use dormouse_track::dirty::Dirty;
 use dormouse_track::disk_id::DiskId;
+use dormouse_track::early;
 use dormouse_track::ebpf::{self, Watch};
 use dormouse_track::marks::Marks;
 use dormouse_track::record::Record;
 use dormouse_track::sleep::Slept;
 
+use super::closing;
+use super::reboot::{self, Start};
 use super::stale::Failed;
 use super::swap::{self, LeftOut};
 use crate::daemon::config::{self, MirrorConfig};
@@ -43,6 +46,8 @@ pub(super) struct Tracked {
     /// Why all must be compared, as long as it must.
     gap: Option<Gap>,
     pub(super) left_out: LeftOut,
+    /// What was found of an earlier close, for people.
+    pub(super) start: Option<Start>,
 }
 
 impl Tracked {
@@ -65,12 +70,24 @@ impl Tracked {
         };
         let source = Source::open_shared(&disk.path)?;
         let found = watch_of(&disk)?;
-        let (watch, gap) = match found {
-            Ok((watch, record)) => (watch, (!record.complete).then_some(Gap::Incomplete)),
-            Err(gap) => (Watch::begin(&disk, &pins).map_err(not_watched)?, Some(of_gap(gap))),
+        let (watch, gap, start) = match found {
+            Ok((watch, record)) => {
+                known.map_or(Ok(()), |id| home.forget_closed(&id))?;
+                early::end(&disk).map_err(not_watched)?;
+                (watch, (!record.complete).then_some(Gap::Incomplete), None)
+            }
+            Err(gap) => {
+                let (watch, start) =
+                    reboot::begun(home, known.as_ref(), (&disk, &source), &pins, config)?;
+                let gap = match start {
+                    Some(Start::Unwritten(_)) => None,
+                    _ => Some(of_gap(gap)),
+                };
+                (watch, gap, start)
+            }
         };
         let left_out = LeftOut::new(config.swap == config::Swap::Skip);
-        let mut tracked = Self { disk, source, watch: Some(watch), pins, gap, left_out };
+        let mut tracked = Self { disk, source, watch: Some(watch), pins, gap, left_out, start };
         // What a pass carried that was not acknowledged.
         tracked.marks()?.carry_back();
         tracked.look_at_swap(true)?;
@@ -280,6 +297,16 @@ impl Tracked {
         Ok(Change::Size(self.size()))
     }
 
+    /// A clean close: keeps in the home what spares the next start a scan, also after a reboot. What
+    /// was done, for people; none where there is nothing to be kept.
+    pub(super) fn close(&self, home: &Home, config: &MirrorConfig) -> Result<Option<String>> {
+        if self.gap.is_some() {
+            return Ok(None);
+        }
+        let of = (&self.disk, &self.source);
+        closing::keep(home, of, &self.marks()?, config.after_reboot).map(Some)
+    }
+
     /// Whether the machine has not slept since that was looked at: only then a watch proves anything.
     pub(super) fn is_awake(&self) -> Result<bool> {
         let before = self.record()?.map_or_else(Slept::now, |record| record.slept);
@@ -316,11 +343,13 @@ pub fn untrack(home: &Home, volume: &str) -> Result<bool> {
     let pins = ebpf::place().join(pins_name(home, volume));
     let there = pins.exists();
     ebpf::remove(&pins).map_err(not_watched)?;
+    // Nor does it go on from the last close.
+    home.known_volume(volume)?.map_or(Ok(()), |id| home.forget_closed(&id))?;
     Ok(there)
 }
 
 /// One directory of pins for each volume of each home. (Dots are not allowed in its name.)
-fn pins_name(home: &Home, volume: &str) -> String {
+pub(super) fn pins_name(home: &Home, volume: &str) -> String {
     let key = format!("{}\0{volume}", home.dir().display());
     let hash = hash::body_check(key.as_bytes());
     format!("{}-{}", volume.replace('.', "_"), hex(&hash[..8]))
@@ -338,7 +367,7 @@ const fn of_gap(gap: ebpf::Gap) -> Gap {
 }
 
 /// With the way out.
-fn not_watched(error: dormouse_track::Error) -> anyhow::Error {
+pub(super) fn not_watched(error: dormouse_track::Error) -> anyhow::Error {
     use dormouse_track::Error as E;
     let hint = match &error {
         E::NotADevice(_) => "a file can be copied with --once; live are block devices only",

@@ -33,6 +33,7 @@ use crate::daemon::config::MirrorConfig;
 use crate::engine::{self, Leaves};
 use crate::exit::away_of;
 use crate::home::{Account, Anchor, Home};
+use crate::log::{Entry, Level, Log};
 use crate::pace::Pace;
 use crate::{connect, text, unread, writing};
 
@@ -196,8 +197,15 @@ impl Worker {
     }
 
     /// A clean end.
-    pub(super) fn end(mut self) -> Result<()> {
-        self.remember()
+    pub(super) fn end(mut self, log: &Log) -> Result<()> {
+        self.remember()?;
+        // Nothing is lost without it, but time.
+        let said = match self.tracked.close(&self.home, &self.config) {
+            Ok(said) => said,
+            Err(error) => Some(format!("after a reboot all will be compared: {error:#}")),
+        };
+        said.iter().for_each(|text| log.event(&Entry::new(Level::Notice, text)));
+        Ok(())
     }
 
     /// Writes the newest head to the home.

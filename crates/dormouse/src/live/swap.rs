@@ -110,7 +110,8 @@ fn listed_areas(listed: &[u8]) -> Vec<&[u8]> {
     lines.filter_map(|line| line.split(u8::is_ascii_whitespace).next()).collect()
 }
 
-fn mark(marks: &Marks<'_>, blocks: &Dirty) {
+/// Marks these blocks.
+pub(super) fn mark(marks: &Marks<'_>, blocks: &Dirty) {
     for (leaf, _) in blocks.iter() {
         for (first, count) in blocks.runs(*leaf) {
             let start = leaf * dormouse_format::limits::LEAF_BLOCKS + u64::from(first);

@@ -7,6 +7,7 @@ use std::time::Instant;
 use dormouse_format::point::Grade;
 use dormouse_sync::live::{PointSeen, View};
 
+use super::reboot::Start;
 use crate::daemon::board::{Board, Counters, LastPoint, State, VolumeStatus};
 use crate::daemon::config::MirrorConfig;
 use crate::home::Home;
@@ -26,6 +27,8 @@ pub(super) struct Teller {
     reminder: Option<String>,
     /// While a scan waits until the server lets it begin: how many are before it.
     pub(super) queued: Option<u32>,
+    /// What was found at the start of an earlier close.
+    start: Option<String>,
     /// What is said of swap that is left out.
     pub(super) swap: Option<String>,
     pub(super) counters: Counters,
@@ -44,9 +47,23 @@ impl Teller {
             rates: (0, 0),
             reminder: kit::kit_reminder(home),
             queued: None,
+            start: None,
             swap: None,
             counters: Counters::default(),
         }
+    }
+
+    /// Whether the disk was written since its mirror was closed.
+    pub(super) fn started(&mut self, start: Option<&Start>) {
+        let text = match start {
+            None => return,
+            Some(Start::Unwritten(what)) => {
+                format!("no scan: the disk was not written since its mirror was closed ({what})")
+            }
+            Some(Start::Unproved(why)) => format!("a scan, since the start of the machine: {why}"),
+        };
+        self.log.event(&Entry::new(Level::Notice, &text));
+        self.start = Some(text);
     }
 
     /// Something that is not as it should be.
@@ -115,7 +132,8 @@ impl Teller {
     }
 
     fn notes(&self, view: &View) -> Vec<String> {
-        let mut notes: Vec<String> = self.reminder.iter().chain(&self.swap).cloned().collect();
+        let mut notes: Vec<String> =
+            self.reminder.iter().chain(&self.start).chain(&self.swap).cloned().collect();
         let scanning = matches!(view.state, dormouse_sync::live::State::Scanning(_));
         if let Some(ahead) = self.queued.filter(|_| scanning) {
             notes.push(format!("waiting for the server: {ahead} others scan first"));

@@ -17,8 +17,8 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    Config, Freeze, Hook, LIMIT_MIN, MirrorConfig, POINT_EVERY_MAX, POINT_EVERY_MIN, Problem,
-    SCAN_EVERY_MIN, Swap, Tracker,
+    AfterReboot, Config, Freeze, Hook, LIMIT_MIN, MirrorConfig, POINT_EVERY_MAX, POINT_EVERY_MIN,
+    Problem, SCAN_EVERY_MIN, Swap, Tracker,
 };
 use crate::daemon::quantity;
 
@@ -262,6 +262,12 @@ impl<'a> Reading<'a> {
             "copy" => Some(Swap::Copy),
             _ => None,
         });
+        let wanted = "\"prove\" or \"trust\"";
+        let reboot = self.take(section, "after-reboot", wanted, |v| match v.as_str()? {
+            "prove" => Some(AfterReboot::Prove),
+            "trust" => Some(AfterReboot::Trust),
+            _ => None,
+        });
         let level = self.take(section, "level", "a number from 1 to 19", |v| {
             let number = v.as_integer()?;
             let level = i32::from_str_radix(number.as_str(), number.radix()).ok()?;
@@ -272,6 +278,7 @@ impl<'a> Reading<'a> {
         let after = self.take(section, "hook-after", wanted, hook);
         set(&mut mirror.freeze, freeze);
         set(&mut mirror.swap, swap);
+        set(&mut mirror.after_reboot, reboot);
         set(&mut mirror.level, level);
         mirror.hook_before = before.map(|h| h.value);
         mirror.hook_after = after.map(|h| h.value);

@@ -23,6 +23,7 @@ volume = "laptop-root"
 point-every = "5s"
 freeze = "never"
 swap = "copy"
+after-reboot = "trust"
 limit = "10MiB"
 tracker = "scan"
 scan-every = "1h"
@@ -49,6 +50,7 @@ fn each_key_has_its_effect() {
         point_every: Duration::from_secs(5),
         freeze: Freeze::Never,
         swap: Swap::Copy,
+        after_reboot: AfterReboot::Trust,
         limit: NonZeroU64::new(10 << 20),
         tracker: Tracker::Scan,
         scan_every: Duration::from_secs(3600),
@@ -83,7 +85,7 @@ const LIMIT: &str = "must be a rate of at least \"16KiB\" a second, such as \"10
 const HOOK: &str = "must be a program with an absolute path and its arguments, such as \
                     [\"/usr/bin/psql\", \"-c\", \"CHECKPOINT\"]";
 const MIRROR_MAY: &str = "is not known; [[mirror]] may hold device, volume, point-every, limit, \
-                          scan-every, tracker, freeze, swap, level, hook-before, hook-after";
+                          scan-every, tracker, freeze, swap, after-reboot, level, hook-before, hook-after";
 
 /// One bad line of a mirror, the column, and what is said of it.
 #[test]
@@ -241,7 +243,7 @@ fn every_key_is_in_the_document() {
         .filter_map(|p| Some(p.split_once("may hold ")?.1.to_owned()))
         .flat_map(|keys| keys.split(", ").map(str::to_owned).collect::<Vec<_>>())
         .collect();
-    assert_eq!(keys.len(), 15);
+    assert_eq!(keys.len(), 16);
     for key in keys {
         assert!(document.contains(&format!("`{key}`")), "{key}");
     }

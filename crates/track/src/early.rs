@@ -110,6 +110,7 @@ fn record(disk: &Disk, watch: &Watch, marks: &Marks<'_>) -> Record {
         seq: 0,
         generation: 0,
         complete: true,
+        scanned: 0,
         everything: marks.everything(),
         slept: Slept::now(),
     }

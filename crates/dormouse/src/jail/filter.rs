@@ -294,7 +294,7 @@ fn outside(rules: &mut Rules, plan: &Plan) -> Result<(), Error> {
             socket(libc::AF_UNIX, kind, 0)?;
         }
         plain(rules, NAMES);
-        let asked = is(1, ALL, libc::FIONREAD as u64)?;
+        let asked = is(1, ALL, libc::FIONREAD)?;
         rules.entry(libc::SYS_ioctl).or_default().push(SeccompRule::new(vec![asked])?);
     }
     rules.insert(libc::SYS_socket, sockets);

@@ -190,6 +190,7 @@ pub(super) fn resume(
         seq: closed.seq,
         generation: closed.generation,
         complete: true,
+        scanned: 0,
         // As it was when the watch began: an early one has that on record.
         everything: marks.record().map_or(0, |early| early.everything),
         slept: Slept::now(),

@@ -163,7 +163,7 @@ pub fn spare(image: &Image, volumes: &[Volume]) -> Verdict {
     let maps = maps.map(|f| (f.header.id, f)).collect();
     let mut needed = Needed { maps, ids: HashSet::new() };
     let mut chunks: HashSet<ChunkId> = HashSet::new();
-    let mut seen = HashSet::new();
+    let mut seen = HashMap::new();
     let wrong = |found: &Found, why: &str| {
         let (name, at) = &found.place;
         Err(format!("{name}, byte {at}: a {} {why}", found.header.kind.name()))
@@ -206,8 +206,10 @@ pub fn spare(image: &Image, volumes: &[Volume]) -> Verdict {
             }
             _ => found.header.check.to_vec(),
         };
-        if unique && !seen.insert((found.header.kind, key)) {
-            return wrong(found, "lies there twice");
+        if let Some((name, at)) = seen.insert((found.header.kind, key), &found.place)
+            && unique
+        {
+            return wrong(found, &format!("lies there twice: also in {name}, byte {at}"));
         }
     }
     for volume in volumes {

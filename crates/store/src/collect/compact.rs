@@ -114,7 +114,8 @@ impl<'a> Compaction<'a> {
         let sealed = walk::sealed(&*file, c.number, &self.store.vault)?;
         let table = walk::table(&*file, c.number, &sealed)?;
         let since = &table.items[c.live.len().min(table.items.len())..];
-        if since.iter().any(|item| !item.kind.indexed() && !is_frame(item.kind)) {
+        let known = |item: &Item| self.holders.contains_key(&c.place(item));
+        if since.iter().any(|item| !item.kind.indexed() && !is_frame(item.kind) && !known(item)) {
             return Ok(Outcome::Busy);
         }
         let mut dead = Vec::new();

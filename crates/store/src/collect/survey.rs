@@ -134,6 +134,13 @@ impl Candidate {
     }
 }
 
+/// The segment that is written, as a round finds it.
+struct Written {
+    number: u64,
+    end: u64,
+    table: Seal,
+}
+
 /// The log as a round finds it.
 pub(super) struct Survey<'a> {
     store: &'a VaultStore,
@@ -145,8 +152,10 @@ pub(super) struct Survey<'a> {
     old: Vec<u64>,
     /// Whether they are looked at again.
     again: bool,
-    /// The segment that is written, if it may be: number, end, table.
-    active: Option<(u64, u64, Seal)>,
+    /// The segment that is written as the round begins, if it may be looked at.
+    written: Option<Written>,
+    /// Whether it has still to be looked at.
+    look_at_written: bool,
     /// While this lives, pins that are released are kept.
     _round: pins::Round,
 }
@@ -176,19 +185,24 @@ impl<'a> Survey<'a> {
             }
             next = sealed.header.created;
         }
-        let active = is_active_old.then_some(active);
-        let young = segments - old.len() as u64 - u64::from(active.is_some());
+        let (number, end, table) = active;
+        let written = is_active_old.then_some(Written { number, end, table });
+        let look_at_written = written.is_some();
+        let young = segments - old.len() as u64 - u64::from(look_at_written);
         let (all, again) = (old.clone(), false);
-        Ok(Self { store, segments, young, all, old, again, active, _round: round })
+        let _round = round;
+        Ok(Self { store, segments, young, all, old, again, written, look_at_written, _round })
     }
 
     /// Has those of these segments that may be looked at, and are still there, looked at
     /// again; whether there are any. What was appended since is never looked at.
     pub(super) fn again(&mut self, numbers: &BTreeSet<u64>) -> bool {
-        let here = |n: &&u64| numbers.contains(n) && !self.store.log.segments.is_retired(**n);
-        self.old = self.all.iter().filter(here).copied().collect();
+        let here = |n: &u64| numbers.contains(n) && !self.store.log.segments.is_retired(*n);
+        self.old = self.all.iter().copied().filter(here).collect();
+        self.written = self.written.take().filter(|written| here(&written.number));
+        self.look_at_written = self.written.is_some();
         self.again = true;
-        !self.old.is_empty()
+        !self.old.is_empty() || self.look_at_written
     }
 
     /// The next segments whose tables are compared at once; none at the end.
@@ -204,9 +218,11 @@ impl<'a> Survey<'a> {
             batch.push(Candidate::new(number, table, sealed.len, None));
         }
         if records < BATCH_RECORDS
-            && let Some((number, end, table)) = self.active.take()
+            && self.look_at_written
+            && let Some(Written { number, end, table }) = &self.written
         {
-            batch.push(Candidate::new(number, table, end, Some(end)));
+            self.look_at_written = false;
+            batch.push(Candidate::new(*number, table.clone(), *end, Some(*end)));
         }
         Ok(batch)
     }

@@ -118,7 +118,7 @@ impl VaultStore {
             let chosen = survey.choose(batch, &marks, &holders, rules, &mut round)?;
             if act {
                 let compaction = Compaction::new(self, now, since, &holders);
-                left.extend(compaction.run(chosen, &mut round, pace)?);
+                left.extend(compaction.run(chosen, survey.written(), &mut round, pace)?);
             } else {
                 round.retired += chosen.len() as u64;
                 round.retired_bytes += chosen.iter().map(|c| c.len).sum::<u64>();

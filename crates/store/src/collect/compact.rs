@@ -67,16 +67,19 @@ impl<'a> Compaction<'a> {
         Self { store, now, since, holders, moved, left, ready, copied: 0 }
     }
 
-    /// Compacts these; the segments out of which parts of points were moved.
+    /// Compacts these; the segments out of which parts of points were moved. `written` is the
+    /// segment that was written when the log was surveyed, if it may be looked at.
     pub(super) fn run(
         mut self,
         mut chosen: Vec<Candidate>,
+        written: Option<u64>,
         round: &mut Round,
         pace: Pace<'_>,
     ) -> Result<BTreeSet<u64>> {
-        // The segment that is written ends before anything is appended again.
-        if let Some(active) = chosen.iter().find(|c| c.active_end.is_some()) {
-            self.store.log.end_segment(active.number, self.now)?;
+        // It ends before anything is appended again: so it can be looked at again, and holds
+        // nothing of this round.
+        if let Some(number) = written.filter(|_| !chosen.is_empty()) {
+            self.store.log.end_segment(number, self.now)?;
         }
         // Those without anything live first: for them no room is needed.
         chosen.sort_by_key(|c| (c.live_bytes > 0, c.number));
@@ -114,8 +117,7 @@ impl<'a> Compaction<'a> {
         let sealed = walk::sealed(&*file, c.number, &self.store.vault)?;
         let table = walk::table(&*file, c.number, &sealed)?;
         let since = &table.items[c.live.len().min(table.items.len())..];
-        let known = |item: &Item| self.holders.contains_key(&c.place(item));
-        if since.iter().any(|item| !item.kind.indexed() && !is_frame(item.kind) && !known(item)) {
+        if since.iter().any(|item| !item.kind.indexed() && !is_frame(item.kind)) {
             return Ok(Outcome::Busy);
         }
         let mut dead = Vec::new();

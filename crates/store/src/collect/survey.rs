@@ -85,7 +85,7 @@ pub(super) struct Candidate {
     pub(super) table: Seal,
     /// Which of the table's records are live.
     pub(super) live: Vec<bool>,
-    /// Which of the map's records lie again behind it, so that this one adds nothing.
+    /// Which of them lie again behind it, so that this one adds nothing.
     spare: Vec<bool>,
     /// Bytes of the file.
     pub(super) len: u64,
@@ -194,6 +194,11 @@ impl<'a> Survey<'a> {
         Ok(Self { store, segments, young, all, old, again, written, look_at_written, _round })
     }
 
+    /// The segment that was written as the round began, if it may be looked at.
+    pub(super) fn written(&self) -> Option<u64> {
+        self.written.as_ref().map(|written| written.number)
+    }
+
     /// Has those of these segments that may be looked at, and are still there, looked at
     /// again; whether there are any. What was appended since is never looked at.
     pub(super) fn again(&mut self, numbers: &BTreeSet<u64>) -> bool {
@@ -236,7 +241,7 @@ impl<'a> Survey<'a> {
         rules: &Rules,
         round: &mut Round,
     ) -> Result<Vec<Candidate>> {
-        join(&mut batch, marks)?;
+        self.join(&mut batch, marks)?;
         for candidate in &mut batch {
             for i in 0..candidate.table.items.len() {
                 let at = candidate.place(&candidate.table.items[i]);
@@ -248,33 +253,51 @@ impl<'a> Survey<'a> {
         batch.retain(|candidate| candidate.is_chosen(rules));
         Ok(batch)
     }
-}
 
-/// Marks what is found by id and referred to as live.
-fn join(batch: &mut [Candidate], marks: &Refs<'_>) -> Result<()> {
-    let mut records: Vec<(u64, u32, u32)> = Vec::new();
-    for (c, candidate) in batch.iter().enumerate() {
-        let indexed = candidate.table.items.iter().enumerate().filter(|(_, i)| i.kind.indexed());
-        records.extend(indexed.map(|(i, item)| (key(&item.id), c as u32, i as u32)));
-    }
-    records.sort_unstable();
-    let mut marked = marks.cursor()?;
-    let mut mark = marked.next()?;
-    for pair in records.windows(2) {
-        let [one, next] =
-            [&pair[0], &pair[1]].map(|(_, c, i)| &batch[*c as usize].table.items[*i as usize]);
-        let map = matches!(one.kind, Kind::Page | Kind::Node);
-        let spare = map && (one.kind, one.id) == (next.kind, next.id);
-        let (_, c, i) = pair[0];
-        batch[c as usize].spare[i as usize] = spare;
-    }
-    for (key, c, i) in records {
-        while mark.is_some_and(|mark| mark < key) {
-            mark = marked.next()?;
+    /// Marks what is found by id and referred to as live, and what lies again behind it.
+    fn join(&self, batch: &mut [Candidate], marks: &Refs<'_>) -> Result<()> {
+        let mut records: Vec<(u64, u32, u32)> = Vec::new();
+        for (c, candidate) in batch.iter().enumerate() {
+            let indexed = candidate.table.items.iter().enumerate();
+            let indexed = indexed.filter(|(_, i)| i.kind.indexed());
+            records.extend(indexed.map(|(i, item)| (key(&item.id), c as u32, i as u32)));
         }
-        if mark == Some(key) {
-            batch[c as usize].live[i as usize] = true;
+        records.sort_unstable();
+        for pair in records.windows(2) {
+            let [one, next] = [&pair[0], &pair[1]].map(|(_, c, i)| {
+                let candidate = &batch[*c as usize];
+                (candidate, &candidate.table.items[*i as usize])
+            });
+            let spare = self.is_same(one, next);
+            let (_, c, i) = pair[0];
+            batch[c as usize].spare[i as usize] = spare;
         }
+        let mut marked = marks.cursor()?;
+        let mut mark = marked.next()?;
+        for (key, c, i) in records {
+            while mark.is_some_and(|mark| mark < key) {
+                mark = marked.next()?;
+            }
+            if mark == Some(key) {
+                batch[c as usize].live[i as usize] = true;
+            }
+        }
+        Ok(())
     }
-    Ok(())
+
+    /// Whether two records that are found by id are one: of the map those of one id, and of
+    /// chunks copies only. (One chunk may have been sealed twice, and none of them hides the other.)
+    fn is_same(&self, one: (&Candidate, &Item), next: (&Candidate, &Item)) -> bool {
+        if (one.1.kind, one.1.id) != (next.1.kind, next.1.id) {
+            return false;
+        }
+        if one.1.kind != Kind::Chunk {
+            return true;
+        }
+        let check = |(candidate, item): (&Candidate, &Item)| {
+            self.store.log.segments.header(&candidate.place(item)).map(|header| header.check)
+        };
+        one.1.body_len == next.1.body_len
+            && matches!((check(one), check(next)), (Ok(one), Ok(next)) if one == next)
+    }
 }

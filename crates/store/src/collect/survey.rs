@@ -204,8 +204,7 @@ impl<'a> Survey<'a> {
     pub(super) fn again(&mut self, numbers: &BTreeSet<u64>) -> bool {
         let here = |n: &u64| numbers.contains(n) && !self.store.log.segments.is_retired(*n);
         self.old = self.all.iter().copied().filter(here).collect();
-        self.written = self.written.take().filter(|written| here(&written.number));
-        self.look_at_written = self.written.is_some();
+        self.look_at_written = self.written().is_some_and(|number| here(&number));
         self.again = true;
         !self.old.is_empty() || self.look_at_written
     }

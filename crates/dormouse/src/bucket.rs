@@ -295,7 +295,7 @@ impl BucketStore {
         fail(
             Class::NotAuthorised,
             "the bucket does not let this key remove objects, so collection would only add to it",
-            "give the key the right to remove objects of the prefix, or take `collect = true` out of \
+            "give the key the right to remove objects of the prefix, or say `collect = false` in \
              server.toml",
         )
     }

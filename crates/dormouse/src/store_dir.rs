@@ -61,7 +61,7 @@ pub struct Config {
     pub listen: Option<String>,
     /// How much each vault may hold, such as 500GiB, if `dormouse grant` says nothing else.
     pub quota: Option<String>,
-    /// Whether it collects in the background; it does not without it.
+    /// Whether it collects in the background; it does without it.
     pub collect: Option<bool>,
     /// For how long what nothing refers to stays, such as `7d`.
     pub collect_grace: Option<String>,
@@ -218,7 +218,7 @@ impl StoreDir {
             let message = format!("{} cannot be understood: {}", path.display(), e.message());
             Failure::new(Class::Usage, message)
                 .hint(
-                    "it may hold: url = \"HOST:PORT\", listen = \"ADDRESS:PORT\", quota = \"SIZE\", collect = true,\n\
+                    "it may hold: url = \"HOST:PORT\", listen = \"ADDRESS:PORT\", quota = \"SIZE\", collect = false,\n\
                      collect_grace = \"7d\", collect_rate = \"16MiB\"",
                 )
                 .into()

@@ -22,8 +22,7 @@ use crate::store_dir::StoreDir;
 const FIRST_AFTER: Duration = Duration::from_secs(15 * 60);
 const EVERY: Duration = Duration::from_secs(3600);
 
-/// Begins it, if `server.toml` says `collect = true`: what it does cannot be undone, and its proof
-/// (`cargo xtask histories`) has not run in full yet. `stopping` is closed at a stop.
+/// Begins it, unless `server.toml` says `collect = false`. `stopping` is closed at a stop.
 pub(super) fn start(
     store: &StoreDir,
     access: &Arc<Access>,
@@ -31,7 +30,7 @@ pub(super) fn start(
     log: &Log,
 ) -> Result<Option<JoinHandle<()>>> {
     let config = store.config()?;
-    if config.collect != Some(true) {
+    if config.collect == Some(false) {
         return Ok(None);
     }
     if let Err(error) = store.can_collect() {

@@ -119,6 +119,9 @@ fn many_threads_read_at_once() {
 /// what they are depends on the machine.
 #[test]
 fn a_tebibyte_is_open_at_once() {
+    if !alone("points::a_tebibyte_is_open_at_once") {
+        return;
+    }
     let (place, _server) = Place::served();
     let file = std::fs::File::create(place.path("v")).unwrap();
     file.set_len(1 << 40).unwrap();
@@ -159,6 +162,22 @@ fn a_tebibyte_is_open_at_once() {
     assert!(grown < 160 << 10, "{grown} KiB");
     let extents = disk.extents(0, 1 << 40, 10_000).unwrap();
     assert!(extents.iter().filter(|e| !e.hole).count() <= 600);
+}
+
+/// Whether this process runs this test only; else another one runs it, and must succeed: the memory
+/// of a process is that of all tests in it.
+fn alone(test: &str) -> bool {
+    const ALONE: &str = "DORMOUSE_TEST_ALONE";
+    if std::env::var_os(ALONE).is_some() {
+        return true;
+    }
+    let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+    again.args(["--exact", test, "--nocapture"]).env(ALONE, "1");
+    let out = again.output().unwrap();
+    let said = String::from_utf8_lossy(&out.stdout) + String::from_utf8_lossy(&out.stderr);
+    eprintln!("{said}");
+    assert!(out.status.success() && said.contains("1 passed"), "{test} failed by itself");
+    false
 }
 
 /// KiB that this process has in memory.

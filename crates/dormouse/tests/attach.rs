@@ -102,11 +102,14 @@ impl Attached<'_> {
         assert!(!is_running(self.pid()), "its process has ended");
         let name = self.device().file_name().unwrap().to_owned();
         let backing = Path::new("/sys/block").join(name).join("loop/backing_file");
-        let backing = std::fs::read_to_string(backing).unwrap_or_default();
-        assert!(
-            !backing.contains(&format!("/{}@", self.stand.name)),
-            "the device is free: {backing}"
-        );
+        // A loop device that is let go of is free when the last has closed it: for a moment that may be
+        // another test's process, which looks at all devices.
+        let (until, own) = (Instant::now() + SOON, format!("/{}@", self.stand.name));
+        let read = || std::fs::read_to_string(&backing).unwrap_or_default();
+        while read().contains(&own) {
+            assert!(Instant::now() < until, "the device is free: {}", read());
+            std::thread::sleep(Duration::from_millis(20));
+        }
         assert_eq!(self.stand.list(), [] as [Value; 0]);
     }
 }

@@ -298,10 +298,9 @@ fn an_older_connection_is_fenced() {
     let volume = world.volume(&machine, "disk");
     let mut old = world.hello(&machine).unwrap();
     world.open(&mut old, volume).unwrap();
-    let newer = machine.as_instance(2);
     let mut random = Lcg(1);
     let disk = filled(&mut random, 8 << 20, 50);
-    world.copy(&newer, volume, &disk).unwrap();
+    world.copy(&machine, volume, &disk).unwrap();
     old.send(&Message::Begin { base: dormouse_format::message::Base::Checkpoint, size: 1 << 20 });
     old.send(&Message::Extents { runs: vec![0, 0, 1] });
     let refused = old.answer();

@@ -85,6 +85,8 @@ fn what_another_server_wrote_meanwhile_is_not_mixed_with_what_lies_here() {
     assert!(first.backlog() > 0);
     drop((file, dir));
     assert!(first.finish() > 0, "it knows that something is only here");
+    // A put that was under way at the stop fails before the storage is back.
+    std::thread::sleep(Duration::from_millis(300));
     objects.away.store(false, Ordering::SeqCst);
     let second = b.start(true);
     let dir = b.open(&second).unwrap();

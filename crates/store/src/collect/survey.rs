@@ -91,8 +91,8 @@ pub(super) struct Candidate {
     pub(super) len: u64,
     pub(super) live_bytes: u64,
     pub(super) dead_bytes: u64,
-    /// Where the log ended when the survey began, if this is the segment that was written.
-    pub(super) active_end: Option<u64>,
+    /// Whether this is the segment that was written when the survey began.
+    was_written: bool,
 }
 
 /// Bytes of an item's record.
@@ -106,9 +106,9 @@ pub(super) const fn is_frame(kind: Kind) -> bool {
 }
 
 impl Candidate {
-    fn new(number: u64, table: Seal, len: u64, active_end: Option<u64>) -> Self {
+    fn new(number: u64, table: Seal, len: u64, was_written: bool) -> Self {
         let (live, spare) = (vec![false; table.items.len()], vec![false; table.items.len()]);
-        Self { number, table, live, spare, len, live_bytes: 0, dead_bytes: 0, active_end }
+        Self { number, table, live, spare, len, live_bytes: 0, dead_bytes: 0, was_written }
     }
 
     pub(super) fn place(&self, item: &Item) -> RecordRef {
@@ -130,7 +130,7 @@ impl Candidate {
         let all = self.live_bytes + self.dead_bytes;
         let little = self.live_bytes * 100 <= all * u64::from(rules.live_percent_max);
         // A segment without records is only in the way, unless it is the one that is written.
-        little && (self.dead_bytes > 0 || (all == 0 && self.active_end.is_none()))
+        little && (self.dead_bytes > 0 || (all == 0 && !self.was_written))
     }
 }
 
@@ -219,14 +219,14 @@ impl<'a> Survey<'a> {
             let table = walk::table(&*file, number, &sealed)?;
             go_on(pace, 28 * table.items.len() as u64)?;
             records += table.items.len() as u64;
-            batch.push(Candidate::new(number, table, sealed.len, None));
+            batch.push(Candidate::new(number, table, sealed.len, false));
         }
         if records < BATCH_RECORDS
             && self.look_at_written
             && let Some(Written { number, end, table }) = &self.written
         {
             self.look_at_written = false;
-            batch.push(Candidate::new(*number, table.clone(), *end, Some(*end)));
+            batch.push(Candidate::new(*number, table.clone(), *end, true));
         }
         Ok(batch)
     }

@@ -26,9 +26,9 @@ const LIMIT: Duration = Duration::from_secs(1500);
 const ROOT: u64 = 1 << 30;
 const DATA: u64 = 64 << 20;
 /// Of the disk, as mke2fs reads it: what lies behind is written from outside.
-const FILE_SYSTEM: u64 = 48 << 20;
+const FILE_SYSTEM: &str = "48M";
 /// The machine says so each time that it starts itself anew.
-pub const AGAIN: &str = "AGAIN";
+const AGAIN: &str = "AGAIN";
 const STARTS: usize = 4;
 
 /// Files that are put there: what, where, mode.
@@ -40,6 +40,7 @@ const FILES: &[(&str, &str, u32)] = &[
         "/etc/initramfs-tools/scripts/init-premount/outside",
         0o755,
     ),
+    ("/dev/vda / ext4 defaults 0 1\n/dev/nvme0n1 /data ext4 defaults 0 2\n", "/etc/fstab", 0o644),
     ("/dev/nvme0n1\n", "/etc/dormouse/early", 0o644),
     ("MODULES=list\nCOMPRESS=gzip\n", "/etc/initramfs-tools/conf.d/scene", 0o644),
     ("virtio_pci\nvirtio_blk\next4\n", "/etc/initramfs-tools/modules", 0o644),
@@ -48,11 +49,8 @@ const FILES: &[(&str, &str, u32)] = &[
     ("[Journal]\nStorage=persistent\n", "/etc/systemd/journald.conf.d/scene.conf", 0o644),
 ];
 
-const FSTAB: (&str, &str, u32) =
-    ("/dev/vda / ext4 defaults 0 1\n/dev/nvme0n1 /data ext4 defaults 0 2\n", "/etc/fstab", 0o644);
-
 /// Files of `contrib`, and where their own first lines and docs/daemon.md say that they go.
-pub const CONTRIB: &[(&str, &str, u32)] = &[
+const CONTRIB: &[(&str, &str, u32)] = &[
     ("initramfs-tools/dormouse.hook", "/etc/initramfs-tools/hooks/dormouse", 0o755),
     (
         "initramfs-tools/dormouse.premount",
@@ -74,15 +72,16 @@ const ARGUMENTS: &str = "root=/dev/vda ro";
 
 pub fn play(kernel: &Kernel, place: &Path, log: &mut String) -> Result<()> {
     let debian = Debian::made(place, kernel)?;
-    let contrib: Vec<_> = CONTRIB.iter().collect();
-    install(&debian, include_str!("scenes/data_disk.sh"), &[FSTAB], &contrib)?;
+    install(&debian)?;
     let initrd = place.join("data-disk.initrd");
     debian.initrd(kernel, &initrd)?;
     let root = place.join("data-disk-root.disk");
-    debian.disk(&root, ROOT, ROOT)?;
+    debian.disk(&root, ROOT)?;
     let flag = disk(place, "data-disk-flag.disk", 1 << 20)?;
     let data = disk(place, "data-disk-nvme.disk", DATA)?;
-    mke2fs(&data, FILE_SYSTEM)?;
+    let mut mke2fs = Command::new("mke2fs");
+    mke2fs.args(["-q", "-F", "-t", "ext4"]).arg(&data).arg(FILE_SYSTEM);
+    ensure!(mke2fs.status()?.success(), "mke2fs failed");
     let machine =
         Machine::boot_with(&kernel.file(), &initrd, &[&root, &flag], ARGUMENTS, &nvme(&data))?;
     let status = machine.wait(LIMIT, log)?;
@@ -91,33 +90,16 @@ pub fn play(kernel: &Kernel, place: &Path, log: &mut String) -> Result<()> {
     Ok(())
 }
 
-/// An empty file system of so many bytes.
-pub fn mke2fs(disk: &Path, bytes: u64) -> Result<()> {
-    let mut mke2fs = Command::new("mke2fs");
-    mke2fs.args(["-q", "-F", "-t", "ext4"]).arg(disk).arg(format!("{}k", bytes >> 10));
-    ensure!(mke2fs.status()?.success(), "mke2fs failed");
-    Ok(())
-}
-
-/// Puts all into it that a scene needs: its script, files of its own, files of `contrib`.
-pub fn install(
-    debian: &Debian,
-    script: &str,
-    own: &[(&str, &str, u32)],
-    contrib: &[&(&str, &str, u32)],
-) -> Result<()> {
-    // What another scene has left.
-    debian
-        .run("rm -rf /usr/lib/systemd/system-shutdown/dormouse /etc/systemd/system/*.service.d")?;
+fn install(debian: &Debian) -> Result<()> {
     debian.file("/usr/bin/dormouse", &stripped(Path::new("target/debug/dormouse"))?, 0o755)?;
-    for (text, to, mode) in FILES.iter().chain(own) {
+    for (text, to, mode) in FILES {
         debian.file(to, text.as_bytes(), *mode)?;
     }
-    for (from, to, mode) in contrib {
+    for (from, to, mode) in CONTRIB {
         debian.file(to, &fs::read(Path::new("contrib").join(from))?, *mode)?;
     }
-    let all = include_str!("scenes/data_disk_common.sh");
-    debian.file("/run.sh", format!("{COMMON}\n{all}\n{script}").as_bytes(), 0o755)?;
+    let script = include_str!("scenes/data_disk.sh");
+    debian.file("/run.sh", format!("{COMMON}\n{script}").as_bytes(), 0o755)?;
     debian.run(&format!(
         "systemd-sysusers; systemctl -q enable {ENABLED}; systemctl -q mask {MASKED}; mkdir -p /data"
     ))

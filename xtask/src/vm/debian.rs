@@ -84,12 +84,10 @@ impl Debian {
         Ok(())
     }
 
-    /// Writes a disk with all of it, and a file system of so much.
-    pub fn disk(&self, to: &Path, bytes: u64, file_system: u64) -> Result<()> {
+    /// Writes a disk with all of it.
+    pub fn disk(&self, to: &Path, bytes: u64) -> Result<()> {
         fs::File::create(to)?.set_len(bytes)?;
-        let mut mke2fs = Command::new("mke2fs");
-        mke2fs.args(["-q", "-F", "-t", "ext4", "-d"]).arg(&self.root).arg(to);
-        done(mke2fs.arg(format!("{}k", file_system >> 10)))
+        done(Command::new("mke2fs").args(["-q", "-F", "-t", "ext4", "-d"]).arg(&self.root).arg(to))
     }
 }
 

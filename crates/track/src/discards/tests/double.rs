@@ -1,0 +1,164 @@
+//! The kernel's part, in this process: the rules of `bpf/track.bpf.c` for whole blocks, and a disk.
+
+use crate::marks::tests::{Memory, zeros};
+
+use super::*;
+
+/// Blocks, each a number; 0 is a block of zeros.
+pub struct Disk {
+    blocks: Vec<AtomicU64>,
+    /// What was discarded stays as it is.
+    keeps_content: bool,
+}
+
+impl Disk {
+    pub fn new(blocks: u64, keeps_content: bool) -> Self {
+        Self { blocks: zeros(blocks as usize), keeps_content }
+    }
+
+    pub fn get(&self, block: u64) -> u64 {
+        self.blocks[block as usize].load(Ordering::SeqCst)
+    }
+
+    pub fn all(&self) -> Vec<u64> {
+        self.blocks.iter().map(|block| block.load(Ordering::SeqCst)).collect()
+    }
+}
+
+/// A request on its way.
+pub struct Op {
+    first: u64,
+    count: u64,
+    /// None: a discard.
+    version: Option<u64>,
+    /// Its place among those that are under way.
+    place: Option<usize>,
+    /// It has done its work at the disk.
+    done: bool,
+}
+
+pub struct Double {
+    memory: Memory,
+    open: Vec<AtomicU64>,
+    entries: Vec<AtomicU64>,
+    requests: AtomicU64,
+}
+
+impl Double {
+    pub fn of_blocks(blocks: u64) -> Self {
+        let (open, entries) = (zeros(OPEN_WORDS), zeros(DISCARDS_WORDS));
+        Self { memory: Memory::of_blocks(blocks), open, entries, requests: AtomicU64::new(1) }
+    }
+
+    pub fn marks(&self) -> Marks<'_> {
+        self.memory.marks()
+    }
+
+    pub fn ring(&self) -> Ring<'_> {
+        Ring::over(self.memory.control(), &self.open, &self.entries).unwrap()
+    }
+
+    pub fn control(&self, field: usize) -> &AtomicU64 {
+        &self.memory.control()[field]
+    }
+
+    pub fn place(&self, place: usize) -> &[AtomicU64] {
+        &self.open[place * OPEN_WIDTH..][..OPEN_WIDTH]
+    }
+
+    pub fn issue(&self, first: u64, count: u64, version: Option<u64>) -> Op {
+        let mut op = Op { first, count, version, place: None, done: false };
+        match version {
+            Some(_) => self.written(&op),
+            None => op.place = self.begin(&op),
+        }
+        if op.place.is_none() {
+            self.marks().mark(first, count);
+        }
+        op
+    }
+
+    /// The next step: at the disk, and then its end. Whether that was it.
+    pub fn go_on(&self, op: &mut Op, disk: &Disk) -> bool {
+        if !op.done {
+            op.done = true;
+            if op.version.is_some() || !disk.keeps_content {
+                let blocks = &disk.blocks[op.first as usize..(op.first + op.count) as usize];
+                blocks.iter().for_each(|b| b.store(op.version.unwrap_or(0), Ordering::SeqCst));
+            }
+            return false;
+        }
+        let certain = match op.version {
+            None => self.end(op),
+            Some(_) => {
+                self.written(op);
+                false
+            }
+        };
+        if !certain {
+            self.marks().mark(op.first, op.count);
+        }
+        true
+    }
+
+    fn written(&self, op: &Op) {
+        if self.control(at::OPEN).load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        for place in self.open.chunks_exact(OPEN_WIDTH) {
+            let get = |i: usize| place[i].load(Ordering::SeqCst);
+            if get(0) != 0 && get(1) < (op.first + op.count) * 8 && op.first * 8 < get(2) {
+                place[4].store(1, Ordering::SeqCst);
+            }
+        }
+    }
+
+    fn begin(&self, op: &Op) -> Option<usize> {
+        let request = self.requests.fetch_add(1, Ordering::SeqCst);
+        let epoch = self.marks().epoch();
+        self.control(at::OPEN).fetch_add(1, Ordering::SeqCst);
+        let free = |place: &[AtomicU64]| {
+            place[0].compare_exchange(0, request, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+        };
+        let found = self.open.chunks_exact(OPEN_WIDTH).position(free);
+        let Some(found) = found else {
+            self.control(at::OPEN).fetch_sub(1, Ordering::SeqCst);
+            return None;
+        };
+        let values = [op.first * 8, (op.first + op.count) * 8, epoch, 0];
+        let words = self.place(found)[1..].iter();
+        words.zip(values).for_each(|(word, value)| word.store(value, Ordering::SeqCst));
+        Some(found)
+    }
+
+    fn end(&self, op: &Op) -> bool {
+        let Some(place) = op.place.map(|place| self.place(place)) else { return false };
+        let written = || place[4].load(Ordering::SeqCst) != 0;
+        let certain = !written() && self.put(op.first, op.count) && !written();
+        // (Nobody gives it up here: see the scene of that.)
+        place[0].store(0, Ordering::SeqCst);
+        self.control(at::OPEN).fetch_sub(1, Ordering::SeqCst);
+        certain
+    }
+
+    pub fn put(&self, first: u64, count: u64) -> bool {
+        let ring = self.ring();
+        if ring.put() - ring.taken() > (RING_MAX - (1 << 13)) as u64 {
+            return false;
+        }
+        let place = self.reserve();
+        self.fill(place, first, count);
+        true
+    }
+
+    pub fn reserve(&self) -> u64 {
+        self.control(at::PUT).fetch_add(1, Ordering::SeqCst)
+    }
+
+    pub fn fill(&self, place: u64, first: u64, count: u64) {
+        let ring = self.ring();
+        let (word, length) = ring.entry(place);
+        word.store(first, Ordering::SeqCst);
+        length.store((place + 1) << 32 | count, Ordering::SeqCst);
+    }
+}

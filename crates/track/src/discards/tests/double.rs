@@ -16,6 +16,13 @@ impl Disk {
         Self { blocks: zeros(blocks as usize), keeps_content }
     }
 
+    fn take(&self, op: &Op) {
+        if op.version.is_some() || !self.keeps_content {
+            let blocks = &self.blocks[op.first as usize..(op.first + op.count) as usize];
+            blocks.iter().for_each(|b| b.store(op.version.unwrap_or(0), Ordering::SeqCst));
+        }
+    }
+
     pub fn get(&self, block: u64) -> u64 {
         self.blocks[block as usize].load(Ordering::SeqCst)
     }
@@ -23,6 +30,16 @@ impl Disk {
     pub fn all(&self) -> Vec<u64> {
         self.blocks.iter().map(|block| block.load(Ordering::SeqCst)).collect()
     }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Issued,
+    /// It has done its work at the disk.
+    Done,
+    /// Of a write: it has said so at the discards that it met. Of a discard: whether it is in the ring,
+    /// and no write had said anything before.
+    Ending(bool),
 }
 
 /// A request on its way.
@@ -33,8 +50,8 @@ pub struct Op {
     version: Option<u64>,
     /// Its place among those that are under way.
     place: Option<usize>,
-    /// It has done its work at the disk.
-    done: bool,
+    /// How far it has come.
+    stage: Stage,
 }
 
 pub struct Double {
@@ -67,7 +84,7 @@ impl Double {
     }
 
     pub fn issue(&self, first: u64, count: u64, version: Option<u64>) -> Op {
-        let mut op = Op { first, count, version, place: None, done: false };
+        let mut op = Op { first, count, version, place: None, stage: Stage::Issued };
         match version {
             Some(_) => self.written(&op),
             None => op.place = self.begin(&op),
@@ -78,27 +95,42 @@ impl Double {
         op
     }
 
-    /// The next step: at the disk, and then its end. Whether that was it.
+    /// The next step: at the disk, and then the two of its end. Whether that was the last.
     pub fn go_on(&self, op: &mut Op, disk: &Disk) -> bool {
-        if !op.done {
-            op.done = true;
-            if op.version.is_some() || !disk.keeps_content {
-                let blocks = &disk.blocks[op.first as usize..(op.first + op.count) as usize];
-                blocks.iter().for_each(|b| b.store(op.version.unwrap_or(0), Ordering::SeqCst));
+        match op.stage {
+            Stage::Issued => {
+                disk.take(op);
+                op.stage = Stage::Done;
             }
-            return false;
-        }
-        let certain = match op.version {
-            None => self.end(op),
-            Some(_) => {
+            Stage::Done if op.version.is_some() => {
                 self.written(op);
-                false
+                op.stage = Stage::Ending(false);
             }
-        };
-        if !certain {
-            self.marks().mark(op.first, op.count);
+            Stage::Done => {
+                let certain = op.place.is_some_and(|place| !self.was_written(place));
+                op.stage = Stage::Ending(certain && self.put(op.first, op.count));
+            }
+            Stage::Ending(certain) => {
+                if !(op.place.is_some_and(|place| self.leave(place)) && certain) {
+                    self.marks().mark(op.first, op.count);
+                }
+                return true;
+            }
         }
-        true
+        false
+    }
+
+    fn was_written(&self, place: usize) -> bool {
+        self.place(place)[4].load(Ordering::SeqCst) != 0
+    }
+
+    /// Whether no write has met the discard that was here.
+    fn leave(&self, place: usize) -> bool {
+        let certain = !self.was_written(place);
+        // (Nobody gives it up here: see the scene of that.)
+        self.place(place)[0].store(0, Ordering::SeqCst);
+        self.control(at::OPEN).fetch_sub(1, Ordering::SeqCst);
+        certain
     }
 
     fn written(&self, op: &Op) {
@@ -129,16 +161,6 @@ impl Double {
         let words = self.place(found)[1..].iter();
         words.zip(values).for_each(|(word, value)| word.store(value, Ordering::SeqCst));
         Some(found)
-    }
-
-    fn end(&self, op: &Op) -> bool {
-        let Some(place) = op.place.map(|place| self.place(place)) else { return false };
-        let written = || place[4].load(Ordering::SeqCst) != 0;
-        let certain = !written() && self.put(op.first, op.count) && !written();
-        // (Nobody gives it up here: see the scene of that.)
-        place[0].store(0, Ordering::SeqCst);
-        self.control(at::OPEN).fetch_sub(1, Ordering::SeqCst);
-        certain
     }
 
     pub fn put(&self, first: u64, count: u64) -> bool {

@@ -53,6 +53,8 @@ pub const OPEN_WORDS: usize = 128 * OPEN_WIDTH;
 const OPEN_WIDTH: usize = 5;
 /// Places of the ring.
 pub const RING_MAX: usize = 1 << 16;
+/// Places that stay free, for those that others take meanwhile.
+const RING_SPARE: usize = 1 << 13;
 /// Runs of both lists together.
 pub const LIST_MAX: usize = 1 << 16;
 /// Words of `DISCARDS`: the ring, and two places for the lists, each with their lengths.
@@ -97,6 +99,23 @@ impl<'a> Ring<'a> {
     const fn entry(&self, place: u64) -> (&'a AtomicU64, &'a AtomicU64) {
         let word = 2 * (place as usize % RING_MAX);
         (&self.entries[word], &self.entries[word + 1])
+    }
+
+    /// Puts blocks in, as the program in the kernel does. False if there is no room.
+    pub fn discard(&self, first: u64, count: u64) -> bool {
+        if self.put().saturating_sub(self.taken()) > (RING_MAX - RING_SPARE) as u64 {
+            return false;
+        }
+        let place = self.control[at::PUT].fetch_add(1, Ordering::SeqCst);
+        self.fill(place, first, count);
+        true
+    }
+
+    fn fill(&self, place: u64, first: u64, count: u64) {
+        let (word, length) = self.entry(place);
+        word.store(first, Ordering::SeqCst);
+        length.store(number(place) << 32 | count, Ordering::SeqCst);
+        self.control[at::MARKED].fetch_add(1, Ordering::SeqCst);
     }
 
     /// What is there. None if the ring is not in order.

@@ -33,7 +33,7 @@ pub const WORD_BLOCKS: u64 = 64;
 pub(crate) mod at {
     pub(super) const EPOCH: usize = 0;
     pub(super) const EVERYTHING: usize = 1;
-    pub(super) const MARKED: usize = 2;
+    pub(crate) const MARKED: usize = 2;
     pub(super) const DEV: usize = 3;
     pub(super) const FIRST: usize = 4;
     pub(super) const SECTORS: usize = 5;

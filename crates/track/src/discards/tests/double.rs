@@ -37,8 +37,10 @@ enum Stage {
     Issued,
     /// It has done its work at the disk.
     Done,
-    /// Of a write: it has said so at the discards that it met. Of a discard: whether it is in the ring,
-    /// and no write had said anything before.
+    /// Of a discard: whether no write had said anything at its place.
+    Looked(bool),
+    /// Of a write: it has said so at the discards that it met. Of a discard: it is in the ring, if it
+    /// may be.
     Ending(bool),
 }
 
@@ -95,7 +97,7 @@ impl Double {
         op
     }
 
-    /// The next step: at the disk, and then the two of its end. Whether that was the last.
+    /// The next step: at the disk, and then those of its end. Whether that was the last.
     pub fn go_on(&self, op: &mut Op, disk: &Disk) -> bool {
         match op.stage {
             Stage::Issued => {
@@ -108,6 +110,9 @@ impl Double {
             }
             Stage::Done => {
                 let certain = op.place.is_some_and(|place| !self.was_written(place));
+                op.stage = Stage::Looked(certain);
+            }
+            Stage::Looked(certain) => {
                 op.stage = Stage::Ending(certain && self.put(op.first, op.count));
             }
             Stage::Ending(certain) => {
@@ -164,23 +169,6 @@ impl Double {
     }
 
     pub fn put(&self, first: u64, count: u64) -> bool {
-        let ring = self.ring();
-        if ring.put() - ring.taken() > (RING_MAX - (1 << 13)) as u64 {
-            return false;
-        }
-        let place = self.reserve();
-        self.fill(place, first, count);
-        true
-    }
-
-    pub fn reserve(&self) -> u64 {
-        self.control(at::PUT).fetch_add(1, Ordering::SeqCst)
-    }
-
-    pub fn fill(&self, place: u64, first: u64, count: u64) {
-        let ring = self.ring();
-        let (word, length) = ring.entry(place);
-        word.store(first, Ordering::SeqCst);
-        length.store((place + 1) << 32 | count, Ordering::SeqCst);
+        self.ring().discard(first, count)
     }
 }

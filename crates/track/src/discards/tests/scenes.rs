@@ -69,7 +69,7 @@ fn a_place_that_is_not_filled_yet_is_waited_for() {
     let double = Double::of_blocks(1000);
     let (ring, mut discarded) = (double.ring(), Discarded::default());
     double.put(1, 1);
-    let late = double.reserve();
+    let late = double.control(at::PUT).fetch_add(1, Ordering::SeqCst);
     double.put(5, 1);
     assert_eq!(drained(&double, &mut discarded), [1..2, 5..6]);
     assert!(!discarded.all_seen(&ring), "one is under way");
@@ -79,7 +79,7 @@ fn a_place_that_is_not_filled_yet_is_waited_for() {
     assert_eq!(drained(&double, &mut discarded), [1..2]);
     double.marks().clear();
     assert_eq!(drained(&double, &mut discarded), [1..2]);
-    double.fill(late, 9, 2);
+    ring.fill(late, 9, 2);
     assert_eq!(drained(&double, &mut discarded), [1..2, 9..11]);
     assert!(discarded.all_seen(&ring) && ring.taken() == ring.put());
 }

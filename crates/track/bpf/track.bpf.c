@@ -144,8 +144,11 @@ struct {
 	struct run *value;
 } DISCARDS SEC(".maps");
 
+// A test has its own: ../tests/program/driver.c.
+#ifndef OUTSIDE
 static void *(*const map_lookup)(void *map, const void *key) = (void *)1;
 static long (*const loop)(u32 count, void *step, void *context, u64 flags) = (void *)181;
+#endif
 
 INLINE struct control *control(void)
 {

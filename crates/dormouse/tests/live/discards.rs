@@ -42,10 +42,10 @@ fn a_trimmed_disk_is_not_read() {
     if !have(&["fstrim"]) {
         return;
     }
-    const DISK: u64 = 512 * MIB;
+    const DISK: u64 = 256 * MIB;
     let Some(mut stand) = Stand::of(DISK) else { return };
     let noise = numbers().noise(8 << 20);
-    let files: Vec<_> = (0..40).map(|n| stand.mount.join(n.to_string())).collect();
+    let files: Vec<_> = (0..18).map(|n| stand.mount.join(n.to_string())).collect();
     files.iter().for_each(|path| std::fs::write(path, &noise).unwrap());
     sh(&format!("sync -f {}", stand.mount.display()));
     stand.start(&[]);

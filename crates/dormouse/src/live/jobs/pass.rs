@@ -40,8 +40,9 @@ impl Worker {
         self.tell_stale()?;
         let discarded = self.tracked.discarded_zeros();
         let (zeros, all_zeros) = self.tracked.left_out.zeros();
-        let not_read = self.tracked.left_out.blocks().or(&discarded.runs.to_dirty());
-        let carried = dirty.or(&zeros).or(&discarded.runs.to_dirty());
+        let unread = discarded.runs.to_dirty();
+        let not_read = self.tracked.left_out.blocks().or(&unread);
+        let carried = dirty.or(&zeros).or(&unread);
         let (tracked, stale, failed) = (&self.tracked, &self.stale, Failed::default());
         let (read, sweep) = (&self.read, &self.sweep);
         let source = &tracked.source;
@@ -59,7 +60,9 @@ impl Worker {
                 && tracked.is_awake()?;
             // First that no write is under way, then that none has left a mark.
             let still = all && tracked.all_is_marked() && tracked.all_discards_seen();
-            let settled = still && tracked.marks()?.marked_again(&dirty) == 0;
+            let marks = tracked.marks()?;
+            let again = || marks.marked_again(&dirty) + marks.marked_again(&unread);
+            let settled = still && again() == 0;
             Ok((if settled { Grade::Settled } else { Grade::Fuzzy }, time))
         };
         let outcome = self.run(plan, &source, &mut finish, &mut |_| {

@@ -234,7 +234,7 @@ impl<'a> Ring<'a> {
         let under_way = self.under_way(marks).into_iter().map(|(_, _, blocks)| blocks);
         let under_way = Runs::of(under_way.collect());
         let (Some(found), Some((pending, recheck))) = (self.found(), self.kept()) else {
-            return Runs::of([0..blocks].into());
+            return Runs::of(core::iter::once(0..blocks).collect());
         };
         let found = Runs::of(found.into_iter().map(|(_, blocks)| blocks).collect());
         let mut all = under_way.or(&found).or(&pending).or(&recheck);

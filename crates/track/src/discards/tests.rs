@@ -25,8 +25,15 @@ struct Daemon<'a> {
     disk: &'a Disk,
     discarded: Discarded,
     copy: Vec<u64>,
-    /// What a pass has read so far of what it takes, and its zeros.
-    pass: Option<(Vec<u64>, Vec<(u64, u64)>, Runs)>,
+    /// What the pass takes.
+    pass: Option<Pass>,
+}
+
+struct Pass {
+    left: Vec<u64>,
+    /// Blocks, and what they were.
+    read: Vec<(u64, u64)>,
+    zeros: Runs,
 }
 
 impl<'a> Daemon<'a> {
@@ -44,12 +51,13 @@ impl<'a> Daemon<'a> {
         let (zeros, _) = self.discarded.zeros();
         let overlap = Runs::of_dirty(&dirty).blocks() + zeros.blocks();
         assert_eq!(overlap, Runs::of_dirty(&dirty).or(&zeros).blocks(), "read, and zero");
-        self.pass = Some((dirty.all_blocks().collect(), Vec::new(), zeros));
+        let left = dirty.all_blocks().collect();
+        self.pass = Some(Pass { left, read: Vec::new(), zeros });
     }
 
     /// Reads a block. Whether there was one.
     fn read(&mut self) -> bool {
-        let Some((left, read, _)) = &mut self.pass else { return false };
+        let Some(Pass { left, read, .. }) = &mut self.pass else { return false };
         let Some(block) = left.pop() else { return false };
         read.push((block, self.disk.get(block)));
         true
@@ -57,7 +65,7 @@ impl<'a> Daemon<'a> {
 
     /// Ends the pass: it is durable, or has failed, or was killed at one of four moments.
     fn end(&mut self, fails: bool, killed: Option<u8>) {
-        let Some((left, read, zeros)) = self.pass.take() else { return };
+        let Some(Pass { left, read, zeros }) = self.pass.take() else { return };
         assert!(left.is_empty());
         let (ring, marks) = (self.double.ring(), self.double.marks());
         let reborn = |daemon: &mut Self| {
@@ -151,7 +159,7 @@ fn dirty_wins_in_every_order() {
                 7 => {
                     daemon.end_of_reading();
                     daemon.begin();
-                    zeros_sent += daemon.pass.as_ref().unwrap().2.blocks();
+                    zeros_sent += daemon.pass.as_ref().unwrap().zeros.blocks();
                 }
                 8 | 9 => {
                     daemon.read();
@@ -210,7 +218,7 @@ fn nothing_is_missed_while_passes_are_made() {
         let until = std::time::Instant::now() + std::time::Duration::from_millis(600);
         while std::time::Instant::now() < until {
             daemon.begin();
-            zeros += daemon.pass.as_ref().unwrap().2.blocks();
+            zeros += daemon.pass.as_ref().unwrap().zeros.blocks();
             daemon.end_of_reading();
             let kill = (passes % 31 == 5).then_some((passes % 4) as u8);
             daemon.end(passes % 7 == 3, kill);

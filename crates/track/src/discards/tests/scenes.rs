@@ -1,4 +1,5 @@
 //! One thing at a time.
+#![allow(clippy::single_range_in_vec_init, reason = "lists of ranges, of which some have one")]
 
 use super::*;
 

@@ -8,6 +8,7 @@
 
 mod closing;
 mod connecting;
+mod discards;
 mod disk;
 mod freezing;
 mod jobs;

@@ -16,6 +16,7 @@ use aya::programs::{BtfTracePoint, ProgramError};
 use aya::{Btf, EbpfLoader};
 
 use crate::device::{Disk, Kind};
+use crate::discards::{DISCARDS_WORDS, OPEN_WORDS, Ring};
 use crate::error::{Error, Result};
 use crate::mapped::Mapped;
 use crate::marks::{CONTROL_WORDS, Marks, Range, left_frozen, no_longer_frozen};
@@ -27,6 +28,15 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!("../bpf/track.bpf.o");
 const PLACE: &str = "/sys/fs/bpf/dormouse";
 /// `BPF_FS_MAGIC`.
 const BPF_FS: u32 = 0xcafe_4a11;
+
+/// Names of pins.
+const CONTROL: &str = "control";
+const BITS: &str = "marks";
+const OPEN: &str = "open";
+const DISCARDS: &str = "discards";
+/// The bitmaps of a watch that marks all discards. A program that knows only those must not find the
+/// others: it would not look at the ring.
+const BITS_ALONE: &str = "bits";
 
 /// Programs of a kind of device, and what each is attached to.
 const fn programs(kind: Kind) -> [(&'static str, &'static str); LINKS] {
@@ -83,6 +93,8 @@ impl Gap {
 pub struct Watch {
     control: Mapped,
     bits: Mapped,
+    /// Where discards go; none in a watch that was begun by a program that knew nothing of it.
+    discards: Option<[Mapped; 2]>,
     links: [u64; LINKS],
     directory: PathBuf,
 }
@@ -135,6 +147,9 @@ impl Watch {
         let (old, now) = (blocks(&from), blocks(&to));
         let least = old.min(now).saturating_sub(1);
         to.mark(least, now - least);
+        // The new watch has seen what completed later.
+        let discarded = self.ring().map(|ring| ring.all(&from)).unwrap_or_default();
+        discarded.iter().for_each(|run| to.mark(run.start, run.end - run.start));
         if let Some(record) = from.record() {
             let size = disk.size();
             let record = Record { size, links: new.links, everything: to.everything(), ..record };
@@ -158,16 +173,18 @@ impl Watch {
         let mut loader = EbpfLoader::new();
         loader.btf(Some(&btf)).map_max_entries("BITS", entries);
         let mut loaded = loader.load(OBJECT).map_err(|e| refused("make a bitmap", &e))?;
-        let mapped = |name: &str, words: usize| -> Result<Mapped> {
+        let mapped = |name: &str, pin_as: &str, words: usize| -> Result<Mapped> {
             let Some(Map::Array(data)) = loaded.map(name) else {
                 return Err(Error::Kernel(format!("the map {name} is no array")));
             };
-            let path = directory.join(name.to_lowercase());
+            let path = directory.join(pin_as);
             data.pin(&path).map_err(|e| pin("pin", &path, io::Error::other(e)))?;
             map_memory(data, words, &path)
         };
-        let control = mapped("CONTROL", CONTROL_WORDS)?;
-        let bits = mapped("BITS", entries as usize)?;
+        let control = mapped("CONTROL", CONTROL, CONTROL_WORDS)?;
+        let bits = mapped("BITS", BITS, entries as usize)?;
+        let open = mapped("OPEN", OPEN, OPEN_WORDS)?;
+        let discards = Some([open, mapped("DISCARDS", DISCARDS, DISCARDS_WORDS)?]);
         Marks::prepare(control.words(), &disk.range);
         let mut links = [0; LINKS];
         for (id, (name, tracepoint)) in links.iter_mut().zip(programs(disk.kind)) {
@@ -178,7 +195,7 @@ impl Watch {
             program.load(tracepoint, &btf).map_err(|e| refused("load a program", &e))?;
             *id = attach(program, &directory.join(name))?;
         }
-        Ok(Self { control, bits, links, directory: directory.to_owned() })
+        Ok(Self { control, bits, discards, links, directory: directory.to_owned() })
     }
 
     /// Finds a watch that was begun before, by this process or another, and looks whether it is
@@ -222,13 +239,20 @@ impl Watch {
             *id = u64::from(info.map_err(|e| refused("look at a program", &e))?.id());
         }
         let open = |name: &str| -> Option<MapData> { MapData::from_pin(directory.join(name)).ok() };
-        let (Some(control), Some(bits)) = (open("control"), open("bits")) else {
+        let discards = open(OPEN).zip(open(DISCARDS));
+        let bits = open(if discards.is_some() { BITS } else { BITS_ALONE });
+        let (Some(control), Some(bits)) = (open(CONTROL), bits) else {
             return Ok(None);
         };
         let entries = bits.info().map_err(|e| refused("look at a bitmap", &e))?.max_entries();
-        let control = map_memory(&control, CONTROL_WORDS, directory)?;
-        let bits = map_memory(&bits, entries as usize, directory)?;
-        Ok(Some(Self { control, bits, links, directory: directory.to_owned() }))
+        let map = |map: &MapData, words: usize| map_memory(map, words, directory);
+        let control = map(&control, CONTROL_WORDS)?;
+        let bits = map(&bits, entries as usize)?;
+        let discards = match discards {
+            Some((open, all)) => Some([map(&open, OPEN_WORDS)?, map(&all, DISCARDS_WORDS)?]),
+            None => None,
+        };
+        Ok(Some(Self { control, bits, discards, links, directory: directory.to_owned() }))
     }
 
     fn try_marks(&self) -> Option<Marks<'_>> {
@@ -238,6 +262,12 @@ impl Watch {
     /// Its bitmaps.
     pub fn marks(&self) -> Result<Marks<'_>> {
         self.try_marks().ok_or_else(|| Error::Kernel("the bitmaps were changed".into()))
+    }
+
+    /// Where discards go, if this watch knows them from writes.
+    pub fn ring(&self) -> Option<Ring<'_>> {
+        let [open, discards] = self.discards.as_ref()?;
+        Ring::over(self.control.words(), open.words(), discards.words())
     }
 
     /// Ids of the links that keep the programs running.
@@ -282,7 +312,7 @@ pub fn all_left_frozen() -> Result<Vec<LeftFrozen>> {
     for name in names {
         let path = name.map_err(|e| pin("read", place(), e))?.path();
         // One that is being made or removed now has no control page.
-        let Ok(map) = MapData::from_pin(path.join("control")) else { continue };
+        let Ok(map) = MapData::from_pin(path.join(CONTROL)) else { continue };
         let control = map_memory(&map, CONTROL_WORDS, &path)?;
         if let Some(dev) = left_frozen(control.words()) {
             let rdev = rustix::fs::makedev((dev >> 20) as u32, (dev & 0xf_ffff) as u32);

@@ -8,6 +8,7 @@
 pub mod closed;
 pub mod device;
 pub mod dirty;
+pub mod discards;
 pub mod disk_id;
 pub mod early;
 pub mod ebpf;
@@ -20,6 +21,7 @@ pub mod nvme;
 pub mod priority;
 pub mod record;
 pub mod routes;
+pub mod runs;
 pub mod sleep;
 pub mod swap;
 pub mod sweep;

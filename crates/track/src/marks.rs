@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 use crate::dirty::{Dirty, LEAF_WORDS};
 use crate::early::NOTE_WORDS;
 use crate::record::{RECORD_WORDS, Record};
+use crate::runs::Runs;
 
 /// Words of 64 bits in the control page.
 pub const CONTROL_WORDS: usize = 512;
@@ -29,10 +30,10 @@ pub const CONTROL_WORDS: usize = 512;
 pub const WORD_BLOCKS: u64 = 64;
 
 /// Fields of the control page, by word. The first eight are those of the program in the kernel.
-mod at {
+pub(crate) mod at {
     pub(super) const EPOCH: usize = 0;
     pub(super) const EVERYTHING: usize = 1;
-    pub(super) const MARKED: usize = 2;
+    pub(crate) const MARKED: usize = 2;
     pub(super) const DEV: usize = 3;
     pub(super) const FIRST: usize = 4;
     pub(super) const SECTORS: usize = 5;
@@ -44,6 +45,12 @@ mod at {
     pub(super) const FREEZING: usize = 9;
     /// Of the program in the kernel.
     pub(super) const BEYOND: usize = 10;
+    /// Discards: how many were put into the ring, and taken out; which lists count; how many are under
+    /// way ([`crate::discards`]).
+    pub(crate) const PUT: usize = 11;
+    pub(crate) const TAKEN: usize = 12;
+    pub(crate) const LISTS: usize = 13;
+    pub(crate) const OPEN: usize = 14;
     pub(super) const RECORDS: [usize; 2] = [64, 256];
     pub(super) const NOTE: usize = 448;
 }
@@ -121,7 +128,12 @@ impl<'a> Marks<'a> {
         self.control[at::WORDS].load(Ordering::Acquire) as usize
     }
 
-    fn epoch(&self) -> u64 {
+    /// Blocks of what is tracked.
+    pub(crate) fn blocks(&self) -> u64 {
+        self.range().sectors.div_ceil(8)
+    }
+
+    pub(crate) fn epoch(&self) -> u64 {
         self.control[at::EPOCH].load(Ordering::SeqCst)
     }
 
@@ -236,6 +248,24 @@ impl<'a> Marks<'a> {
     pub fn is_marked(&self, block: u64) -> bool {
         let word = self.active().get((block / WORD_BLOCKS) as usize);
         word.is_some_and(|w| w.load(Ordering::SeqCst) >> (block % WORD_BLOCKS) & 1 == 1)
+    }
+
+    /// Those of these blocks that neither bitmap has.
+    pub(crate) fn unmarked(&self, of: &Runs) -> Runs {
+        fence(Ordering::SeqCst);
+        let (active, old) = (self.active(), self.old());
+        let mut left = Runs::default();
+        for run in of.iter().filter(|run| !run.is_empty()) {
+            for word in run.start / WORD_BLOCKS..run.end.div_ceil(WORD_BLOCKS) {
+                let get =
+                    |b: &[AtomicU64]| b.get(word as usize).map_or(0, |w| w.load(Ordering::SeqCst));
+                let free = mask_of(word, run.start, run.end) & !(get(active) | get(old));
+                each_run(free, |bits| {
+                    left.add_behind(word * WORD_BLOCKS + bits.start..word * WORD_BLOCKS + bits.end);
+                });
+            }
+        }
+        left
     }
 
     /// How many of these blocks have been marked since the cut.
@@ -403,6 +433,17 @@ const fn mask_of(word: u64, first: u64, end: u64) -> u64 {
         mask &= u64::MAX >> (WORD_BLOCKS - 1 - (end - 1) % WORD_BLOCKS);
     }
     mask
+}
+
+/// The runs of bits that are set in a word.
+fn each_run(mut word: u64, mut each: impl FnMut(core::ops::Range<u64>)) {
+    while word != 0 {
+        let first = word.trailing_zeros();
+        let count = (word >> first).trailing_ones();
+        each(u64::from(first)..u64::from(first + count));
+        // (Nothing is left of a word that was all ones.)
+        word &= u64::MAX.checked_shl(first + count).unwrap_or(0);
+    }
 }
 
 #[cfg(test)]

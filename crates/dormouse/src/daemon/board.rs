@@ -103,6 +103,9 @@ pub struct VolumeStatus {
     /// What is marked and not yet acknowledged.
     #[serde(default)]
     pub backlog_bytes: u64,
+    /// Discarded: zeros in the copy, and to be read when there is nothing else to do.
+    #[serde(default)]
+    pub recheck_bytes: u64,
     /// When the backlog will be gone, if that can be told.
     #[serde(default)]
     pub eta_s: Option<u64>,
@@ -140,6 +143,7 @@ impl VolumeStatus {
             data_lag_ms: None,
             point_lag_ms: None,
             backlog_bytes: 0,
+            recheck_bytes: 0,
             eta_s: None,
             read_bytes_per_s: 0,
             sent_bytes_per_s: 0,
@@ -262,7 +266,7 @@ mod tests {
             json,
             serde_json::json!({
                 "volume": "root", "device": "/dev/x", "state": "LIVE", "reason": "",
-                "data_lag_ms": 700, "point_lag_ms": null, "backlog_bytes": 0, "eta_s": null,
+                "data_lag_ms": 700, "point_lag_ms": null, "backlog_bytes": 0, "recheck_bytes": 0, "eta_s": null,
                 "read_bytes_per_s": 0, "sent_bytes_per_s": 0,
                 "last_point": { "seq": 17, "grade": "frozen", "time": "t" },
                 "next_try_s": null, "notes": ["n"], "age_ms": 0,

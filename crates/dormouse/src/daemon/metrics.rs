@@ -56,6 +56,9 @@ const FAMILIES: &[Family] = &[
     gauge("dormouse_backlog_bytes", "Bytes marked and not yet acknowledged.", |v, out| {
         out.add(&[], v.backlog_bytes);
     }),
+    gauge("dormouse_recheck_bytes", "Bytes discarded and not yet read again.", |v, out| {
+        out.add(&[], v.recheck_bytes);
+    }),
     gauge("dormouse_eta_seconds", "Time until the backlog will be gone.", |v, out| {
         out.some(v.eta_s);
     }),

@@ -91,6 +91,10 @@ fn remarks(v: &VolumeStatus) -> Vec<String> {
         lines.push(why.join("; "));
     }
     lines.extend(v.notes.iter().cloned());
+    if v.recheck_bytes > 0 {
+        let size = size(v.recheck_bytes);
+        lines.push(format!("{size} were discarded: zeros in the copy, and read when all is quiet"));
+    }
     if v.age_ms >= SILENT_MS {
         lines.push(format!("nothing was heard of it for {}", lasting(v.age_ms)));
     }

@@ -38,11 +38,11 @@ const SETTLES: usize = 3;
 pub(super) fn keep(
     home: &Home,
     (disk, source): (&Disk, &Source),
-    marks: &Marks<'_>,
+    watch: &Watch,
     after: AfterReboot,
 ) -> Result<String> {
     let scan = |why: &str| Ok(format!("after a reboot all will be compared: {why}"));
-    let closed = match close(disk, source, marks, after) {
+    let closed = match close(disk, source, watch, after) {
         Ok(closed) => closed,
         Err(why) => return scan(&why),
     };
@@ -65,9 +65,10 @@ pub(super) fn keep(
 fn close(
     disk: &Disk,
     source: &Source,
-    marks: &Marks<'_>,
+    watch: &Watch,
     after: AfterReboot,
 ) -> std::result::Result<Closed, String> {
+    let marks = &watch.marks().map_err(|e| e.to_string())?;
     let record = marks.record().filter(|r| r.complete && r.seq > 0);
     let record = record.ok_or("the disk was never compared as a whole")?;
     if record.everything != marks.everything()
@@ -81,7 +82,9 @@ fn close(
     judge(&look, &look, trust(after)).map_err(told)?;
     let samples = sample(source);
     // What was counted by now had left its mark when it was issued.
-    let all = marks.all_marked();
+    // First what was discarded, and not read since: it may be marked now.
+    let discarded = discarded(watch, marks);
+    let all = marks.all_marked().or(&discarded);
     let Record { volume, head, seq, generation, .. } = record;
     Ok(Closed { volume, head, seq, generation, look, samples, dirty: all })
 }
@@ -131,15 +134,24 @@ fn check(salt: &[u8; 16], block: &[u8]) -> [u8; 16] {
     body_check(&[salt, block].concat())
 }
 
-/// The first sample that is not as it was, but for those that were written under an early watch: a
-/// mark is set before the content changes.
-fn changed(samples: &Samples, source: &Source, marks: &Marks<'_>) -> Option<u64> {
+/// What was discarded, and may be something else than zeros.
+fn discarded(watch: &Watch, marks: &Marks<'_>) -> Dirty {
+    watch.ring().map(|ring| ring.all(marks).to_dirty()).unwrap_or_default()
+}
+
+/// The first sample that is not as it was, but for those that were written or discarded under an early
+/// watch: a mark is set before the content changes.
+fn changed(
+    samples: &Samples,
+    source: &Source,
+    (marks, discarded): (&Marks<'_>, &Dirty),
+) -> Option<u64> {
     let mut buffer = AlignedBuf::new(BLOCK_SIZE);
     let differs = |(block, was): &&(u64, [u8; 16])| {
         source.try_read(block * BLOCK_SIZE as u64, &mut buffer).is_err()
             || check(&samples.salt, &buffer) != *was
     };
-    let seen = |block: u64| marks.marked_of(&Dirty::of_blocks([block])) > 0;
+    let seen = |block: u64| discarded.has(block) || marks.marked_of(&Dirty::of_blocks([block])) > 0;
     let mut all = samples.blocks.iter().filter(differs);
     all.find(|(block, _)| !seen(*block)).map(|(block, _)| *block)
 }
@@ -168,9 +180,13 @@ pub(super) fn resume(
     watch: &Watch,
     after: AfterReboot,
 ) -> Result<std::result::Result<Count, String>> {
+    let marks = watch.marks()?;
+    let unexplained = || {
+        let discarded = discarded(watch, &marks);
+        changed(&closed.samples, source, (&marks, &discarded))
+    };
     let judged = match judge(&closed.look, now, trust(after)) {
-        Ok(()) => changed(&closed.samples, source, &watch.marks()?)
-            .map_or(Ok(()), |at| Err(Why::Content(at))),
+        Ok(()) => unexplained().map_or(Ok(()), |at| Err(Why::Content(at))),
         refused => refused,
     };
     let count = now.counted.as_ref().map(|counted| counted.count);
@@ -179,7 +195,6 @@ pub(super) fn resume(
         (Ok(()), _) => return Ok(Err("what was kept is of another volume".into())),
         (Err(why), _) => return Ok(Err(told(why))),
     };
-    let marks = watch.marks()?;
     mark(&marks, &closed.dirty);
     marks.set_record(&Record {
         volume: volume.0,
@@ -286,18 +301,20 @@ mod tests {
         let (control, bits) = (memory(CONTROL_WORDS), memory(64));
         let range = Range { dev: 1, first: 0, sectors: (8 << 20) / 512, whole: true };
         Marks::prepare(&control, &range);
-        let marks = Marks::over(&control, &bits).unwrap();
-        assert_eq!(changed(&samples, &source, &marks), None);
+        let (marks, none) = (Marks::over(&control, &bits).unwrap(), Dirty::default());
+        assert_eq!(changed(&samples, &source, (&marks, &none)), None);
         file.write_all_at(&[0; 1 << 20], 1 << 20).unwrap();
-        assert_eq!(changed(&samples, &source, &marks), Some(samples.blocks[0].0));
+        assert_eq!(changed(&samples, &source, (&marks, &none)), Some(samples.blocks[0].0));
         // What was seen to be written is sent anyway.
         marks.mark(256, 100);
         let first = samples.blocks.iter().map(|(block, _)| *block).find(|block| *block >= 356);
-        assert_eq!(changed(&samples, &source, &marks), first.filter(|block| *block < 512));
+        assert_eq!(changed(&samples, &source, (&marks, &none)), first.filter(|block| *block < 512));
+        let rest = Dirty::of_range(356..512);
+        assert_eq!(changed(&samples, &source, (&marks, &rest)), None, "discarded under it");
         marks.mark(256, 256);
-        assert_eq!(changed(&samples, &source, &marks), None);
+        assert_eq!(changed(&samples, &source, (&marks, &none)), None);
         file.set_len(0).unwrap();
         marks.clear();
-        assert!(changed(&samples, &source, &marks).is_some(), "what cannot be read");
+        assert!(changed(&samples, &source, (&marks, &none)).is_some(), "what cannot be read");
     }
 }

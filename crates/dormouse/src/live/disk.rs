@@ -16,6 +16,7 @@ use dormouse_sync::leaf::{Claim, LeafData, LeafSet};
 use dormouse_sync::live::{Gap, Proof};
 use dormouse_track::device::Disk;
 use dormouse_track::dirty::Dirty;
+use dormouse_track::discards::Discarded;
 use dormouse_track::disk_id::DiskId;
 use dormouse_track::early;
 use dormouse_track::ebpf::{self, Watch};
@@ -41,11 +42,12 @@ pub(super) struct Tracked {
     pub(super) disk: Disk,
     pub(super) source: Source,
     /// None only while it is replaced.
-    watch: Option<Watch>,
+    pub(super) watch: Option<Watch>,
     pins: PathBuf,
     /// Why all must be compared, as long as it must.
     gap: Option<Gap>,
     pub(super) left_out: LeftOut,
+    pub(super) discarded: Discarded,
     /// What was found of an earlier close, for people.
     pub(super) start: Option<Start>,
 }
@@ -87,9 +89,12 @@ impl Tracked {
             }
         };
         let left_out = LeftOut::new(config.swap == config::Swap::Skip);
-        let mut tracked = Self { disk, source, watch: Some(watch), pins, gap, left_out, start };
+        let discarded = Discarded::default();
+        let watch = Some(watch);
+        let mut tracked = Self { disk, source, watch, pins, gap, left_out, discarded, start };
         // What a pass carried that was not acknowledged.
         tracked.marks()?.carry_back();
+        tracked.find_discards()?;
         tracked.look_at_swap(true)?;
         Ok(tracked)
     }
@@ -115,9 +120,15 @@ impl Tracked {
         which_disk::of_source(&self.disk, &self.source)
     }
 
-    /// Bytes that are marked, and to be sent.
+    /// Bytes that are marked, and to be sent; and what discards cost.
     pub(super) fn dirty(&self) -> Result<u64> {
-        Ok(self.left_out.work(&self.marks()?) * BLOCK_SIZE as u64)
+        let marked = self.left_out.work(&self.marks()?) * BLOCK_SIZE as u64;
+        Ok(marked + self.discarded_work())
+    }
+
+    /// Whether the copy, the marks and what was discarded are the disk.
+    pub(super) const fn is_whole(&self) -> bool {
+        self.gap.is_none()
     }
 
     /// Whether the kernel swaps to something else on the disk now.
@@ -202,7 +213,7 @@ impl Tracked {
             slept: Slept::now(),
         };
         marks.set_record(&record);
-        marks.clear();
+        self.clear()?;
         self.look_at_swap(true)?;
         let watch = self.watch.as_ref().context("there is no tracker")?;
         self.left_out.before_scan(&watch.marks().map_err(not_watched)?);
@@ -282,6 +293,8 @@ impl Tracked {
         }
         let old = self.watch.take().context("there is no tracker")?;
         self.watch = Some(old.resized(&disk).map_err(not_watched)?);
+        // What it knew is marked.
+        self.discarded = Discarded::default();
         self.source = Source::open_shared(&disk.path)?;
         self.disk = disk;
         self.look_at_swap(true)?;
@@ -304,7 +317,7 @@ impl Tracked {
             return Ok(None);
         }
         let of = (&self.disk, &self.source);
-        closing::keep(home, of, &self.marks()?, config.after_reboot).map(Some)
+        closing::keep(home, of, self.watch()?, config.after_reboot).map(Some)
     }
 
     /// Whether the machine has not slept since that was looked at: only then a watch proves anything.
@@ -417,7 +430,10 @@ impl Leaves for Reading<'_> {
             }
             self.failed.read(source, index, run, out)
         })?;
-        self.read.fetch_add(data.data_len(), Ordering::Relaxed);
+        let zeros =
+            parts.iter().filter(|(_, zero)| *zero).map(|((_, n), _)| u64::from(*n)).sum::<u64>();
+        let zeros = zeros * BLOCK_SIZE as u64;
+        self.read.fetch_add(data.data_len().saturating_sub(zeros), Ordering::Relaxed);
         Ok(data)
     }
 }

@@ -101,7 +101,7 @@ impl Freezing {
     /// Freezes, takes what is marked, thaws.
     pub(super) fn take(
         &mut self,
-        tracked: &Tracked,
+        tracked: &mut Tracked,
         stale: &Stale,
         all: &[FileSystem],
     ) -> Result<std::result::Result<Taken, Refusal>> {
@@ -164,7 +164,7 @@ struct Held {
 
 fn hold(
     freezer: &mut Freezer,
-    (tracked, stale): (&Tracked, &Stale),
+    (tracked, stale): (&mut Tracked, &Stale),
     all: &[FileSystem],
     memory: &mut AlignedBuf,
 ) -> std::result::Result<std::result::Result<Held, Refusal>, FreezeError> {
@@ -201,13 +201,13 @@ type Read = (Dirty, Vec<(u64, usize)>);
 
 /// Takes the marks and reads what they name. Nothing of it may be written meanwhile.
 fn read_rest(
-    tracked: &Tracked,
+    tracked: &mut Tracked,
     stale: &Stale,
     memory: &mut AlignedBuf,
 ) -> Result<std::result::Result<Read, Refusal>> {
+    // What was discarded goes with the next pass.
+    tracked.cut()?;
     let marks = tracked.marks()?;
-    marks.carry_back();
-    marks.cut();
     let left_out = tracked.left_out.blocks();
     let (mut dirty, whole) = marks.carried(usize::MAX, REST_MAX / BLOCK_SIZE as u64 + 1, left_out);
     dirty.truncate(tracked.blocks());
@@ -227,7 +227,8 @@ fn read_rest(
         (rest, start) = (behind, start + len);
     }
     read_all(&tracked.source, &dirty, jobs)?;
-    if !tracked.all_is_marked() || marks.marked_again(&dirty) > 0 {
+    let still = tracked.all_is_marked() && tracked.all_discards_seen();
+    if !still || marks.marked_again(&dirty) > 0 {
         return Ok(Err((Unfrozen::Unproved, String::new())));
     }
     Ok(Ok((dirty, places)))

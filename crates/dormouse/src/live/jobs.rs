@@ -4,6 +4,7 @@
 //! no answer is open. What a pass carried is forgotten when it is acknowledged, and not before.
 
 mod begin;
+mod pass;
 mod probe;
 mod scan;
 
@@ -21,13 +22,14 @@ use dormouse_sync::history::hash_of;
 use dormouse_sync::leaf::LeafSet;
 use dormouse_sync::live::{Away, Event, Job, Made, PointSeen, Unfrozen};
 use dormouse_track::dirty::Dirty;
-use dormouse_track::marks::Room;
-use dormouse_track::sweep::{self, Sweep};
+use dormouse_track::runs::Runs;
+use dormouse_track::sweep::Sweep;
 
 use super::connecting::Opened;
-use super::disk::{Change, Reading, Tracked, leaf_set};
+use super::discards::Look;
+use super::disk::{Change, Tracked, leaf_set};
 use super::freezing::{self, Freezing, REST_SMALL, Taken};
-use super::pilot::{Cancelled, Pilot, now};
+use super::pilot::{Cancelled, Pilot};
 use super::stale::{Failed, Stale};
 use crate::daemon::config::MirrorConfig;
 use crate::engine::{self, Leaves};
@@ -74,6 +76,8 @@ pub(super) struct Worker {
     /// The right to write under which stale blocks were told, and how many times they had changed.
     told: Option<(u64, u64)>,
     sweep: Sweep,
+    /// At what was discarded.
+    look: Look,
     probe: probe::Probe,
     /// The point of which a checkpoint was tried last before a scan.
     uncheckpointed: Option<Seq>,
@@ -108,6 +112,7 @@ impl Worker {
             stale: Stale::default(),
             told: None,
             sweep: Sweep::default(),
+            look: Look::default(),
             probe: probe::Probe::default(),
             uncheckpointed: None,
             moved: 0,
@@ -129,6 +134,7 @@ impl Worker {
         };
         pilot.teller.counters.bytes_read = self.read.load(Ordering::Relaxed);
         pilot.teller.swap = self.tracked.left_out.note();
+        pilot.teller.discarded = self.tracked.discarded.to_look_at();
         if let Some(session) = &self.session {
             let moved = session.link.moved();
             pilot.teller.counters.bytes_on_link += moved - self.moved.min(moved);
@@ -169,6 +175,10 @@ impl Worker {
             self.dirty = self.tracked.dirty()?;
             self.waiting = waiting(&self.tracked, &self.sweep)?;
         }
+        if self.dirty == 0 && self.session.is_some() && self.tracked.is_whole() {
+            self.look.go_on(&mut self.tracked, &self.read)?;
+        }
+        pilot.teller.discarded = self.tracked.discarded.to_look_at();
         let bytes = self.stale.without(self.dirty);
         pilot.tell(Event::Dirty { bytes, waiting: self.waiting });
         let ended = self.session.as_ref().and_then(|s| s.link.tx.ended());
@@ -301,58 +311,6 @@ impl Worker {
         }))
     }
 
-    /// Takes the marks of a pass: what it carries.
-    fn cut(&self, cut: Duration, deltas_max: u64, hot: bool) -> Result<sweep::Taken> {
-        let marks = self.tracked.marks()?;
-        marks.carry_back();
-        marks.cut();
-        let blocks = BLOCKS_MAX.min(deltas_max / DELTA_PER_BLOCK);
-        let room = Room { leaves: LEAVES_MAX, blocks };
-        let left_out = self.tracked.left_out.blocks();
-        let mut taken = self.sweep.take(&marks, cut, room, hot, left_out);
-        taken.dirty.truncate(self.tracked.blocks());
-        Ok(taken)
-    }
-
-    fn pass(&mut self, pilot: &mut Pilot<'_>, deltas_max: u64, hot: bool) -> Result<Event> {
-        let (cut, time) = (now(), text::now_ns());
-        let sweep::Taken { mut dirty, whole, sent, next, .. } = self.cut(cut, deltas_max, hot)?;
-        self.stale.leave_out(&mut dirty, self.tracked.blocks());
-        self.tell_stale()?;
-        let (zeros, all_zeros) = self.tracked.left_out.zeros();
-        let carried = dirty.or(&zeros);
-        let (tracked, stale, failed) = (&self.tracked, &self.stale, Failed::default());
-        let (read, sweep) = (&self.read, &self.sweep);
-        let source = &tracked.source;
-        let (only, left_out) = (Some(&carried), &tracked.left_out);
-        let source = Reading { source, only, zeros: left_out.blocks(), read, failed: &failed };
-        let plan = self.plan(copy::Mode::Changes, leaf_set(tracked.size(), &carried))?;
-        // The server lacks what it is to have of these; but the point says so.
-        let behind = stale.blocks().any(|block| !dirty.has(block));
-        let mut finish = || {
-            let all = whole
-                && all_zeros
-                && failed.is_empty()
-                && left_out.holds()
-                && tracked.is_awake()?;
-            // First that no write is under way, then that none has left a mark.
-            let still = all && tracked.all_is_marked();
-            let settled = still && tracked.marks()?.marked_again(&dirty) == 0;
-            Ok((if settled { Grade::Settled } else { Grade::Fuzzy }, time))
-        };
-        let outcome = self.run(plan, &source, &mut finish, &mut |_| {
-            let bytes = stale.without(tracked.dirty()?);
-            pilot.tell(Event::Dirty { bytes, waiting: waiting(tracked, sweep)? });
-            pilot.during()
-        })?;
-        self.found_unread(pilot, &failed, &mut dirty);
-        self.acknowledge(&outcome.point, &dirty)?;
-        self.tracked.left_out.are_zero(&zeros);
-        self.sweep = next;
-        let sent = sent.filter(|_| !behind && failed.is_empty());
-        self.made(pilot, &outcome, Cut { at: cut, sent })
-    }
-
     /// Names the blocks that the disk does not give, for the points from the next one on, if they are
     /// others than those that were named.
     fn tell_stale(&mut self) -> Result<()> {
@@ -377,8 +335,9 @@ impl Worker {
     }
 
     /// First on record, then forgotten: who dies in between sends some blocks twice.
-    fn acknowledge(&self, point: &SignedPoint, dirty: &Dirty) -> Result<()> {
+    fn acknowledge(&mut self, point: &SignedPoint, zeros: &Runs, dirty: &Dirty) -> Result<()> {
         self.tracked.acknowledged(hash_of(point).0, point.point.seq)?;
+        self.tracked.has_sent(zeros, dirty)?;
         let marks = self.tracked.marks()?;
         marks.forget(dirty);
         marks.carry_back();
@@ -417,7 +376,7 @@ impl Worker {
             pilot.tell(Event::Dirty { bytes, waiting: waiting(tracked, sweep)? });
             pilot.during()
         })?;
-        self.acknowledge(&outcome.point, &taken.dirty)?;
+        self.acknowledge(&outcome.point, &Runs::default(), &taken.dirty)?;
         pilot.teller.frozen(outcome.point.point.seq, &taken.said);
         self.made(pilot, &outcome, Cut::all(taken.cut))
     }
@@ -441,7 +400,7 @@ impl Worker {
                 self.pass(pilot, u64::MAX, true)?;
             }
         }
-        self.freezing.take(&self.tracked, &self.stale, &all)
+        self.freezing.take(&mut self.tracked, &self.stale, &all)
     }
 
     fn checkpoint(&mut self, pilot: &mut Pilot<'_>) -> Result<Event> {

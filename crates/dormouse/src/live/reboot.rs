@@ -80,9 +80,8 @@ fn save_one(home: &Home, volume: &str, pins: &Path, disks: &[Disk]) -> Result<St
     for disk in disks {
         let Ok((watch, _)) = Watch::find(disk, pins, &id.0).map_err(not_watched)? else { continue };
         let source = Source::open_shared(&disk.path)?;
-        let marks = watch.marks().map_err(not_watched)?;
         // Whether it is trusted is asked again at the start.
-        return closing::keep(home, (disk, &source), &marks, AfterReboot::Trust);
+        return closing::keep(home, (disk, &source), &watch, AfterReboot::Trust);
     }
     Ok("all will be compared: there is no disk that was watched for it without a gap".into())
 }

@@ -31,6 +31,8 @@ pub(super) struct Teller {
     start: Option<String>,
     /// What is said of swap that is left out.
     pub(super) swap: Option<String>,
+    /// Bytes that were discarded and not looked at.
+    pub(super) discarded: u64,
     pub(super) counters: Counters,
 }
 
@@ -49,6 +51,7 @@ impl Teller {
             queued: None,
             start: None,
             swap: None,
+            discarded: 0,
             counters: Counters::default(),
         }
     }
@@ -118,6 +121,7 @@ impl Teller {
         status.data_lag_ms = view.data_lag.map(ms);
         status.point_lag_ms = view.point_lag.map(ms);
         status.backlog_bytes = view.backlog;
+        status.recheck_bytes = self.discarded;
         status.eta_s = view.eta.map(|eta| eta.as_secs());
         (status.read_bytes_per_s, status.sent_bytes_per_s) = self.rates;
         status.last_point = view.consistent.or(view.point).map(|point| LastPoint {

@@ -8,6 +8,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod discards;
 mod disks;
 mod follows;
 mod frozen;

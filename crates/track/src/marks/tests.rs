@@ -11,7 +11,7 @@ pub(crate) struct Memory {
     bits: Vec<AtomicU64>,
 }
 
-fn zeros(n: usize) -> Vec<AtomicU64> {
+pub(crate) fn zeros(n: usize) -> Vec<AtomicU64> {
     (0..n).map(|_| AtomicU64::new(0)).collect()
 }
 
@@ -21,6 +21,10 @@ impl Memory {
         let control = zeros(CONTROL_WORDS);
         Marks::prepare(&control, &range);
         Self { control, bits: zeros(2 * range.words() as usize) }
+    }
+
+    pub(crate) fn control(&self) -> &[AtomicU64] {
+        &self.control
     }
 
     pub(crate) fn marks(&self) -> Marks<'_> {

@@ -88,6 +88,7 @@ fn volumes() -> Vec<VolumeStatus> {
     root.data_lag_ms = Some(1_005);
     root.point_lag_ms = Some(42_000);
     root.backlog_bytes = 4096;
+    root.recheck_bytes = 8192;
     root.eta_s = Some(7);
     root.read_bytes_per_s = 1;
     root.sent_bytes_per_s = 2;
@@ -127,6 +128,7 @@ fn every_status_is_there_in_seconds_and_bytes() {
             "data_lag_seconds 1.005",
             "point_lag_seconds 42",
             "backlog_bytes 4096",
+            "recheck_bytes 8192",
             "eta_seconds 7",
             "read_bytes_per_second 1",
             "sent_bytes_per_second 2",

@@ -216,7 +216,7 @@ fn take(replay: &mut Replay, entry: &EntryHead, span: impl FnOnce() -> Span) {
         Kind::Zero => replay.runs.put(entry.block, end, Content::Zero),
         Kind::Base | Kind::BaseOfCut => {}
         Kind::Size => {
-            super::resized(&mut replay.runs, replay.size, entry.block);
+            super::append::resized(&mut replay.runs, replay.size, entry.block);
             replay.size = entry.block;
         }
     }

@@ -4,13 +4,16 @@
 //! Owns: the files of one directory, and which block's newest content lies where in them.
 //! Invariant: after a crash the log reads as a prefix of what was written, not shorter than at
 //! the last flush that returned; every block that is read is compared with its sum. What is
-//! forgotten was acknowledged by the server. Leaves to others: sending (the program), and what a
+//! forgotten was acknowledged by the server; what left before had no effect that later entries, which
+//! are durable, do not repeat. Leaves to others: sending (the program), and what a
 //! block was before it was written here.
 
 mod append;
 mod cut;
 mod entry;
+mod file;
 mod files;
+mod keep;
 mod read;
 mod runs;
 
@@ -28,6 +31,7 @@ use rustix::fs::{FlockOperation, flock};
 use crate::{Error, Result};
 pub use cut::Cut;
 pub use entry::Base;
+use file::LogFile;
 use runs::Runs;
 
 const BLOCK: u64 = BLOCK_SIZE as u64;
@@ -37,6 +41,8 @@ const BLOCK: u64 = BLOCK_SIZE as u64;
 pub struct Limits {
     /// Bytes of all files, at most: a write that does not fit waits.
     pub bytes: u64,
+    /// Bytes of one file, about: the log leaves, or is forgotten, by files.
+    pub part: u64,
     /// How long a write waits for room; `None`: for ever.
     pub wait: Option<Duration>,
 }
@@ -65,8 +71,12 @@ pub struct WriteLog {
     limits: Limits,
     salt: u64,
     state: Mutex<State>,
-    /// Told when something was forgotten, or the log ends.
+    /// Held by who begins files, or removes some; taken before the state.
+    turn: Mutex<()>,
+    /// Told when there is room again, or the log ends.
     room: Condvar,
+    /// Told when there is something for [`Self::keep`] to do, or the log ends.
+    work: Condvar,
     _lock: File,
 }
 
@@ -81,6 +91,12 @@ struct State {
     /// Where the next entry goes in the last of them.
     tail: u64,
     next_number: u64,
+    /// A file that was made ahead; its number is the next.
+    spare: Option<Part>,
+    /// Files whose names are gone, and that somebody may still read.
+    left: Vec<Part>,
+    /// Whether the keeper waits to be told.
+    keeper_waits: bool,
     /// Files of an earlier process in which nothing counts.
     lost: Vec<PathBuf>,
     size: u64,
@@ -99,9 +115,8 @@ struct State {
 
 #[derive(Debug)]
 struct Part {
-    number: u64,
-    path: PathBuf,
-    file: Arc<File>,
+    file: Arc<LogFile>,
+    len: u64,
     synced: bool,
 }
 
@@ -119,18 +134,18 @@ impl WriteLog {
             entries: replay.writes,
             torn: replay.torn,
         });
-        let mut parts = VecDeque::new();
-        for (number, path) in replay.files {
-            let file = Arc::new(File::open(&path)?);
-            parts.push_back(Part { number, path, file, synced: false });
-        }
+        replay.runs.all().for_each(|(start, end, content)| content.file().gains(end - start));
+        let part = |(file, len)| Part { file, len, synced: false };
         let state = State {
             touched: left.is_some_and(|left| left.entries > 0),
             now: replay.runs,
             old: None,
-            files: parts,
+            files: replay.files.into_iter().map(part).collect(),
             tail: 0,
             next_number: replay.next_number,
+            spare: None,
+            left: Vec::new(),
+            keeper_waits: false,
             lost: replay.lost,
             size: replay.size,
             seq: replay.seq,
@@ -141,8 +156,17 @@ impl WriteLog {
             base: None,
             ended: None,
         };
-        let (dir, state, room) = (dir.to_owned(), Mutex::new(state), Condvar::new());
-        Ok((Self { dir, limits, salt, state, room, _lock: lock }, left))
+        let log = Self {
+            dir: dir.to_owned(),
+            limits,
+            salt,
+            state: Mutex::new(state),
+            turn: Mutex::default(),
+            room: Condvar::new(),
+            work: Condvar::new(),
+            _lock: lock,
+        };
+        Ok((log, left))
     }
 
     /// Removes the log of a directory, also one that cannot be read.
@@ -179,20 +203,20 @@ impl WriteLog {
                 return Ok(());
             }
             let unsynced = state.files.iter().filter(|part| !part.synced);
-            let parts: Vec<_> = unsynced.map(|p| (p.number, Arc::clone(&p.file))).collect();
+            let parts: Vec<_> = unsynced.map(|p| Arc::clone(&p.file)).collect();
             (parts, state.seq)
         };
-        let synced = parts.iter().try_for_each(|(_, file)| file.sync_data());
+        let synced = parts.iter().try_for_each(|part| part.file.sync_data());
         let mut state = self.state();
         if let Err(e) = synced {
             // What is in the files now is not known: nothing may be written behind it.
             state.ended = Some("a sync of the write log failed");
-            self.room.notify_all();
+            self.tell_all();
             return Err(e.into());
         }
         state.durable = state.durable.max(seq);
-        let last = parts.last().map_or(0, |(number, _)| *number);
-        for part in state.files.iter_mut().filter(|part| part.number < last) {
+        let last = parts.last().map_or(0, |part| part.number);
+        for part in state.files.iter_mut().filter(|part| part.file.number < last) {
             part.synced = true;
         }
         Ok(())
@@ -223,7 +247,12 @@ impl WriteLog {
     /// Ends it: who waits for room gets an error, and so does whoever writes.
     pub fn end(&self, why: &'static str) {
         self.state().ended.get_or_insert(why);
+        self.tell_all();
+    }
+
+    fn tell_all(&self) {
         self.room.notify_all();
+        self.work.notify_all();
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -10,7 +10,7 @@ use dormouse_device::write_log::{Base, Limits, WriteLog};
 
 const BLOCK: usize = 4096;
 const BLOCKS: u64 = 600;
-const LIMITS: Limits = Limits { bytes: 1 << 30, wait: None };
+const LIMITS: Limits = Limits { bytes: 1 << 30, part: 64 << 20, wait: None };
 const BASE: Base = Base { volume: [1; 16], generation: 2, seq: 3, hash: [4; 32] };
 
 /// A number for each block: 0 is never written, 1 zeros, others fill the block.
@@ -328,13 +328,13 @@ fn damage_before_what_was_flushed_is_refused() {
 fn a_full_log_waits_for_room() {
     let dir = tempfile::tempdir().unwrap();
     let wait = Some(std::time::Duration::from_millis(50));
-    let limits = Limits { bytes: 3 * 4160 + 128, wait };
+    let limits = Limits { bytes: 3 * 4160 + 128, part: 64 << 20, wait };
     let (log, _) = WriteLog::open(dir.path(), limits, 1).unwrap();
     log.begin(BASE, 64 << 12).unwrap();
     (0..3).for_each(|n| log.write(n, &fill(5)).unwrap_or_else(|e| panic!("{n}: {e}")));
     assert!(matches!(log.write(3, &fill(5)), Err(Error::TimedOut(_))));
     std::thread::scope(|scope| {
-        let limits = Limits { bytes: limits.bytes, wait: None };
+        let limits = Limits { wait: None, ..limits };
         drop(log);
         let (log, _) = WriteLog::open(dir.path(), limits, 1).unwrap();
         log.begin(BASE, 64 << 12).unwrap();
@@ -356,7 +356,8 @@ fn a_full_log_waits_for_room() {
 fn a_log_of_scattered_zeros_waits_for_room() {
     let dir = tempfile::tempdir().unwrap();
     let wait = Some(std::time::Duration::from_millis(50));
-    let (log, _) = WriteLog::open(dir.path(), Limits { bytes: 64 << 10, wait }, 1).unwrap();
+    let (log, _) =
+        WriteLog::open(dir.path(), Limits { bytes: 64 << 10, part: 64 << 20, wait }, 1).unwrap();
     log.begin(BASE, 600 << 12).unwrap();
     (0..64).for_each(|n| log.zero(n * 3, 1).unwrap_or_else(|e| panic!("{n}: {e}")));
     assert!(matches!(log.zero(300, 1), Err(Error::TimedOut(_))));

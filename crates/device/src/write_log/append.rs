@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use dormouse_format::limits::BLOCK_SIZE;
 
 use super::entry::{self, BLOCKS_MAX, EntryHead, Kind, block_sum};
-use super::runs::{Content, Runs, Span};
+use super::file::LogFile;
+use super::runs::{Content, Span};
 use super::{BLOCK, State, WriteLog, failed};
 use crate::{Error, Result};
 
@@ -73,10 +74,16 @@ impl WriteLog {
     }
 
     /// Appends entries, all or none of them.
-    pub(super) fn append(&self, entries: Vec<Entry<'_>>) -> Result<()> {
+    fn append(&self, entries: Vec<Entry<'_>>) -> Result<()> {
         let need = entries.iter().map(Entry::len).sum();
-        let small = entries.iter().all(Entry::is_base);
-        let mut state = self.wait_for_room(need, small)?;
+        let mut state = self.wait_for_room(need)?;
+        self.rotate(&mut state)?;
+        self.append_now(&mut state, entries)
+    }
+
+    /// Appends entries, whether there is room or not.
+    pub(super) fn append_now(&self, state: &mut State, entries: Vec<Entry<'_>>) -> Result<()> {
+        let need: u64 = entries.iter().map(Entry::len).sum();
         let file = match state.files.back() {
             Some(part) if state.base.is_some() => Arc::clone(&part.file),
             _ => return Err(Error::Closed),
@@ -89,7 +96,7 @@ impl WriteLog {
             (seq, chain) = (seq + 1, head.encode(self.salt, &entry.sums, &mut heads));
         }
         // Both under the lock: the order in the log is the order in which they count here.
-        put(&file, at, &heads, &entries)?;
+        put(&file.file, at, &heads, &entries)?;
         state.bytes += need;
         for entry in entries {
             let data = state.tail + entry.head_len();
@@ -97,19 +104,22 @@ impl WriteLog {
             state.count(entry, &file, self.salt, data);
         }
         state.chain = chain;
+        let tail = state.tail;
+        state.files.back_mut().into_iter().for_each(|part| part.len = tail);
+        self.call_keeper(state);
         Ok(())
     }
 
-    fn wait_for_room(&self, need: u64, small: bool) -> Result<MutexGuard<'_, State>> {
+    fn wait_for_room(&self, need: u64) -> Result<MutexGuard<'_, State>> {
         let until = self.limits.wait.map(|wait| Instant::now() + wait);
         let mut state = self.state();
         loop {
             if let Some(why) = state.ended {
                 return Err(failed(why));
             }
-            // One entry goes in however long it is, and so does what makes room.
+            // One entry goes in however long it is.
             let empty = !(state.touched || state.old.is_some());
-            if small || empty || self.takes(&state, need) {
+            if empty || self.takes(&state, need) {
                 return Ok(state);
             }
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
@@ -153,7 +163,7 @@ impl Entry<'_> {
 
 impl State {
     /// An entry was appended whose data begins at byte `at` of the file.
-    fn count(&mut self, entry: Entry<'_>, file: &Arc<File>, salt: u64, at: u64) {
+    fn count(&mut self, entry: Entry<'_>, file: &Arc<LogFile>, salt: u64, at: u64) {
         self.seq += 1;
         if !entry.is_base() {
             (self.written, self.touched) = (self.seq, true);
@@ -163,23 +173,46 @@ impl State {
             Kind::Base | Kind::BaseOfCut => {}
             Kind::Data => {
                 let span = Span { file: Arc::clone(file), salt, block, at, sums };
-                self.now.put(block, block + count, Content::Data(Arc::new(span)));
+                self.put(block, block + count, Content::Data(Arc::new(span)));
             }
-            Kind::Zero => self.now.put(block, block + count, Content::Zero),
+            Kind::Zero => self.put(block, block + count, Content::Zero(Arc::clone(file))),
             Kind::Size => {
-                resized(&mut self.now, self.size, block);
+                if let Some((from, to)) = cut_off(self.size, block) {
+                    self.put(from, to, Content::Zero(Arc::clone(file)));
+                }
                 self.size = block;
             }
         }
     }
+
+    /// Blocks have new content.
+    fn put(&mut self, start: u64, end: u64, content: Content) {
+        content.file().gains(end - start);
+        let content = match self.now.swap(start, end, content) {
+            Ok(before) => return before.file().loses(end - start),
+            Err(content) => content,
+        };
+        let lose = |start: u64, end: u64, content: Option<&Content>| {
+            content.inspect(|content| content.file().loses(end - start)).is_some()
+        };
+        self.now.parts(start, end, &mut |start, end, content| {
+            // What the cut has was the newest where nothing was written since.
+            if !lose(start, end, content)
+                && let Some(old) = &self.old
+            {
+                old.parts(start, end, &mut |start, end, content| {
+                    lose(start, end, content);
+                });
+            }
+        });
+        self.now.put(start, end, content);
+    }
 }
 
-/// What a new size does to what was written: what is cut off reads as zeros if it comes back.
-pub(super) fn resized(runs: &mut Runs, old: u64, new: u64) {
+/// What a new size cuts off: that reads as zeros if it comes back.
+pub(super) fn cut_off(old: u64, new: u64) -> Option<(u64, u64)> {
     let (from, to) = (new.div_ceil(BLOCK), old.div_ceil(BLOCK));
-    if from < to {
-        runs.put(from, to, Content::Zero);
-    }
+    (from < to).then_some((from, to))
 }
 
 /// Writes entries with one call, mostly.

@@ -57,7 +57,7 @@ impl WriteLog {
         let mut found = (false, end);
         if let Some(runs) = runs {
             runs.parts(block, block + 1, &mut |_, _, content| {
-                found.0 = matches!(content, Some(Content::Zero));
+                found.0 = matches!(content, Some(Content::Zero(_)));
             });
             found.1 = found.1.min(runs.run_end(block).unwrap_or(end));
         }
@@ -70,7 +70,7 @@ pub(super) fn read_content(block: u64, content: &Content, out: &mut [u8]) -> Res
         out.fill(0);
         return Ok(());
     };
-    span.file.read_exact_at(out, span.at + (block - span.block) * BLOCK)?;
+    span.file.file.read_exact_at(out, span.at + (block - span.block) * BLOCK)?;
     for (bytes, number) in out.chunks_exact(BLOCK_SIZE).zip(block..) {
         let sum = span.sums.get((number - span.block) as usize);
         if sum != Some(&block_sum(span.salt, number, bytes)) {

@@ -1,6 +1,9 @@
 //! The write log against a plain array, through cuts, crashes and damage.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails panics")]
 
+#[path = "write_log/keep.rs"]
+mod keep;
+
 use std::fs;
 use std::io::{Read, Seek, Write};
 use std::path::Path;
@@ -383,4 +386,41 @@ fn numbers_that_no_log_has_are_not_taken() {
         assert!(!path.exists());
     }
     assert!(open(dir.path(), 3).1.is_none());
+}
+
+/// A cut says how far it goes: what is written while it is being made is not of it.
+#[test]
+fn a_cut_holds_every_entry_below_its_number() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(dir.path(), 1);
+    log.begin(BASE, BLOCKS << 12).unwrap();
+    let first = log.written();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut number = 0;
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                log.write(number % BLOCKS, &fill(number + 2)).unwrap();
+                number += 1;
+            }
+            number
+        });
+        let mut cuts = 0;
+        while cuts < 20 {
+            let Some(cut) = log.cut().unwrap() else { continue };
+            cuts += 1;
+            // The last that it must hold.
+            let Some(number) = (cut.seq - first).checked_sub(1) else { continue };
+            let mut out = vec![0; BLOCK];
+            cut.read(number % BLOCKS, &mut out).unwrap();
+            assert_eq!(out, fill(number + 2), "entry {number}");
+            let mut next = vec![1; BLOCK];
+            if cut.next((number + 1) % BLOCKS) == Some((number + 1) % BLOCKS) {
+                cut.read((number + 1) % BLOCKS, &mut next).unwrap();
+                assert_ne!(next, fill(number + 3), "entry {} is not of it", number + 1);
+            }
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(writer.join().unwrap() >= 20);
+    });
 }

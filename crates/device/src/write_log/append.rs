@@ -77,6 +77,12 @@ impl WriteLog {
     fn append(&self, entries: Vec<Entry<'_>>) -> Result<()> {
         let need = entries.iter().map(Entry::len).sum();
         let mut state = self.wait_for_room(need)?;
+        if self.wants_file(&state) {
+            // The keeper is far behind. A file that is long is no fault if no other can be made.
+            drop(state);
+            let _ = self.make_spare();
+            state = self.wait_for_room(need)?;
+        }
         self.rotate(&mut state)?;
         self.append_now(&mut state, entries)
     }

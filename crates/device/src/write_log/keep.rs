@@ -11,6 +11,8 @@ use std::sync::{Arc, PoisonError};
 use super::{Part, State, WriteLog};
 use crate::{Error, Result};
 
+/// A file may become so many times longer than asked for while the next one is being made.
+const LONGER: u64 = 8;
 /// Files leave when the log holds more than this part of what it may.
 const FILLING: u64 = 4;
 
@@ -34,6 +36,7 @@ impl WriteLog {
     /// For one thread, beside those that write.
     pub fn keep(&self) -> Result<usize> {
         self.make_spare()?;
+        self.rotate(&mut self.state())?;
         let Some((last, count)) = self.leaving(&self.state()) else { return Ok(0) };
         self.flush()?;
         // Said by an entry: who reads less than was durable then knows that it is damaged.
@@ -99,13 +102,18 @@ impl WriteLog {
         self.room.notify_all();
     }
 
-    fn make_spare(&self) -> Result<()> {
+    pub(super) fn make_spare(&self) -> Result<()> {
         let _turn = self.turn();
         if self.wants_spare(&self.state()) {
             let part = self.new_file()?;
             self.state().spare = Some(part);
         }
         Ok(())
+    }
+
+    /// Whether the next file is needed now, and is not there.
+    pub(super) const fn wants_file(&self, state: &State) -> bool {
+        state.spare.is_none() && state.tail >= self.limits.part.saturating_mul(LONGER)
     }
 
     /// Whether it is time to make the next file: before it is needed.

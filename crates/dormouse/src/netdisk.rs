@@ -273,12 +273,17 @@ fn thread(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
 
 /// Keeps room in a log, until it ends.
 fn keep(log: &WriteLog) {
+    let mut said = false;
     while log.wait_to_keep() {
-        if let Err(error) = log.keep() {
-            // It costs room only; the next time may be better.
+        let Err(error) = log.keep() else {
+            said = false;
+            continue;
+        };
+        // It costs room only; the next time may be better.
+        if !std::mem::replace(&mut said, true) {
             note!("the write log keeps what is not needed any more: {error}");
-            std::thread::sleep(KEEP_RETRY);
         }
+        std::thread::sleep(KEEP_RETRY);
     }
 }
 

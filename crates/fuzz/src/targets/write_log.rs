@@ -1,4 +1,4 @@
-//! Lives of a write log: writes, flushes, points, files that leave early, kills and power cuts, in any order.
+//! Lives of a write log: writes, flushes, points, kills and power cuts, in any order.
 //!
 //! A model keeps what the disk was after each entry, which files and names are durable, and what
 //! the server has. After a power cut any part of what was not durable is there, in any state. What
@@ -16,7 +16,7 @@ use crate::scratch::Scratch;
 /// The life of a log.
 pub const LIFE: Target = Target {
     name: "write-log",
-    what: "writes, flushes, points, leaving, kills and power cuts of a write log, against a model",
+    what: "writes, flushes, points, kills and power cuts of a write log, against a model",
     run: live,
     seeds,
     len_max: 1 << 10,
@@ -25,8 +25,7 @@ pub const LIFE: Target = Target {
 const BLOCK: usize = 4096;
 /// Blocks of the disk, at most; more than one entry takes.
 const BLOCKS: u64 = 300;
-/// All data of one input fits, and a quarter of it is enough for files to leave.
-const LIMITS: Limits = Limits { bytes: 13 << 18, part: 32 << 10, wait: None };
+const LIMITS: Limits = Limits { bytes: 1 << 30, part: 1 << 20, wait: None };
 const STEPS_MAX: usize = 60;
 /// Blocks written with data in one input.
 const DATA_MAX: u64 = 700;
@@ -110,7 +109,7 @@ impl Life {
     }
 
     fn step(&mut self, input: &mut Input<'_>) {
-        match input.below(18) {
+        match input.below(16) {
             0..=3 => self.write(input),
             4 => self.write_each(input),
             5 | 6 => self.zero(input),
@@ -121,8 +120,7 @@ impl Life {
             12 => self.checkpoint(input),
             13 => self.reconnect(),
             14 => self.killed(),
-            15 => self.power_cut(input),
-            _ => self.keep(),
+            _ => self.power_cut(input),
         }
     }
 
@@ -196,41 +194,19 @@ impl Life {
         self.durable = lengths(&self.scratch);
     }
 
-    /// A file may have been begun, or made, since there were `before`.
-    fn began_file(&mut self, before: &BTreeMap<String, u64>) {
-        let now = lengths(&self.scratch);
-        let Some((name, len)) = now.last_key_value() else { return };
-        if !before.contains_key(name) {
-            // The directory was synced: every name that went before is gone.
-            self.unlinked.clear();
-        }
-        if *len > 0 && before.get(name) != Some(len) {
-            // With its header.
-            self.durable.insert(name.clone(), *len);
-        }
-    }
-
-    /// Files in which nothing counts leave; the next one is made ahead.
-    fn keep(&mut self) {
-        let (before, files) = (lengths(&self.scratch), self.scratch.files());
-        let left = self.log().keep().unwrap();
-        let after = lengths(&self.scratch);
-        // All that is not empty was flushed, if some have left.
-        if left > 0 {
-            (self.flushed, self.durable) = (self.states.len() - 1, after.clone());
-        }
-        if !before.contains_key(after.last_key_value().unwrap().0) {
-            self.unlinked.clear();
-        }
-        self.unlinked.extend(
-            files.into_iter().filter(|(name, _)| is_log(name) && !after.contains_key(name)),
-        );
+    /// A file was begun: its name and header are durable, and so is every name before it.
+    fn began_file(&mut self) {
+        self.unlinked.clear();
+        let (name, len) = lengths(&self.scratch).pop_last().unwrap();
+        self.durable.insert(name, len);
     }
 
     fn cut(&mut self) -> Option<Cut> {
-        let before = lengths(&self.scratch);
+        let files = lengths(&self.scratch).len();
         let cut = self.log().cut().unwrap();
-        self.began_file(&before);
+        if lengths(&self.scratch).len() > files {
+            self.began_file();
+        }
         let cut = cut?;
         // What it holds, over what the server has, is the disk now.
         assert_eq!(cut.size, self.now().size);
@@ -283,9 +259,8 @@ impl Life {
     /// Under a new generation, on what the server has.
     fn reconnect(&mut self) {
         self.generation += 1;
-        let before = lengths(&self.scratch);
         self.log().rebase(self.base()).unwrap();
-        self.began_file(&before);
+        self.began_file();
     }
 
     /// The process ends; what it wrote is there.
@@ -299,7 +274,7 @@ impl Life {
         self.log = None;
         for (name, bytes) in self.scratch.files() {
             let durable = self.durable.get(&name).copied().unwrap_or(0) as usize;
-            if is_log(&name) && bytes.len() > durable {
+            if name.ends_with(".log") && bytes.len() > durable {
                 self.scratch.put(&name, &spoiled(bytes, durable, input));
             }
         }
@@ -342,10 +317,9 @@ impl Life {
             assert!(left.is_none());
             self.log = Some(log);
         }
-        let before = lengths(&self.scratch);
         self.log().begin(self.base(), self.now().size).unwrap();
         self.durable.retain(|name, _| self.scratch.path().join(name).exists());
-        self.began_file(&before);
+        self.began_file();
     }
 }
 
@@ -405,13 +379,9 @@ fn lengths(scratch: &Scratch) -> BTreeMap<String, u64> {
     let entries = std::fs::read_dir(scratch.path()).unwrap().map(|entry| entry.unwrap());
     let file = |entry: std::fs::DirEntry| {
         let name = entry.file_name().into_string().unwrap();
-        is_log(&name).then(|| (name, entry.metadata().unwrap().len()))
+        name.ends_with(".log").then(|| (name, entry.metadata().unwrap().len()))
     };
     entries.filter_map(file).collect()
-}
-
-fn is_log(name: &str) -> bool {
-    name.ends_with(".log")
 }
 
 fn seeds() -> Vec<Vec<u8>> {
@@ -419,7 +389,6 @@ fn seeds() -> Vec<Vec<u8>> {
     let (write, zero, size): (&[u8], &[u8], &[u8]) = (&[0, 3, 0, 2], &[5, 9, 0, 4], &[7, 20, 0]);
     let (flush, cut, send, told): (&[u8], &[u8], &[u8], &[u8]) = (&[8], &[9], &[10], &[7]);
     let (again, killed, power): (&[u8], &[u8], &[u8]) = (&[13], &[14], &[15]);
-    let (all, keep): (&[u8], &[u8]) = (&[0, 0, 0, 255], &[16]);
     let spoils: &[u8] = &[1, 0, 9, 0, 2, 0, 30, 0, 50, 0, 1, 0, 7, 0, 3, 0];
     let mut out = vec![
         with(&[write, zero, write, flush, write, power, spoils, write, killed]),
@@ -430,55 +399,6 @@ fn seeds() -> Vec<Vec<u8>> {
         with(&[write, send, told, write, send, told, power, spoils, spoils, &[12, 0], spoils]),
         [&[43, 1, 0, 0, 0, 0, 0, 0][..], &[0, 0, 0, 255, 15], spoils, &[0, 0, 0, 255, 8, 15]]
             .concat(),
-        with(&[
-            all,
-            keep,
-            all,
-            keep,
-            all,
-            keep,
-            all,
-            cut,
-            keep,
-            all,
-            keep,
-            all,
-            keep,
-            all,
-            send,
-            told,
-            all,
-            keep,
-            all,
-            keep,
-            power,
-            &[0, 0],
-            spoils,
-            killed,
-        ]),
-        with(&[
-            all,
-            keep,
-            all,
-            keep,
-            all,
-            keep,
-            all,
-            keep,
-            all,
-            keep,
-            all,
-            keep,
-            cut,
-            write,
-            keep,
-            power,
-            &[0, 0],
-            spoils,
-            write,
-            keep,
-            killed,
-        ]),
     ];
     // Longer ones, of everything.
     for n in 0..6u64 {

@@ -405,6 +405,8 @@ fn a_cut_holds_every_entry_below_its_number() {
             }
             number
         });
+        // Also when the test fails: the scope waits for the writer.
+        let stop = Stop(&done);
         let mut cuts = 0;
         while cuts < 20 {
             let Some(cut) = log.cut().unwrap() else { continue };
@@ -420,7 +422,15 @@ fn a_cut_holds_every_entry_below_its_number() {
                 assert_ne!(next, fill(number + 3), "entry {} is not of it", number + 1);
             }
         }
-        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        drop(stop);
         assert!(writer.join().unwrap() >= 20);
     });
+}
+
+struct Stop<'a>(&'a std::sync::atomic::AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
 }

@@ -1,6 +1,9 @@
 //! The write log against a plain array, through cuts, crashes and damage.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails panics")]
 
+#[path = "write_log/keep.rs"]
+mod keep;
+
 use std::fs;
 use std::io::{Read, Seek, Write};
 use std::path::Path;
@@ -10,7 +13,7 @@ use dormouse_device::write_log::{Base, Limits, WriteLog};
 
 const BLOCK: usize = 4096;
 const BLOCKS: u64 = 600;
-const LIMITS: Limits = Limits { bytes: 1 << 30, wait: None };
+const LIMITS: Limits = Limits { bytes: 1 << 30, part: 64 << 20, wait: None };
 const BASE: Base = Base { volume: [1; 16], generation: 2, seq: 3, hash: [4; 32] };
 
 /// A number for each block: 0 is never written, 1 zeros, others fill the block.
@@ -328,13 +331,13 @@ fn damage_before_what_was_flushed_is_refused() {
 fn a_full_log_waits_for_room() {
     let dir = tempfile::tempdir().unwrap();
     let wait = Some(std::time::Duration::from_millis(50));
-    let limits = Limits { bytes: 3 * 4160 + 128, wait };
+    let limits = Limits { bytes: 3 * 4160 + 128, part: 64 << 20, wait };
     let (log, _) = WriteLog::open(dir.path(), limits, 1).unwrap();
     log.begin(BASE, 64 << 12).unwrap();
     (0..3).for_each(|n| log.write(n, &fill(5)).unwrap_or_else(|e| panic!("{n}: {e}")));
     assert!(matches!(log.write(3, &fill(5)), Err(Error::TimedOut(_))));
     std::thread::scope(|scope| {
-        let limits = Limits { bytes: limits.bytes, wait: None };
+        let limits = Limits { wait: None, ..limits };
         drop(log);
         let (log, _) = WriteLog::open(dir.path(), limits, 1).unwrap();
         log.begin(BASE, 64 << 12).unwrap();
@@ -356,7 +359,8 @@ fn a_full_log_waits_for_room() {
 fn a_log_of_scattered_zeros_waits_for_room() {
     let dir = tempfile::tempdir().unwrap();
     let wait = Some(std::time::Duration::from_millis(50));
-    let (log, _) = WriteLog::open(dir.path(), Limits { bytes: 64 << 10, wait }, 1).unwrap();
+    let (log, _) =
+        WriteLog::open(dir.path(), Limits { bytes: 64 << 10, part: 64 << 20, wait }, 1).unwrap();
     log.begin(BASE, 600 << 12).unwrap();
     (0..64).for_each(|n| log.zero(n * 3, 1).unwrap_or_else(|e| panic!("{n}: {e}")));
     assert!(matches!(log.zero(300, 1), Err(Error::TimedOut(_))));
@@ -382,4 +386,51 @@ fn numbers_that_no_log_has_are_not_taken() {
         assert!(!path.exists());
     }
     assert!(open(dir.path(), 3).1.is_none());
+}
+
+/// A cut says how far it goes: what is written while it is being made is not of it.
+#[test]
+fn a_cut_holds_every_entry_below_its_number() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(dir.path(), 1);
+    log.begin(BASE, BLOCKS << 12).unwrap();
+    let first = log.written();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut number = 0;
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                log.write(number % BLOCKS, &fill(number + 2)).unwrap();
+                number += 1;
+            }
+            number
+        });
+        // Also when the test fails: the scope waits for the writer.
+        let stop = Stop(&done);
+        let mut cuts = 0;
+        while cuts < 20 {
+            let Some(cut) = log.cut().unwrap() else { continue };
+            cuts += 1;
+            // The last that it must hold.
+            let Some(number) = (cut.seq - first).checked_sub(1) else { continue };
+            let mut out = vec![0; BLOCK];
+            cut.read(number % BLOCKS, &mut out).unwrap();
+            assert_eq!(out, fill(number + 2), "entry {number}");
+            let mut next = vec![1; BLOCK];
+            if cut.next((number + 1) % BLOCKS) == Some((number + 1) % BLOCKS) {
+                cut.read((number + 1) % BLOCKS, &mut next).unwrap();
+                assert_ne!(next, fill(number + 3), "entry {} is not of it", number + 1);
+            }
+        }
+        drop(stop);
+        assert!(writer.join().unwrap() >= 20);
+    });
+}
+
+struct Stop<'a>(&'a std::sync::atomic::AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
 }

@@ -46,6 +46,12 @@ pub const LOG_BYTES_MIN: u64 = 16 << 20;
 /// The part of what is free that a write log may take, if nobody says how much.
 const LOG_PART: u64 = 4;
 
+/// A log has so many files when it is full, about: one in which nothing counts any more leaves early.
+const LOG_FILES: u64 = 64;
+/// Bytes of such a file, at least and at most.
+const LOG_FILE_MIN: u64 = 1 << 20;
+const LOG_FILE_MAX: u64 = 64 << 20;
+
 /// When a flush is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Durability {
@@ -130,6 +136,9 @@ pub fn open(
     Ok((opening.start(home, below)?, opened))
 }
 
+/// Between two tries to make room in the log.
+const KEEP_RETRY: Duration = Duration::from_secs(1);
+
 /// How long an end waits for what is still to be sent.
 const CLOSE: Duration = Duration::from_secs(15);
 
@@ -153,7 +162,8 @@ pub struct NetDisk {
     timeout: Option<Duration>,
     /// Held by writes of whole blocks together, and by one of a part alone.
     partial: RwLock<()>,
-    sender: Mutex<Option<JoinHandle<()>>>,
+    /// The sender, and who keeps room in the log.
+    threads: Mutex<Option<[JoinHandle<()>; 2]>>,
     _lock: Lock,
 }
 
@@ -167,7 +177,8 @@ impl Opening {
             Some(bytes) => bytes,
             None => log_bytes(free_bytes(home.dir())?),
         };
-        let limits = Limits { bytes, wait: options.timeout };
+        let part = (bytes / LOG_FILES).clamp(LOG_FILE_MIN, LOG_FILE_MAX);
+        let limits = Limits { bytes, part, wait: options.timeout };
         let salt = u64::from_le_bytes(OsRandom.array());
         if options.discard {
             // Before it is read: it may be damaged.
@@ -209,9 +220,11 @@ impl Opening {
             writing,
             (Arc::clone(&log), Arc::clone(&below), Arc::clone(&shared)),
         );
-        let thread = std::thread::Builder::new().name("send".into()).spawn(|| sender.run())?;
-        let (partial, sender) = (RwLock::new(()), Mutex::new(Some(thread)));
-        Ok(NetDisk { log, below, shared, durability, timeout, partial, sender, _lock })
+        let keeper = Arc::clone(&log);
+        let keeper = thread("write-log", move || keep(&keeper))?;
+        let threads = Mutex::new(Some([thread("send", || sender.run())?, keeper]));
+        let partial = RwLock::new(());
+        Ok(NetDisk { log, below, shared, durability, timeout, partial, threads, _lock })
     }
 }
 
@@ -229,13 +242,15 @@ impl NetDisk {
     /// Ends it: what was written is sent, but for no longer than `wait`; what was not stays in
     /// the write log, durable, for the next time. Nothing can be written afterwards.
     pub fn close(&self, wait: Duration) -> Result<Seen> {
-        let thread = self.sender.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(thread) = thread else { return Ok(self.seen()) };
+        let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some([sender, keeper]) = threads else { return Ok(self.seen()) };
         let flushed = self.log.flush();
         self.shared.stop(wait);
-        let joined = thread.join();
+        let sent = sender.join();
         self.log.end("the disk was closed");
-        joined.map_err(|_| anyhow::anyhow!("the sending thread has panicked"))?;
+        let kept = keeper.join();
+        sent.map_err(|_| anyhow::anyhow!("the sending thread has panicked"))?;
+        kept.map_err(|_| anyhow::anyhow!("the write log's thread has panicked"))?;
         if self.all_sent() {
             return Ok(self.seen());
         }
@@ -248,6 +263,27 @@ impl Drop for NetDisk {
     fn drop(&mut self) {
         // Nobody waits: what was written stays in the log.
         let _ = self.close(Duration::ZERO);
+    }
+}
+
+fn thread(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+    let thread = std::thread::Builder::new().name(name.into()).spawn(run);
+    thread.context("no thread can be made")
+}
+
+/// Keeps room in a log, until it ends.
+fn keep(log: &WriteLog) {
+    let mut said = false;
+    while log.wait_to_keep() {
+        let Err(error) = log.keep() else {
+            said = false;
+            continue;
+        };
+        // It costs room only; the next time may be better.
+        if !std::mem::replace(&mut said, true) {
+            note!("the write log keeps what is not needed any more: {error}");
+        }
+        std::thread::sleep(KEEP_RETRY);
     }
 }
 

@@ -3,9 +3,9 @@
 //! One image of random bytes. `qemu-nbd` and `nbdkit file` serve copies of it; `dormouse export`
 //! serves the point of a volume that holds it, with a warm cache, and, for writing, a volume of its
 //! size (`--write --writeback`). All servers stay up; the rounds take turns, each first as often.
-//! Before a round of writes the volume has sent all that was written before (its log is empty), so
-//! a run shows what a log takes; with `--seconds` beyond what the log holds it shows what the link
-//! and the server take.
+//! Before a round of writes the volume has sent all that was written before (its log is empty). The
+//! whole disk written once is a burst that the log takes; again and again for `--seconds` is more than it
+//! holds ([`LOG_SIZE`]), and goes on as long as what was written before is not needed any more.
 //!
 //! Then the same by the kernel ([`looped`]), cold reads beside a restore ([`cold`]), and how long a
 //! huge disk takes to be there ([`ready`]).
@@ -36,6 +36,9 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 const SENT_LIMIT: Duration = Duration::from_secs(300);
 const SEED: u64 = 0x64_6973_6b73;
 
+/// What the write log of a volume may take.
+const LOG_SIZE: &str = "4GiB";
+
 /// The parts, in their order.
 const PARTS: [&str; 4] = ["nbd", "cold", "loop", "ready"];
 
@@ -44,13 +47,23 @@ struct Job {
     name: &'static str,
     arguments: &'static [&'static str],
     writes: bool,
+    /// The whole disk, and no longer.
+    once: bool,
 }
 
-const JOBS: [Job; 4] = [
-    Job { name: "4k random read", arguments: &["--rw=randread", "--bs=4k"], writes: false },
-    Job { name: "1 MiB read", arguments: &["--rw=read", "--bs=1m"], writes: false },
-    Job { name: "4k random write", arguments: &["--rw=randwrite", "--bs=4k"], writes: true },
-    Job { name: "1 MiB write", arguments: &["--rw=write", "--bs=1m"], writes: true },
+impl Job {
+    const fn new(name: &'static str, arguments: &'static [&'static str], writes: bool) -> Self {
+        Self { name, arguments, writes, once: false }
+    }
+}
+
+const WRITE: &[&str] = &["--rw=write", "--bs=1m"];
+const JOBS: [Job; 5] = [
+    Job::new("4k random read", &["--rw=randread", "--bs=4k"], false),
+    Job::new("1 MiB read", &["--rw=read", "--bs=1m"], false),
+    Job::new("4k random write", &["--rw=randwrite", "--bs=4k"], true),
+    Job { once: true, ..Job::new("1 MiB write, the disk once", WRITE, true) },
+    Job::new("1 MiB write, again and again", WRITE, true),
 ];
 
 /// A server that runs; ended when it is dropped.
@@ -92,15 +105,18 @@ impl Serving {
         measure::cpu_seconds(self.child.id())
     }
 
-    fn fio(&self, job: &Job, seconds: u64) -> Result<Rate> {
+    fn fio(&self, job: &Job, options: &Options) -> Result<Rate> {
         let before = self.processor()?;
         let mut fio = fio(&["--ioengine=nbd", "--iodepth=32"], job);
-        fio.arg(format!("--uri={}", self.uri))
-            .arg("--time_based")
-            .arg(format!("--runtime={seconds}"));
+        fio.arg(format!("--uri={}", self.uri));
+        if !job.once {
+            fio.arg("--time_based").arg(format!("--runtime={}", options.seconds));
+        }
         let requests = rate(fio, job, self.name)?;
         let used = self.processor()? - before;
-        Ok(Rate { requests, processor: used * 1e6 / (requests * seconds as f64) })
+        let all =
+            if job.once { options.image_mib as f64 } else { requests * options.seconds as f64 };
+        Ok(Rate { requests, processor: used * 1e6 / all })
     }
 }
 
@@ -173,6 +189,10 @@ fn served(world: &World, root: &Path, options: &Options, verdict: &mut Verdict) 
     let image = root.join("image");
     let peers = [qemu(root, &image)?, nbdkit(root, &image)?];
     println!(
+        "disks of {} MiB; a write log of {LOG_SIZE} at most; each run {} s, or the disk once",
+        options.image_mib, options.seconds
+    );
+    println!(
         "| | round | qemu-nbd | nbdkit | dormouse | µs of processor each |\n|---|--:|--:|--:|--:|---|"
     );
     let point = point(world, root)?;
@@ -236,7 +256,7 @@ fn point(world: &World, root: &Path) -> Result<Serving> {
 fn disk(world: &World, root: &Path) -> Result<Serving> {
     let socket = root.join("disk.sock");
     let mut command = world.client();
-    command.args(["export", "disk", "--write", "--writeback"]);
+    command.args(["export", "disk", "--write", "--writeback", "--log-size", LOG_SIZE]);
     command.arg("--nbd").arg(format!("unix:{}", socket.display()));
     let serving = Serving::start("a volume", &socket, "disk", command)?;
     let mut copy = Command::new("nbdcopy");
@@ -273,7 +293,7 @@ fn compare(
         for turn in 0..servers.len() {
             let which = (turn + round) % servers.len();
             ready()?;
-            rates[which] = servers[which].fio(job, options.seconds)?;
+            rates[which] = servers[which].fio(job, options)?;
         }
         let [a, b, own] = rates;
         println!(

@@ -11,9 +11,11 @@ use std::sync::Arc;
 
 use dormouse_format::limits::BLOCK_SIZE;
 
+use super::append::cut_off;
 use super::entry::{
     Base, ENTRY_HEAD, EntryHead, FILE_HEAD, FileHead, Kind, block_sum, entry_sum, hash_of, u64_at,
 };
+use super::file::LogFile;
 use super::runs::{Content, Runs, Span};
 use crate::{Error, Result};
 
@@ -29,8 +31,8 @@ pub(super) struct Replay {
     pub runs: Runs,
     /// The first file's header.
     pub first: Option<FileHead>,
-    /// The files that are taken, in order.
-    pub files: Vec<(u64, PathBuf)>,
+    /// The files that are taken, in order, and their bytes.
+    pub files: Vec<(Arc<LogFile>, u64)>,
     /// Files that follow what was lost, or whose making was cut: nothing in them counts.
     pub lost: Vec<PathBuf>,
     pub next_number: u64,
@@ -67,25 +69,26 @@ pub(super) fn replay(dir: &Path) -> Result<Replay> {
             return Err(Error::Damaged(format!("no file of a write log has the number of {path}")));
         }
         replay.next_number = number + 1;
-        let file = Arc::new(File::open(&path)?);
-        let len = file.metadata()?.len();
-        let head = read_head(&file, &path)?;
+        let file = File::open(&path)?;
+        let file = Arc::new(LogFile::new(number, path, file));
+        let len = file.file.metadata()?.len();
+        let head = read_head(&file)?;
         let mut end = FILE_HEAD as u64;
         if let Some(head) = head.filter(|head| follows(&replay, head, number)) {
             (replay.base, replay.after_cut) = (head.base, head.after_cut);
-            end = entries(&mut replay, &head, Arc::clone(&file), len)?;
+            end = entries(&mut replay, &head, &file, len)?;
             replay.bytes += len;
             replay.first.get_or_insert(head);
             replay.generation = replay.generation.max(head.base.generation);
-            replay.files.push((number, path.clone()));
+            replay.files.push((Arc::clone(&file), len));
         } else {
-            replay.lost.push(path.clone());
+            replay.lost.push(file.path.clone());
         }
         replay.torn += len.saturating_sub(end);
         // What is left out must not say that something which was not taken was durable.
-        let known = head.map_or(Ok(0), |head| known_durable(&file, head.salt, end, len))?;
+        let known = head.map_or(Ok(0), |head| known_durable(&file.file, head.salt, end, len))?;
         if known > replay.seq {
-            let path = path.display();
+            let path = file.path.display();
             return Err(Error::Damaged(format!(
                 "the write log {path} is damaged at byte {end} or before: entries that follow say \
                  that more was durable"
@@ -125,9 +128,9 @@ fn numbers(dir: &Path) -> Result<Vec<u64>> {
     Ok(numbers)
 }
 
-fn read_head(file: &File, path: &Path) -> Result<Option<FileHead>> {
+fn read_head(file: &LogFile) -> Result<Option<FileHead>> {
     let mut bytes = [0; FILE_HEAD];
-    match file.read_exact_at(&mut bytes, 0) {
+    match file.file.read_exact_at(&mut bytes, 0) {
         Ok(()) => {}
         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
         Err(e) => return Err(e.into()),
@@ -137,17 +140,17 @@ fn read_head(file: &File, path: &Path) -> Result<Option<FileHead>> {
         Some(Ok(head)) => Ok(Some(head)),
         Some(Err(version)) => Err(Error::Damaged(format!(
             "the write log {} is of version {version}, made by a newer program",
-            path.display()
+            file.path.display()
         ))),
     }
 }
 
 /// Takes a file's whole entries; where they end.
-fn entries(replay: &mut Replay, head: &FileHead, file: Arc<File>, len: u64) -> Result<u64> {
+fn entries(replay: &mut Replay, head: &FileHead, file: &Arc<LogFile>, len: u64) -> Result<u64> {
     if replay.first.is_none() {
         (replay.size, replay.seq, replay.chain) = (head.size, head.seq, head.chain);
     }
-    let mut from = io::BufReader::with_capacity(1 << 20, &*file);
+    let mut from = io::BufReader::with_capacity(1 << 20, &file.file);
     io::copy(&mut from.by_ref().take(FILE_HEAD as u64), &mut io::sink())?;
     let mut at = FILE_HEAD as u64;
     let mut data = Vec::new();
@@ -158,8 +161,8 @@ fn entries(replay: &mut Replay, head: &FileHead, file: Arc<File>, len: u64) -> R
             (replay.base.seq, replay.base.hash) = (entry.block, hash_of(&sums));
             replay.after_cut = entry.kind == Kind::BaseOfCut;
         }
-        take(replay, &entry, || Span {
-            file: Arc::clone(&file),
+        take(replay, &entry, file, || Span {
+            file: Arc::clone(file),
             salt: head.salt,
             block: entry.block,
             at: begin,
@@ -209,14 +212,16 @@ fn entry(
     Ok(Some((head, sums)))
 }
 
-fn take(replay: &mut Replay, entry: &EntryHead, span: impl FnOnce() -> Span) {
+fn take(replay: &mut Replay, entry: &EntryHead, file: &Arc<LogFile>, span: impl FnOnce() -> Span) {
     let end = entry.block.saturating_add(entry.count);
     match entry.kind {
         Kind::Data => replay.runs.put(entry.block, end, Content::Data(Arc::new(span()))),
-        Kind::Zero => replay.runs.put(entry.block, end, Content::Zero),
+        Kind::Zero => replay.runs.put(entry.block, end, Content::Zero(Arc::clone(file))),
         Kind::Base | Kind::BaseOfCut => {}
         Kind::Size => {
-            super::resized(&mut replay.runs, replay.size, entry.block);
+            if let Some((from, to)) = cut_off(replay.size, entry.block) {
+                replay.runs.put(from, to, Content::Zero(Arc::clone(file)));
+            }
             replay.size = entry.block;
         }
     }

@@ -3,14 +3,15 @@
 //! Invariant: a block is in at most one run, and that is the one that was put last.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::sync::Arc;
+
+use super::file::LogFile;
 
 /// Blocks that one entry wrote.
 #[derive(Debug)]
 pub(super) struct Span {
     /// The file that it lies in.
-    pub file: Arc<File>,
+    pub file: Arc<LogFile>,
     /// Seeds its sums.
     pub salt: u64,
     /// The first block.
@@ -24,8 +25,19 @@ pub(super) struct Span {
 /// What blocks of a run hold.
 #[derive(Debug, Clone)]
 pub(super) enum Content {
-    Zero,
+    /// The file has the entry that says so.
+    Zero(Arc<LogFile>),
     Data(Arc<Span>),
+}
+
+impl Content {
+    /// The file that it lies in.
+    pub(super) fn file(&self) -> &LogFile {
+        match self {
+            Self::Zero(file) => file,
+            Self::Data(span) => &span.file,
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -41,16 +53,24 @@ pub(super) struct Runs(BTreeMap<u64, Run>);
 impl Runs {
     /// Puts a run over whatever was there.
     pub(super) fn put(&mut self, start: u64, end: u64, content: Content) {
-        // Mostly there was nothing, or the same run.
-        match self.0.range_mut(..end).next_back() {
-            Some((first, run)) if *first == start && run.end == end => {
-                run.content = content;
-                return;
-            }
-            Some((_, run)) if run.end > start => self.clear(start, end),
-            _ => {}
+        if self.0.range_mut(..end).next_back().is_some_and(|(_, run)| run.end > start) {
+            self.clear(start, end);
         }
         self.0.insert(start, Run { end, content });
+    }
+
+    /// Puts content in the place of the very same run: what it was before; or gives it back, if
+    /// there is no such run.
+    pub(super) fn swap(
+        &mut self,
+        start: u64,
+        end: u64,
+        content: Content,
+    ) -> Result<Content, Content> {
+        match self.0.get_mut(&start) {
+            Some(run) if run.end == end => Ok(std::mem::replace(&mut run.content, content)),
+            _ => Err(content),
+        }
     }
 
     /// How many there are.
@@ -140,7 +160,7 @@ mod tests {
     fn number(content: Option<&Content>) -> u64 {
         match content {
             None => 0,
-            Some(Content::Zero) => 1,
+            Some(Content::Zero(_)) => 1,
             Some(Content::Data(span)) => 2 + span.salt,
         }
     }
@@ -152,14 +172,15 @@ mod tests {
             state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             (state >> 33) % n
         };
-        let file = Arc::new(tempfile::tempfile().unwrap());
+        let file = tempfile::tempfile().unwrap();
+        let file = Arc::new(LogFile::new(1, "".into(), file));
         for _ in 0..300 {
             let (mut plain, mut runs) = ([0u64; 64], Runs::default());
             for _ in 0..40 {
                 let start = random(64);
                 let end = start + 1 + random(64 - start);
                 let content = match random(3) {
-                    0 => Content::Zero,
+                    0 => Content::Zero(Arc::clone(&file)),
                     _ => Content::Data(Arc::new(Span {
                         file: Arc::clone(&file),
                         salt: random(1 << 30),
@@ -169,7 +190,10 @@ mod tests {
                     })),
                 };
                 plain[start as usize..end as usize].fill(number(Some(&content)));
-                runs.put(start, end, content);
+                // Another way for the same run.
+                if let Err(content) = runs.swap(start, end, content) {
+                    runs.put(start, end, content);
+                }
                 let (from, to) = (random(32), 32 + random(32));
                 let mut seen = Vec::new();
                 runs.parts(from, to, &mut |s, e, c| {

@@ -17,7 +17,7 @@ pub const FILES: Target = Target {
     len_max: 8 << 10,
 };
 
-const LIMITS: Limits = Limits { bytes: 1 << 30, wait: None };
+const LIMITS: Limits = Limits { bytes: 1 << 30, part: 1 << 20, wait: None };
 const FILES_MAX: usize = 4;
 /// Entries with data in one input: each is a block and more.
 const DATA_MAX: usize = 24;

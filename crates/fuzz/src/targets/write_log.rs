@@ -25,7 +25,7 @@ pub const LIFE: Target = Target {
 const BLOCK: usize = 4096;
 /// Blocks of the disk, at most; more than one entry takes.
 const BLOCKS: u64 = 300;
-const LIMITS: Limits = Limits { bytes: 1 << 30, wait: None };
+const LIMITS: Limits = Limits { bytes: 1 << 30, part: 1 << 20, wait: None };
 const STEPS_MAX: usize = 60;
 /// Blocks written with data in one input.
 const DATA_MAX: u64 = 700;

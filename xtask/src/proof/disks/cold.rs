@@ -14,8 +14,7 @@ use crate::world;
 /// What the rate must be, beside that of a restore.
 const RATIO_LEAST: f64 = 0.5;
 
-const READ: Job =
-    Job { name: "1 MiB read, cold", arguments: &["--rw=read", "--bs=1m"], writes: false };
+const READ: Job = Job::new("1 MiB read, cold", &["--rw=read", "--bs=1m"], false);
 
 /// Runs the part.
 pub fn run(world: &World, root: &Path, options: &Options, verdict: &mut Verdict) -> Result<()> {

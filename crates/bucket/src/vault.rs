@@ -299,7 +299,13 @@ impl Vault {
             if table.ended {
                 return Err(Error::Stopping);
             }
-            table = self.wait(table, Duration::from_millis(500));
+            if self.shared.settings.threads {
+                table = self.wait(table, Duration::from_millis(500));
+                continue;
+            }
+            drop(table);
+            self.shared.ask(|| pump::once(self))?;
+            table = self.table();
         }
     }
 

@@ -4,10 +4,12 @@
 //! - Who is revoked, reads only, or administers, has nothing appended to the log; a writer
 //!   changes nothing of what is kept.
 //! - At the quota nothing new is appended; the end of what was begun stays within a reserve.
-//! - A commit that is refused for what is missing names it, and it is not there.
+//! - A commit is refused for what is missing only where somebody's records are not relied on
+//!   any more: it names chunks, and they are not there. Else what was promised is there.
 
 use dormouse_format::message::{Keep, Message, Refusal};
 use dormouse_format::VolumeId;
+use dormouse_format::record::{Kind, split};
 use dormouse_sync::Error;
 use dormouse_sync::server::Role;
 
@@ -120,10 +122,13 @@ impl Run {
         let Some(store) = self.server.store() else { return Guard::default() };
         let (bytes, quota) = store.quota();
         let keeps = matches!(question, Message::Keep(ask) if !ask.is_read());
-        let new = matches!(
-            question,
-            Message::Put { .. } | Message::CreateVolume { .. } | Message::OpenWrite { .. }
-        );
+        let new = match question {
+            // These belong to the end of a point.
+            Message::Put { record } => !split(record)
+                .is_ok_and(|(header, _)| matches!(header.kind, Kind::Bridge | Kind::Stale)),
+            Message::CreateVolume { .. } | Message::OpenWrite { .. } => true,
+            _ => false,
+        };
         let client = self.server.client(link).filter(|_| !self.duties.unwatched);
         let why = match client {
             Some(client) if client.revoked => Some("a revoked key"),
@@ -166,6 +171,9 @@ impl Run {
                 self.report.missing += 1;
                 if wrong {
                     return Err(Violation("a commit is refused for what is there".into()));
+                }
+                if self.server.terms.distrusted.is_empty() {
+                    return Err(Violation("a commit is refused for what was promised".into()));
                 }
             }
         }

@@ -151,6 +151,11 @@ pub const BUGS: &[Bug] = &[
         "moved-unsought",
         "what was moved while it was looked for is not looked for again",
     ),
+    bug("store", "copied-undurable", "what a second copy is brought need not be durable in the log"),
+    bug("store", "copy-cut-short", "a second copy goes on behind what a crash has torn"),
+    bug("store", "copy-unsettled", "a copy whose last run was cut short is promoted as it is"),
+    bug("store", "dropped-early", "a second copy drops a retired segment before it is told why"),
+    bug("store", "heal-hides", "healing puts a copy's segment over records that it lacks"),
     bug("sync", "end-unmarked", "the end of a connection leaves no mark of what is durable"),
     bug("sync", "put-for-another", "a client puts chunks under the name of another writer"),
     bug("sync", "extents-before-chunk", "extents are sent before their chunk is put"),
@@ -174,6 +179,12 @@ pub const BUGS: &[Bug] = &[
     bug("sync", "anchor-by-number", "the head that was seen is compared by its number only"),
     bug("sync", "signature-unchecked", "the signature of a point is not checked by the reader"),
     bug("sync", "builds-on-any", "a point is read with a checkpoint that it does not build on"),
+    bug("bucket", "acknowledged-unput", "'remote' acknowledges what only this machine has"),
+    bug("bucket", "fence-unput", "a vault is opened without a fence at the end of its chain"),
+    bug("bucket", "taken-believed", "a part whose name is taken counts as put"),
+    bug("bucket", "doomed-at-once", "a segment goes from the bucket before the note of it is there"),
+    bug("bucket", "evicted-unput", "a segment leaves this machine before the bucket has all of it"),
+    bug("bucket", "probe-believes", "a storage that creates one object twice is used"),
 ];
 
 #[cfg(all(test, feature = "seeded-bugs"))]

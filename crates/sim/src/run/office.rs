@@ -249,8 +249,8 @@ impl Run {
             0 => Job::Forbidden { volume, nth },
             1..5 if role == Role::Admin => {
                 let id = self.clients[at].volumes[volume].id;
-                let newest = self.model.points(&id).last().map_or(0, |p| p.point().seq);
-                Job::Keep { volume, order: Order::some(&mut self.random, newest) }
+                let order = Order::some(&mut self.random, self.model.points(&id));
+                Job::Keep { volume, order }
             }
             _ => Job::Restore { volume, back: self.below(6), in_place: self.below(2) == 0 },
         }))

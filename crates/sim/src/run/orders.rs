@@ -1,6 +1,7 @@
 //! What administrators order, and what other roles must not.
 
 use dormouse_format::message::{Keep, Message};
+use dormouse_format::point::StoredPoint;
 use dormouse_format::{Seq, VolumeId};
 use dormouse_sync::server::Role;
 
@@ -38,20 +39,26 @@ pub enum Order {
 }
 
 impl Order {
-    /// One at random, about points up to `newest`.
-    pub fn some(random: &mut Lcg, newest: Seq) -> Self {
+    /// One at random, about these points.
+    pub fn some(random: &mut Lcg, points: &[StoredPoint]) -> Self {
         match random.below(12) {
-            0..3 => Self::Retain {
+            0..2 => Self::Retain {
                 rule: random.below(RULES.len() as u64) as usize,
                 days: 1 + random.below(2),
             },
-            3..6 => {
-                let first = 1 + random.below(newest.max(1));
-                let last = first + random.below(6);
+            2..6 => {
+                // Mostly what can be deleted: from a checkpoint to before another.
+                let seq = |p: &StoredPoint| p.point().seq;
+                let bases: Vec<Seq> =
+                    points.iter().filter(|p| p.point().is_checkpoint()).map(seq).collect();
+                let at = random.below(bases.len().max(1) as u64) as usize;
+                let first = bases.get(at).copied().unwrap_or(1);
+                let last = bases.get(at + 1 + random.below(2) as usize);
+                let last = last.map_or(first + random.below(6), |next| next - 1);
                 Self::Delete { first, last, days: 1 + random.below(3) }
             }
-            6 => Self::Undelete,
-            7..11 => Self::Prune { clock_is_right: false },
+            6..8 => Self::Undelete,
+            8..11 => Self::Prune { clock_is_right: false },
             _ => Self::Look,
         }
     }

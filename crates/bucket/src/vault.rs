@@ -87,8 +87,7 @@ impl Table {
     /// Whether the bucket has what must be there before a segment goes.
     pub(crate) fn may_go(&self, doomed: &Doomed) -> bool {
         let behind = self.segments.get(&doomed.behind);
-        behind.is_none_or(|s| s.removed || s.stored.end >= doomed.len)
-            || seeded("doomed-at-once")
+        behind.is_none_or(|s| s.removed || s.stored.end >= doomed.len) || seeded("doomed-at-once")
     }
 }
 
@@ -271,7 +270,6 @@ impl Vault {
         let mut table = self.table();
         let Some(segment) = table.segments.get_mut(&number) else { return };
         let whole = segment.stored.closed && segment.stored.end >= segment.durable;
-        let whole = whole || seeded("evicted-unput");
         if segment.busy || !segment.spare || !whole || segment.local.is_none() {
             return;
         }

@@ -151,7 +151,11 @@ pub const BUGS: &[Bug] = &[
         "moved-unsought",
         "what was moved while it was looked for is not looked for again",
     ),
-    bug("store", "copied-undurable", "what a second copy is brought need not be durable in the log"),
+    bug(
+        "store",
+        "copied-undurable",
+        "what a second copy is brought need not be durable in the log",
+    ),
     bug("store", "copy-cut-short", "a second copy goes on behind what a crash has torn"),
     bug("store", "copy-unsettled", "a copy whose last run was cut short is promoted as it is"),
     bug("store", "dropped-early", "a second copy drops a retired segment before it is told why"),
@@ -182,8 +186,11 @@ pub const BUGS: &[Bug] = &[
     bug("bucket", "acknowledged-unput", "'remote' acknowledges what only this machine has"),
     bug("bucket", "fence-unput", "a vault is opened without a fence at the end of its chain"),
     bug("bucket", "taken-believed", "a part whose name is taken counts as put"),
-    bug("bucket", "doomed-at-once", "a segment goes from the bucket before the note of it is there"),
-    bug("bucket", "evicted-unput", "a segment leaves this machine before the bucket has all of it"),
+    bug(
+        "bucket",
+        "doomed-at-once",
+        "a segment goes from the bucket before the note of it is there",
+    ),
     bug("bucket", "probe-believes", "a storage that creates one object twice is used"),
 ];
 

@@ -112,8 +112,7 @@ fn each<T: Default>(
     let (mut sum, mut failures) = (T::default(), Vec::new());
     for seed in first..first + runs {
         let done = catch_unwind(|| play(seed, false));
-        let (one, done) =
-            done.unwrap_or_else(|_| (T::default(), Err("it panicked".to_owned())));
+        let (one, done) = done.unwrap_or_else(|_| (T::default(), Err("it panicked".to_owned())));
         add(&mut sum, &one);
         failures.extend(done.err().map(|why| Failure { seed, why }));
         if failures.len() >= 10 {

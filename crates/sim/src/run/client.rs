@@ -21,12 +21,12 @@ use dormouse_sync::{checkpoint, copy};
 use super::model::{Model, Violation};
 use super::net::LinkId;
 use super::orders::{Order, forbidden};
-use past::Gaps;
 use crate::drive::{Checkpointing, Copying, Ends, Restoring};
 use crate::machine::Machine;
 use crate::random::Lcg;
 use crate::source::Disk;
 use crate::world::opened;
+use past::Gaps;
 
 /// A volume as a client knows it.
 #[derive(Debug)]
@@ -380,9 +380,7 @@ impl Client {
                 }
                 self.past(job, points, trust, around)
             }
-            Some(Step::Gaps { points, trust, told }) => {
-                self.gaps(job, points, trust, told, around)
-            }
+            Some(Step::Gaps { points, trust, told }) => self.gaps(job, points, trust, told, around),
             Some(Step::Restore { mut restoring, point, mut disk }) => {
                 let (inbox, outbox) = (&mut self.inbox, &mut *around.outbox);
                 let mut mail = Mail { inbox, outbox, closed: self.closed };

@@ -29,9 +29,21 @@ pub struct Rule {
 /// The policies that administrators choose from.
 pub const RULES: [Rule; 5] = [
     Rule { text: "all:24h", all: DAY, hourly: 0, daily: 0, floor: DAY },
-    Rule { text: "all:1h,hourly:2d,daily:9d", all: HOUR, hourly: 2 * DAY, daily: 9 * DAY, floor: DAY },
+    Rule {
+        text: "all:1h,hourly:2d,daily:9d",
+        all: HOUR,
+        hourly: 2 * DAY,
+        daily: 9 * DAY,
+        floor: DAY,
+    },
     Rule { text: "daily:5d,floor:36h", all: 0, hourly: 0, daily: 5 * DAY, floor: 36 * HOUR },
-    Rule { text: "hourly:6h,floor:2h,short-floor", all: 0, hourly: 6 * HOUR, daily: 0, floor: 2 * HOUR },
+    Rule {
+        text: "hourly:6h,floor:2h,short-floor",
+        all: 0,
+        hourly: 6 * HOUR,
+        daily: 0,
+        floor: 2 * HOUR,
+    },
     Rule { text: "all:4d,daily:6d", all: 4 * DAY, hourly: 0, daily: 6 * DAY, floor: DAY },
 ];
 

@@ -122,7 +122,8 @@ impl Model {
 
     /// These are all points of a volume, as the store has them now.
     pub fn visible(&mut self, id: VolumeId, points: &[StoredPoint]) -> Judged {
-        let there: BTreeMap<Seq, &StoredPoint> = points.iter().map(|p| (p.point().seq, p)).collect();
+        let there: BTreeMap<Seq, &StoredPoint> =
+            points.iter().map(|p| (p.point().seq, p)).collect();
         let seqs: BTreeSet<Seq> = there.keys().copied().collect();
         let volume = self.volumes.entry(id).or_default();
         let known: BTreeSet<Seq> =

@@ -7,8 +7,8 @@
 //! - A commit is refused for what is missing only where somebody's records are not relied on
 //!   any more: it names chunks, and they are not there. Else what was promised is there.
 
-use dormouse_format::message::{Keep, Message, Refusal};
 use dormouse_format::VolumeId;
+use dormouse_format::message::{Keep, Message, Refusal};
 use dormouse_format::record::{Kind, split};
 use dormouse_sync::Error;
 use dormouse_sync::server::Role;

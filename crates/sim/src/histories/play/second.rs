@@ -187,7 +187,8 @@ impl Pair {
         let image = self.target.image().crashed(&mut self.random);
         let storage = disk(image);
         said("promoting", replica::settle(&*storage.segments(), &world.vault))?;
-        let opened = VaultStore::open(storage.segments(), storage.index(), world.vault, world.options);
+        let opened =
+            VaultStore::open(storage.segments(), storage.index(), world.vault, world.options);
         let (store, recovery) = said("the promoted copy does not open", opened)?;
         if !recovery.damaged.is_empty() {
             return Err(format!("the promoted copy is damaged: {:?}", recovery.damaged));
@@ -237,11 +238,12 @@ impl Pair {
             return Err(format!("an equal copy does not heal {:?}", healing.left));
         }
         same(&healed, &clean)?;
-        if let Some(older) = self.older.take() {
-            self.heals(&clean, older)?;
+        let older = self.older.take().unwrap_or(copy);
+        self.heals(&clean, older.clone())?;
+        let other = self.gone_on(older)?;
+        for _ in 0..3 {
+            self.heals(&clean, other.clone())?;
         }
-        let other = self.gone_on(copy)?;
-        self.heals(&clean, other)?;
         Ok(())
     }
 

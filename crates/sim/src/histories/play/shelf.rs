@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use dormouse_bucket::{Bucket, BucketDir, Durable, Error, Hand, Objects, Settings, Who};
-use dormouse_format::{InstanceId, VaultId};
+use dormouse_format::{InstanceId, Seq, VaultId, VolumeId};
 use dormouse_store::{Dir, VaultStore, scrub};
 
 use super::{Stop, World};
@@ -223,16 +223,18 @@ impl World {
             self.recover()?;
         }
         self.shelf().objects.fail(0);
+        self.shelf().drain()?;
         self.lose(random, false)?;
         self.all_is_there()
     }
 
     /// The machine is gone with all that it had, or with `running` another server takes over while
-    /// it goes on. Under `local` all was put before.
+    /// it goes on. Under `local` what was not put is lost with it, from some moment on.
     fn lose(&mut self, random: &mut Lcg, running: bool) -> Result<(), String> {
         // An operation that crashes the machine here is another story.
         self.crash_at.store(u64::MAX, Ordering::Relaxed);
-        if self.shelf().durable == Durable::Local {
+        let partly = self.shelf().durable == Durable::Local && random.below(2) == 0;
+        if !partly {
             self.shelf().drain()?;
         }
         self.sessions.clear();
@@ -242,7 +244,8 @@ impl World {
         self.tell(|| format!("the machine is lost; running: {running}"));
         let seed = random.below(u64::MAX);
         let watch = Box::new(super::CrashAt(Arc::clone(&self.crash_at)));
-        let storage = std::mem::replace(&mut self.storage, Storage::new(Image::default(), watch, seed));
+        let storage =
+            std::mem::replace(&mut self.storage, Storage::new(Image::default(), watch, seed));
         // What is left of it lives on until the new one has begun.
         let shelf = self.shelf();
         let scratch = std::mem::replace(&mut shelf.scratch, Scratch::new());
@@ -256,6 +259,9 @@ impl World {
             self.is_fenced(old, hand)?;
         }
         drop((old, bucket, storage, scratch));
+        if partly {
+            self.goes_back()?;
+        }
         let store = self.store();
         for volume in &self.volumes {
             judge::listed(&store, volume).map_err(|why| format!("after a loss: {why}"))?;
@@ -263,6 +269,27 @@ impl World {
         self.look().map_err(|stop| match stop {
             Stop::Wrong(why) => format!("after a loss: {why}"),
             Stop::Down => "down without a crash".into(),
+        })
+    }
+
+    /// What the bucket has is an earlier moment of the history.
+    fn goes_back(&mut self) -> Result<(), String> {
+        let store = self.store();
+        let there: Vec<VolumeId> = store.volumes().into_iter().map(|(v, ..)| v.id).collect();
+        self.volumes.retain(|volume| there.contains(&volume.id));
+        for volume in &mut self.volumes {
+            let points = said("points after a loss", store.points(&volume.id, 0, 10_000))?;
+            let seqs: Vec<Seq> = points.iter().map(|p| p.point().seq).collect();
+            let newest = seqs.last().copied().unwrap_or(0);
+            volume.points.retain(|seq, _| *seq <= newest);
+            for (seq, point) in &mut volume.points {
+                // What was said to have expired is there again, if nobody heard of it.
+                point.expired = point.expired.filter(|_| !seqs.contains(seq));
+            }
+        }
+        let (volumes, writer) = (&self.volumes, self.writer(0));
+        volumes.iter().try_for_each(|volume| {
+            volume.kept().try_for_each(|(seq, _)| judge::whole(&store, volume, seq, &writer))
         })
     }
 

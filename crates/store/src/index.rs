@@ -11,6 +11,7 @@ pub(crate) mod run;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
 use dormouse_format::record::{Header, Kind};
@@ -82,7 +83,8 @@ pub(crate) struct BadRun(pub(crate) u64, pub(crate) u64);
 pub(crate) struct Index {
     dir: Box<dyn Dir>,
     vault: VaultId,
-    limit: usize,
+    /// Entries that memory keeps; at least 1.
+    limit: AtomicUsize,
     inner: RwLock<Inner>,
     writers: RwLock<Writers>,
     /// Segments that are about to be retired, and whether they are.
@@ -122,10 +124,19 @@ fn order(raw: &Raw) -> (&[u8], u32, u32) {
 impl Index {
     /// An index in this directory; runs are taken in by [`Self::load`].
     pub(crate) fn new(dir: Box<dyn Dir>, vault: VaultId, limit: usize) -> Self {
-        let limit = limit.max(1);
+        let limit = limit.max(1).into();
         let (inner, writers) = (RwLock::default(), RwLock::default());
         let (hidden, upkeep) = (RwLock::default(), Mutex::default());
         Self { dir, vault, limit, inner, writers, hidden, upkeep }
+    }
+
+    /// Keeps at most so many entries in memory from now on, once they are in sealed segments.
+    pub(crate) fn set_limit(&self, entries: usize) {
+        self.limit.store(entries.max(1), Ordering::Relaxed);
+    }
+
+    fn limit(&self) -> usize {
+        self.limit.load(Ordering::Relaxed)
     }
 
     /// The directory, for what else is only a cache.
@@ -287,12 +298,12 @@ impl Index {
     /// Moves entries of sealed segments to a run when there are many. A failure
     /// leaves them in memory.
     pub(crate) fn maintain(&self, segments: &Segments, sealed_to: u64) {
-        if read(&self.inner).recent.len() <= self.limit {
+        if read(&self.inner).recent.len() <= self.limit() {
             return;
         }
         let _upkeep = lock(&self.upkeep);
         let first = read(&self.inner).runs.last().map_or(1, |r| r.range.last + 1);
-        if sealed_to >= first && read(&self.inner).recent.len() > self.limit {
+        if sealed_to >= first && read(&self.inner).recent.len() > self.limit() {
             let _ = self.flush(segments, first, sealed_to);
         }
     }
@@ -306,7 +317,7 @@ impl Index {
         last: u64,
         force: bool,
     ) -> bool {
-        let many = read(&self.inner).recent.len() > self.limit;
+        let many = read(&self.inner).recent.len() > self.limit();
         (many || force) && self.flush(segments, first, last).is_ok()
     }
 
@@ -334,7 +345,7 @@ impl Index {
     }
 
     fn class(&self, run: &Run) -> u32 {
-        (run.entries / self.limit as u64).max(1).ilog(MERGE as u64)
+        (run.entries / self.limit() as u64).max(1).ilog(MERGE as u64)
     }
 
     /// Merges neighbours as long as enough of them are of one size class.
@@ -440,7 +451,7 @@ impl Index {
             let sealed = walk::sealed(&*file, number, &self.vault)?;
             let seal = walk::table(&*file, number, &sealed)?;
             sorted.extend(entries(number, &seal).map(|e| self.pack(&e)));
-            if sorted.len() > self.limit {
+            if sorted.len() > self.limit() {
                 break;
             }
         }

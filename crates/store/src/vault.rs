@@ -127,6 +127,19 @@ impl VaultStore {
         self.cache = Cache::of(kept, self.vault);
     }
 
+    /// Keeps at most so many entries of the index in memory from now on, those of the segment that
+    /// is written apart; what there is more goes to a run file at once. Takes the place of
+    /// [`Options::index_entries`].
+    pub fn keep_index(&self, entries: usize) {
+        self.log.index.set_limit(entries);
+        self.maintain_index();
+    }
+
+    fn maintain_index(&self) {
+        let sealed_to = self.log.sealed_to.load(Ordering::Acquire);
+        self.log.index.maintain(&self.log.segments, sealed_to);
+    }
+
     /// Looks again, as long as what is found is moved before it is read.
     pub(crate) fn settled<T>(&self, mut look: impl FnMut() -> Result<T>) -> Result<T> {
         for _ in 0..LOOKS_MAX {
@@ -142,8 +155,7 @@ impl VaultStore {
     pub(crate) fn append(&self, record: &[u8], now: TimeNs) -> Result<(RecordRef, Position)> {
         let (header, _) = dormouse_format::record::split(record)?;
         let done = self.log.append(&header, record, now)?;
-        let sealed_to = self.log.sealed_to.load(Ordering::Acquire);
-        self.log.index.maintain(&self.log.segments, sealed_to);
+        self.maintain_index();
         Ok(done)
     }
 

@@ -24,6 +24,11 @@ use crate::text::{hex, time_utc};
 const NAME_ENDS: [usize; 2] = [4, 16];
 /// Pages of maps that are kept of all vaults together: 70 MiB, while they are used.
 const PAGES_KEPT: usize = 128;
+/// Index entries that are kept in memory of all vaults together, of some 60 bytes: 60 MiB. The segment
+/// that is written comes on top.
+const INDEX_KEPT: usize = 1 << 20;
+/// A vault keeps no more of them, and may keep as many however many vaults there are.
+const INDEX_OF_ONE: std::ops::RangeInclusive<usize> = 1 << 10..=256 << 10;
 /// Damaged records of a vault that are logged one by one when it is opened.
 const FAULTS_LOGGED: usize = 16;
 
@@ -46,6 +51,11 @@ impl std::fmt::Debug for Access {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Access({})", self.store.path().display())
     }
+}
+
+/// Entries of its index that each of so many vaults may keep in memory.
+fn index_share(vaults: usize) -> usize {
+    (INDEX_KEPT / vaults.max(1)).clamp(*INDEX_OF_ONE.start(), *INDEX_OF_ONE.end())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -98,6 +108,13 @@ impl Access {
     /// The vaults that are open.
     pub(crate) fn open_vaults(&self) -> Vec<Arc<VaultStore>> {
         lock(&self.vaults).values().cloned().collect()
+    }
+
+    /// A vault more is open: each may keep a little less in memory.
+    fn share_memory(&self) {
+        let vaults = self.open_vaults();
+        let share = index_share(vaults.len());
+        vaults.iter().for_each(|vault| vault.keep_index(share));
     }
 
     /// Tells every open vault what is set for it.
@@ -243,7 +260,8 @@ impl Access {
             return Ok(None);
         }
         let index = Box::new(DiskDir::create_or_open(&path.join("index")).map_err(failed)?);
-        let options = Options::default();
+        let index_entries = index_share(open.len() + 1);
+        let options = Options { index_entries, ..Options::default() };
         let vault = match now {
             Some(now) if !there => VaultStore::create(segments, index, *id, now, options),
             _ => VaultStore::open(segments, index, *id, options).map(|(vault, recovery)| {
@@ -268,6 +286,8 @@ impl Access {
         let vault = Arc::new(vault);
         self.apply_to(&vault, &*self.roster().map_err(|e| self.internal(&e))?);
         open.insert(*id, vault.clone());
+        drop(open);
+        self.share_memory();
         Ok(Some(vault))
     }
 }
@@ -394,5 +414,17 @@ impl Registry for Access {
 
     fn clock_holds(&self, confirmed: bool) -> Result<(), Refused> {
         self.clock.holds(confirmed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vaults_share_the_memory_of_the_index() {
+        assert_eq!([1, 4, 8].map(index_share), [256 << 10, 256 << 10, 128 << 10]);
+        assert!((1..=1000).all(|vaults| vaults * index_share(vaults) <= INDEX_KEPT));
+        assert_eq!([0, 1 << 20].map(index_share), [256 << 10, 1 << 10]);
     }
 }

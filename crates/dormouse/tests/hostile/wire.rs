@@ -114,13 +114,18 @@ fn answers_to_other_questions() {
 
 /// Silence without a cut, at each question: the command ends, and says what it waited for.
 #[test]
-fn silence() {
+fn a_restore_ends_in_silence() {
     let stage = Stage::new();
     let dest = stage.place.name("dest");
     for which in QUESTIONS {
         let said = stage.hurried(&["restore", "v", &dest], silent_from(which));
         said.fails(6, &["did not answer within 2 s", "--patience"]);
     }
+}
+
+#[test]
+fn a_copy_ends_in_silence() {
+    let stage = Stage::new();
     let source = stage.place.name("v");
     std::fs::write(&source, &stage.versions[0]).unwrap();
     for which in [
@@ -133,6 +138,11 @@ fn silence() {
         let said = stage.hurried(&["mirror", &source, "--once"], silent_from(which));
         said.fails(6, &["did not answer within 2 s", "not sent twice"]);
     }
+}
+
+#[test]
+fn a_question_ends_in_silence() {
+    let stage = Stage::new();
     for args in [&["points"][..], &["volumes"], &["status"], &["verify", "v"]] {
         let said = stage.hurried(args, silent_from(QUESTIONS[2]));
         let said = Said { err: format!("{}{}", said.out, said.err), ..said };

@@ -42,6 +42,28 @@ fn runs_merge_and_stay_few() {
     assert_eq!(store.stats().index_in_memory + store.stats().index_in_runs, N + 300);
 }
 
+/// Who shares memory with others may be told to keep less, and more again.
+#[test]
+fn what_is_kept_in_memory_may_change() {
+    let kit = Kit::new(4000, 1 << 20);
+    let store = kit.create();
+    (0..N).for_each(|seed| store.put(&kit.chunk(0, seed), 1).unwrap());
+    assert_eq!((store.stats().index_in_memory, store.stats().index_runs), (N, 0));
+    store.keep_index(300);
+    let stats = store.stats();
+    // What is left is of the segment that is written.
+    assert!(stats.index_in_memory < 100 && stats.index_runs == 1, "{stats:?}");
+    assert_eq!(stats.index_in_memory + stats.index_in_runs, N);
+    all_there(&kit, &store);
+    (N..N + 600).for_each(|seed| store.put(&kit.chunk(0, seed), 1).unwrap());
+    assert!(store.stats().index_in_memory <= 400 && store.stats().index_runs > 1);
+    store.keep_index(1 << 20);
+    let runs = store.stats().index_runs;
+    (N + 600..N + 1200).for_each(|seed| store.put(&kit.chunk(0, seed), 1).unwrap());
+    assert_eq!(store.stats().index_runs, runs);
+    assert!(store.stats().index_in_memory >= 600);
+}
+
 #[test]
 fn any_lost_or_damaged_run_is_made_again() {
     let (kit, store) = filled();

@@ -200,6 +200,7 @@ impl World {
         shelf.objects.careless(false);
         shelf.objects.stays(random.below(8) == 0);
         self.set_up()?;
+        self.shelf().drain()?;
         for _ in 0..40 + random.below(60) {
             self.aim();
             match self.step() {

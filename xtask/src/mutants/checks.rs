@@ -24,6 +24,7 @@ const PACKAGES: &[&str] = &[
 const PROGRAMS: &[(&str, &[&str])] = &[
     ("crash", &["--points", "10000", "--seed", "2"]),
     ("histories", &["--runs", "300"]),
+    ("histories", &["--copies", "--runs", "100"]),
     ("flips", &[]),
     ("dormouse-sim", &["1001", "--runs", "60", "--first"]),
 ];

@@ -115,7 +115,6 @@ impl Job {
     }
 }
 
-#[expect(clippy::large_enum_variant, reason = "one for each client")]
 enum Step {
     Hello,
     Order,

@@ -170,7 +170,7 @@ impl Shelf {
 pub fn play(seed: u64, trace: bool) -> (Shelved, Result<(), String>) {
     let mut world = World::new(seed, trace);
     let mut random = Lcg(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0xb0c5);
-    let durable = if seed % 2 == 0 { Durable::Local } else { Durable::Remote };
+    let durable = if seed.is_multiple_of(2) { Durable::Local } else { Durable::Remote };
     world.shelf = Some(Shelf::new(seed, durable, &mut random));
     let played = world.play_shelved(&mut random);
     let mut done = world.shelf.as_ref().map(|s| s.done).unwrap_or_default();
@@ -307,8 +307,8 @@ impl World {
         for _ in 0..1000 {
             match hand.work() {
                 Ok(true) | Err(Error::Away { .. }) => {}
-                // It knows now.
-                Err(Error::Lost { .. } | Error::Stopping) => return Ok(()),
+                // It knows now, or its machine went down before.
+                Err(Error::Lost { .. } | Error::Stopping | Error::Local { .. }) => return Ok(()),
                 Ok(false) if opened.is_err() && put.is_err() => return Ok(()),
                 other => return Err(format!("a server that was taken over goes on: {other:?}")),
             }

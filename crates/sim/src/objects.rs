@@ -158,7 +158,8 @@ impl Bucketful {
     pub fn sum(&self) -> u64 {
         let inner = self.0.lock().unwrap();
         let mut sum = 0_u64;
-        for (name, bytes) in &inner.objects {
+        // Who wins a probe is up to the threads that ask.
+        for (name, bytes) in inner.objects.iter().filter(|(n, _)| !n.starts_with("probe")) {
             let check = hash::body_check(&[name.as_bytes(), bytes].concat());
             sum = sum.wrapping_mul(31).wrapping_add(u128::from_le_bytes(check) as u64);
         }

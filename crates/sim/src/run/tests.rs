@@ -30,7 +30,7 @@ fn a_rotten_disk_returns_nothing_wrong() {
 #[test]
 fn what_is_kept_stays_and_nobody_does_what_he_must_not() {
     let sum = runs(Family::Kept, 1..20);
-    assert!(sum.gone > 100 && sum.retired > 100 && sum.nights > 50, "{sum:?}");
+    assert!(sum.gone > 40 && sum.retired > 40 && sum.nights > 50, "{sum:?}");
     assert!(sum.orders > 50 && sum.grants > 10 && sum.quotas > 5 && sum.revoked > 3, "{sum:?}");
 }
 

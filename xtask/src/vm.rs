@@ -6,6 +6,8 @@
 //! to others: the kernel ([`kernel`]), what the machine boots from ([`image`]), the machine
 //! ([`machine`]).
 
+mod data_disk;
+mod debian;
 mod image;
 mod kernel;
 mod machine;
@@ -79,6 +81,26 @@ const SCENES: &[Scene] = &[
     },
 ];
 
+/// A scene with a machine of its own kind.
+struct Other {
+    name: &'static str,
+    what: &'static str,
+    /// Why it cannot be played here.
+    missing: fn() -> Option<String>,
+    play: fn(&Kernel, &Path, &mut String) -> Result<()>,
+}
+
+const OTHERS: &[Other] = &[
+    Other { name: reboot::NAME, what: reboot::WHAT, missing: || None, play: reboot::play },
+    Other { name: units::NAME, what: units::WHAT, missing: units::missing, play: units::play },
+    Other {
+        name: data_disk::NAME,
+        what: data_disk::WHAT,
+        missing: debian::missing,
+        play: data_disk::play,
+    },
+];
+
 /// Programs of this project that go into every machine.
 const PROGRAMS: &[(&str, &str)] = &[
     ("target/debug/dormouse", "/bin/dormouse"),
@@ -93,10 +115,12 @@ const TOOLS: &[&str] = &["mke2fs", "e2fsck", "mkfs.xfs", "xfs_repair"];
 
 /// Runs the scenes that are named, or all.
 pub fn run(arguments: &[String]) -> Result<ExitCode> {
-    let (mut names, mut keep_log) = (Vec::new(), false);
+    let (mut names, mut keep_log, mut as_built) = (Vec::new(), false, false);
     for argument in arguments {
         match argument.as_str() {
             "--log" => keep_log = true,
+            // With the programs in target/debug as they are.
+            "--no-build" => as_built = true,
             "--list" => return list(),
             name if names_of_all().any(|known| known == name) => {
                 names.push(name);
@@ -108,7 +132,9 @@ pub fn run(arguments: &[String]) -> Result<ExitCode> {
         eprintln!("SKIPPED: no machine can be emulated here: {why}");
         return Ok(ExitCode::SUCCESS);
     }
-    build()?;
+    if !as_built {
+        build()?;
+    }
     let place = std::path::absolute(PLACE)?;
     let kernel = Kernel::fetch(&place)?;
     println!("kernel {}", kernel.version());
@@ -124,18 +150,13 @@ pub fn run(arguments: &[String]) -> Result<ExitCode> {
             power::play(scene, &kernel, &place, log)
         }));
     }
-    if wanted(reboot::NAME) {
-        failed += usize::from(!told(reboot::NAME, reboot::WHAT, keep_log, |log| {
-            reboot::play(&kernel, &place, log)
-        }));
-    }
-    match units::missing() {
-        _ if !wanted(units::NAME) => {}
-        Some(why) => eprintln!("SKIPPED: {}: {why}", units::NAME),
-        None => {
-            let play = |log: &mut String| units::play(&kernel, &place, log);
-            failed += usize::from(!told(units::NAME, units::WHAT, keep_log, play));
+    for scene in OTHERS.iter().filter(|scene| wanted(scene.name)) {
+        if let Some(why) = (scene.missing)() {
+            eprintln!("SKIPPED: {}: {why}", scene.name);
+            continue;
         }
+        let play = |log: &mut String| (scene.play)(&kernel, &place, log);
+        failed += usize::from(!told(scene.name, scene.what, keep_log, play));
     }
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -143,7 +164,7 @@ pub fn run(arguments: &[String]) -> Result<ExitCode> {
 fn names_of_all() -> impl Iterator<Item = &'static str> {
     let names = SCENES.iter().map(|scene| scene.name);
     let power = power::SCENES.iter().map(|scene| scene.name);
-    names.chain(power).chain([reboot::NAME, units::NAME])
+    names.chain(power).chain(OTHERS.iter().map(|scene| scene.name))
 }
 
 fn list() -> Result<ExitCode> {
@@ -153,8 +174,8 @@ fn list() -> Result<ExitCode> {
     for scene in power::SCENES {
         println!("{:<12} {}", scene.name, scene.what);
     }
-    for (name, what) in [(reboot::NAME, reboot::WHAT), (units::NAME, units::WHAT)] {
-        println!("{name:<12} {what}");
+    for scene in OTHERS {
+        println!("{:<12} {}", scene.name, scene.what);
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -96,7 +96,7 @@ impl Image {
 }
 
 /// A program without what only debuggers read: nine tenths of it, which would have to be unpacked.
-fn stripped(from: &Path) -> Result<Vec<u8>> {
+pub fn stripped(from: &Path) -> Result<Vec<u8>> {
     let to = std::env::temp_dir().join(format!("dormouse-stripped-{}", std::process::id()));
     let strip = Command::new("strip").arg("-g").arg("-o").arg(&to).arg(from).output();
     // No strip here, or no program that it knows: as it is.

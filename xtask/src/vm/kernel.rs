@@ -37,6 +37,11 @@ impl Kernel {
         &self.version
     }
 
+    /// Where its package is unpacked.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// What is booted.
     pub fn file(&self) -> PathBuf {
         self.root.join(format!("boot/vmlinuz-{}", self.version))

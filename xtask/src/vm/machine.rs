@@ -41,6 +41,13 @@ pub fn find(name: &str) -> Option<PathBuf> {
     places.find(|path| path.is_file())
 }
 
+/// Arguments for a disk by an emulated NVMe controller, which counts the writes of its guests as long
+/// as qemu runs: the count goes on over their starts.
+pub fn nvme(file: &Path) -> [String; 4] {
+    let drive = format!("if=none,id=nvme,format=raw,discard=unmap,file={}", file.display());
+    ["-drive".into(), drive, "-device".into(), "nvme,drive=nvme,serial=dormouse-1".into()]
+}
+
 /// One that runs.
 pub struct Machine {
     qemu: Child,
@@ -51,14 +58,16 @@ pub struct Machine {
 impl Machine {
     /// Boots a kernel; disks are `/dev/vda` and so on.
     pub fn boot(kernel: &Path, initrd: &Path, disks: &[&Path]) -> Result<Self> {
-        Self::boot_with(kernel, initrd, disks, &["-no-reboot".into()])
+        Self::boot_with(kernel, initrd, disks, "", &["-no-reboot".into()])
     }
 
-    /// The same with more arguments. Without `-no-reboot` it may start itself anew.
+    /// The same with more arguments, of the kernel and of qemu. Without `-no-reboot` it may start
+    /// itself anew.
     pub fn boot_with(
         kernel: &Path,
         initrd: &Path,
         disks: &[&Path],
+        arguments: &str,
         more: &[String],
     ) -> Result<Self> {
         let log = initrd.with_extension("log");
@@ -66,7 +75,7 @@ impl Machine {
         qemu.args(["-M", "q35", "-cpu", "max", "-smp", "2"])
             .args(["-accel", "tcg,thread=multi", "-m", MEMORY, "-nodefaults", "-no-user-config"])
             .args(["-display", "none", "-serial", "stdio", "-nic", "none"])
-            .args(["-append", KERNEL_ARGUMENTS])
+            .args(["-append", &format!("{KERNEL_ARGUMENTS} {arguments}")])
             .arg("-kernel")
             .arg(kernel)
             .arg("-initrd")

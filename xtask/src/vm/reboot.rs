@@ -1,5 +1,5 @@
-//! The scene of a machine that starts itself anew, with an emulated NVMe disk: qemu counts its write
-//! commands from its own start on, so the count goes on over the guest's.
+//! The scene of a machine that starts itself anew, with an emulated NVMe disk: each thing that spares
+//! a scan, or asks for one, by itself. With the whole of Debian around it: [`super::data_disk`].
 
 use std::path::Path;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use super::kernel::Kernel;
-use super::machine::Machine;
+use super::machine::{Machine, nvme};
 use super::{disk, image};
 
 /// What it is called.
@@ -28,10 +28,8 @@ pub fn play(kernel: &Kernel, place: &Path, log: &mut String) -> Result<()> {
     let mirrored = disk(place, "reboot-nvme.disk", MIRRORED)?;
     let initrd = place.join("reboot.initrd");
     image(kernel, &["nvme"], include_str!("scenes/reboot.sh"))?.write(&initrd)?;
-    let drive = format!("if=none,id=nvme,format=raw,discard=unmap,file={}", mirrored.display());
-    let more = ["-drive", &drive, "-device", "nvme,drive=nvme,serial=dormouse-1"];
-    let more = more.map(str::to_owned);
-    let status = Machine::boot_with(&kernel.file(), &initrd, &[&state], &more)?.wait(LIMIT, log)?;
+    let machine = Machine::boot_with(&kernel.file(), &initrd, &[&state], "", &nvme(&mirrored))?;
+    let status = machine.wait(LIMIT, log)?;
     ensure!(status == 0, "the script has ended with status {status}");
     ensure!(log.matches(AGAIN).count() == STARTS, "it was not started anew {STARTS} times");
     Ok(())

@@ -16,9 +16,9 @@ const CANARIES: &[(&str, &str, u64)] = &[
     ("segment-name-unsynced", "sound", 20),
     ("durable-ahead", "sound", 60),
     ("reopen-unwritten", "sound", 80),
-    ("floor-ignored", "kept", 30),
-    ("quota-unchecked", "kept", 20),
-    ("revoked-welcome", "kept", 20),
+    ("floor-ignored", "kept", 60),
+    ("quota-unchecked", "kept", 30),
+    ("revoked-welcome", "kept", 30),
 ];
 
 /// Runs the simulator with these arguments.

@@ -71,6 +71,8 @@ impl Rule {
 
 #[derive(Debug, Clone, Copy)]
 struct Setting {
+    /// When it was set: times ascend, whatever the clock does.
+    at: TimeNs,
     effective: TimeNs,
     rule: Rule,
     sure: bool,
@@ -128,8 +130,9 @@ impl Kept {
             Keep::SetRetention { volume, policy, grace } => {
                 let rule = RULES.into_iter().find(|rule| rule.text == policy);
                 let settings = &mut self.volume(*volume).settings;
-                let effective = now + grace;
-                settings.extend(rule.map(|rule| Setting { effective, rule, sure }));
+                let at = settings.last().map_or(now, |last| now.max(last.at + 1));
+                let effective = (now + grace).max(at);
+                settings.extend(rule.map(|rule| Setting { at, effective, rule, sure }));
             }
             Keep::Delete { volume, points: Some(points), grace } => {
                 let (points, effective) = (*points, now + grace);

@@ -182,7 +182,9 @@ impl Kept {
             volume.deletions.iter().filter(names).any(|a| a.effective <= now)
         };
         let all = points.iter().map(|p| p.point().seq);
-        volume.due = all.filter(|seq| !stay.contains(seq) || ripe(seq)).collect();
+        let due: Vec<Seq> = all.filter(|seq| !stay.contains(seq) || ripe(seq)).collect();
+        // What went before, while the disk did not tell what there is, is still to be seen.
+        volume.due.extend(due);
     }
 
     /// A point that no policy keeps, though some hold.

@@ -30,7 +30,8 @@ commands:
   sim     the simulator: real store and protocol on a faulty disk, network and clock
             SEED              one run, or the first; from the clock without it
             --runs N          so many seeds, one after the other; 200 without a SEED
-            --family F        'sound' or 'rot': what the disk may do; by the seed without it
+            --family F        'sound' or 'rot': what the disk may do; 'kept': a sound one, and a
+                              server with duties for years; by the seed without it
             --jobs N          at the same time; one for each processor without it
             --trace           every event to standard error
             --first           stops at the first seed that fails
@@ -47,6 +48,8 @@ commands:
             --seed N          the first; 1 without it
             --jobs N          at the same time; one for each processor without it
             --one N           one history, with every step on standard error
+            --copies          each is followed by a second copy, which is promoted and heals
+            --buckets         the logs lie in object storage that fails; machines are lost
   flips   every byte, length, exchange and old version of a real small store and of the
           state of server and client; a sample of them without --all
             --all             every one

@@ -6,7 +6,7 @@
 //! Files that are no segments (what recovery has set aside) are on this machine only.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use dormouse_store::{Dir, File};
@@ -32,7 +32,29 @@ impl Drop for BucketDir {
     }
 }
 
+/// Does by hand what threads do else ([`crate::Settings::threads`]).
+#[derive(Clone)]
+pub struct Hand(Weak<Vault>);
+
+impl std::fmt::Debug for Hand {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hand")
+    }
+}
+
+impl Hand {
+    /// The next put, packing or removal, tried once; false if there is none.
+    pub fn work(&self) -> Result<bool> {
+        self.0.upgrade().map_or(Ok(false), |vault| pump::once(&vault))
+    }
+}
+
 impl BucketDir {
+    /// Who works for it.
+    pub fn hand(&self) -> Hand {
+        Hand(Arc::downgrade(&self.0))
+    }
+
     pub(crate) const fn new(vault: Arc<Vault>) -> Self {
         Self(vault)
     }

@@ -19,7 +19,9 @@ mod objects;
 mod opening;
 mod part;
 mod pump;
+#[cfg(feature = "s3")]
 mod reach;
+#[cfg(feature = "s3")]
 mod remote;
 mod room;
 mod shared;
@@ -35,11 +37,13 @@ use bytes::Bytes;
 use dormouse_format::VaultId;
 use dormouse_store::Dir;
 
-pub use dir::BucketDir;
+pub use dir::{BucketDir, Hand};
 pub use error::{Error, Result};
 pub use lease::Who;
 pub use objects::{Item, Objects, Put};
+#[cfg(feature = "s3")]
 pub use reach::{Endpoint, Environment, Names, Reach};
+#[cfg(feature = "s3")]
 pub use remote::{Remote, Url};
 pub use shared::{Durable, Settings, Tell};
 pub use state::StateFile;

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::thread;
 
 use dormouse_format::VaultId;
+use dormouse_format::seeded::seeded;
 use dormouse_store::Dir;
 
 use crate::cache::{Key, PIECE};
@@ -101,6 +102,9 @@ impl Opening<'_> {
                 self.set_aside(|_| Ok(true), "another server has written this vault since")?;
             }
             let chain::End { segment, part } = chain::end(&stored);
+            if seeded("fence-unput") {
+                return Ok(stored);
+            }
             let (kind, offset) = (Kind::Fence, stored.get(&segment).map_or(0, |s| s.end));
             let fence = Part { kind, vault: self.id, segment, number: part, offset, generation };
             let name = fence.name();

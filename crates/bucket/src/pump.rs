@@ -115,12 +115,38 @@ fn next(table: &Table, parts_max: usize) -> Option<Job> {
 
 /// Starts the thread of a vault, if there is none.
 pub(crate) fn ensure(vault: &Arc<Vault>, table: &mut Table) {
-    if table.pumping || table.ended || !vault.writes {
+    if table.pumping || table.ended || !vault.writes || !vault.shared.settings.threads {
         return;
     }
     let own = vault.clone();
     let thread = thread::Builder::new().name("bucket".into()).stack_size(STACK);
     table.pumping = thread.spawn(move || run(&own)).is_ok();
+}
+
+/// Does the next thing, once; false if there is nothing to do.
+pub(crate) fn once(vault: &Arc<Vault>) -> Result<bool> {
+    let shared = &vault.shared;
+    let job = {
+        let mut table = vault.table();
+        shared.usable()?;
+        let ended = table.ended || !vault.writes;
+        let job = next(&table, shared.settings.parts_max).filter(|_| !ended);
+        let Some(job) = job else { return Ok(false) };
+        if let Job::Spare(n, _) = job
+            && let Some(segment) = table.segments.get_mut(&n)
+        {
+            segment.spare = true;
+        }
+        job
+    };
+    match job {
+        Job::Put { segment, offset, len, .. } => put(vault, segment, offset, len)?,
+        Job::Close(segment) => close(vault, segment)?,
+        Job::Spare(segment, bytes) => shared.room.add(Arc::downgrade(vault), segment, bytes),
+        Job::Pack(segment) => pack(vault, segment)?,
+        Job::Remove(segment) => remove(vault, segment)?,
+    }
+    Ok(true)
 }
 
 fn run(vault: &Arc<Vault>) {
@@ -156,12 +182,7 @@ fn run(vault: &Arc<Vault>) {
             Job::Put { segment, offset, len, .. } => {
                 insist(vault, || put(vault, segment, offset, len));
             }
-            Job::Close(segment) => {
-                insist(vault, || {
-                    let end = vault.table().segments.get(&segment).map_or(0, |s| s.stored.end);
-                    vault.put_part(segment, Kind::Close, end, &[])
-                });
-            }
+            Job::Close(segment) => insist(vault, || close(vault, segment)),
             Job::Spare(segment, bytes) => shared.room.add(Arc::downgrade(vault), segment, bytes),
             Job::Pack(segment) => beside(vault, segment, pack),
             Job::Remove(segment) => beside(vault, segment, remove),
@@ -227,6 +248,11 @@ fn put(vault: &Vault, segment: u64, offset: u64, len: u64) -> Result<()> {
     let _flight = vault.shared.flight(2 * len);
     let bytes = read(vault, segment, offset, len)?;
     vault.put_part(segment, Kind::Data, offset, &bytes)
+}
+
+fn close(vault: &Vault, segment: u64) -> Result<()> {
+    let end = vault.table().segments.get(&segment).map_or(0, |s| s.stored.end);
+    vault.put_part(segment, Kind::Close, end, &[])
 }
 
 /// Puts a segment as one object, and removes its parts.

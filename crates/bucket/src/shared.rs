@@ -44,6 +44,9 @@ pub struct Settings {
     pub alone: bool,
     /// The first pause before something is tried again; each next is twice as long.
     pub pause: Duration,
+    /// Threads put, and time passes between two tries. Without: whoever waits for a put does it,
+    /// [`crate::Hand`] does the rest, and nothing waits for a clock. For the simulator.
+    pub threads: bool,
 }
 
 impl Default for Settings {
@@ -57,6 +60,7 @@ impl Default for Settings {
             patience: Duration::from_secs(30),
             alone: false,
             pause: Duration::from_millis(100),
+            threads: true,
         }
     }
 }
@@ -70,6 +74,8 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Bytes of objects in memory at most, but for one.
 const FLIGHT_MAX: u64 = 160 << 20;
+/// Tries of one thing where nothing waits for a clock.
+pub(crate) const TRIES_MAX: u32 = 1000;
 /// The longest pause between two tries.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 
@@ -250,6 +256,9 @@ impl Shared {
 
     /// Sleeps for the `tries`-th pause, or until the server stops.
     pub(crate) fn pause(&self, tries: u32) -> Result<()> {
+        if !self.settings.threads {
+            return self.usable();
+        }
         let pause = self.settings.pause.saturating_mul(1 << tries.min(8)).min(PAUSE_MAX);
         // Apart from one another, so that all vaults do not come back at the same moment.
         let spread = std::collections::hash_map::RandomState::new();
@@ -265,10 +274,15 @@ impl Shared {
     /// Asks until there is an answer, or the patience of somebody who waits is over.
     pub(crate) fn ask<T>(&self, mut question: impl FnMut() -> Result<T>) -> Result<T> {
         let until = std::time::Instant::now() + self.settings.patience;
+        let by_hand = !self.settings.threads;
         let mut tries = 0;
+        let patient = |tries| match by_hand {
+            true => tries < TRIES_MAX,
+            false => std::time::Instant::now() < until,
+        };
         loop {
             match question() {
-                Err(e) if e.may_pass() && std::time::Instant::now() < until => self.pause(tries)?,
+                Err(e) if e.may_pass() && patient(tries) => self.pause(tries)?,
                 done => return done,
             }
             tries += 1;

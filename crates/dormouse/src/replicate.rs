@@ -219,6 +219,14 @@ pub fn promote(path: &Path) -> Result<()> {
     }
     for vault in store.vaults()? {
         let segments = DiskDir::open(&store.vault_path(&vault).join("segments"))?;
+        let aside = replica::settle(&segments, &vault).with_context(|| format!("vault {vault}"))?;
+        if let Some(first) = aside.first() {
+            note!(
+                "vault {vault}: the last `replicate` was cut short; {} segments that it had begun to \
+                 bring, from {first} on, are set aside: the vault is as of the run before, or later",
+                aside.len()
+            );
+        }
         look(Box::new(segments), None, &vault).with_context(|| format!("vault {vault}"))?;
     }
     files::remove(&store.path().join(REPLICA))?;

@@ -127,6 +127,11 @@ pub const BUGS: &[Bug] = &[
     bug("store", "deltas-expire-alone", "what a kept point is built on may expire"),
     bug("store", "clock-believed", "a clock that has jumped is believed"),
     bug("store", "deletion-early", "a deletion happens before its time"),
+    bug("store", "deletion-not-undone", "a deletion that was taken back happens all the same"),
+    bug("store", "policy-at-once", "what was set before holds no more as soon as something is set"),
+    bug("store", "quota-unchecked", "what is beyond the quota is taken"),
+    bug("sync", "role-unchecked", "every client may do everything"),
+    bug("sync", "revoked-welcome", "a revoked key is let in"),
     bug("sync", "bridge-lost", "the server takes a bridge and does not keep it"),
     bug("sync", "bridge-unsigned", "the signature of a bridge is not checked"),
     bug("sync", "gap-unsaid", "points may be left out that are not said to have expired"),
@@ -146,6 +151,15 @@ pub const BUGS: &[Bug] = &[
         "moved-unsought",
         "what was moved while it was looked for is not looked for again",
     ),
+    bug(
+        "store",
+        "copied-undurable",
+        "what a second copy is brought need not be durable in the log",
+    ),
+    bug("store", "copy-cut-short", "a second copy goes on behind what a crash has torn"),
+    bug("store", "copy-unsettled", "a copy whose last run was cut short is promoted as it is"),
+    bug("store", "dropped-early", "a second copy drops a retired segment before it is told why"),
+    bug("store", "heal-hides", "healing puts a copy's segment over records that it lacks"),
     bug("sync", "end-unmarked", "the end of a connection leaves no mark of what is durable"),
     bug("sync", "put-for-another", "a client puts chunks under the name of another writer"),
     bug("sync", "extents-before-chunk", "extents are sent before their chunk is put"),
@@ -169,6 +183,15 @@ pub const BUGS: &[Bug] = &[
     bug("sync", "anchor-by-number", "the head that was seen is compared by its number only"),
     bug("sync", "signature-unchecked", "the signature of a point is not checked by the reader"),
     bug("sync", "builds-on-any", "a point is read with a checkpoint that it does not build on"),
+    bug("bucket", "acknowledged-unput", "'remote' acknowledges what only this machine has"),
+    bug("bucket", "fence-unput", "a vault is opened without a fence at the end of its chain"),
+    bug("bucket", "taken-believed", "a part whose name is taken counts as put"),
+    bug(
+        "bucket",
+        "doomed-at-once",
+        "a segment goes from the bucket before the note of it is there",
+    ),
+    bug("bucket", "probe-believes", "a storage that creates one object twice is used"),
 ];
 
 #[cfg(all(test, feature = "seeded-bugs"))]

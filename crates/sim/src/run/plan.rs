@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use dormouse_format::geometry;
 use dormouse_store::Options;
+use dormouse_sync::server::Role;
 
 use super::client::{Client, Volume};
+use super::duties::Duties;
 use super::faults::{Faults, Rates};
 use super::net::{Net, Weather};
 use super::server::Server;
@@ -24,6 +26,9 @@ pub enum Family {
     Sound,
     /// It rots and writes in wrong places too: nothing wrong may be returned.
     Rot,
+    /// It is sound, years go by, and the server has duties: retention, deletions, collection,
+    /// quotas, roles, revocation.
+    Kept,
 }
 
 /// How a run is set up.
@@ -60,7 +65,10 @@ pub(super) fn prepare(seed: u64, family: Family, print: bool) -> Run {
         World::on(world_random.below(u64::MAX), Box::new(storage.clone()), options, pool);
     let start = 1_700_000_000 * S;
     world.now = start;
-    let clients = clients(&mut world, &mut settings_random, settings.shared);
+    let mut clients = clients(&mut world, &mut settings_random, settings.shared);
+    if family == Family::Kept {
+        clients.extend(others(&mut world, &mut settings_random, &clients));
+    }
     let vault = clients[0].machine.vault;
     let server = Server::new(world.registry.clone(), storage, vault, options);
     let bad = settings_random.below(4);
@@ -82,10 +90,16 @@ pub(super) fn prepare(seed: u64, family: Family, print: bool) -> Run {
         trace: Trace::new(print),
         report: Report::default(),
         calm: false,
+        duties: Duties::default(),
     };
     run.note(format_args!("seed {seed}, {settings:?}, {options:?}"));
+    if family == Family::Kept {
+        run.begin_duties();
+    }
     for at in 0..run.clients.len() {
-        run.at(at as u64 * MS, Event::Write(at));
+        if run.clients[at].role == Role::Writer {
+            run.at(at as u64 * MS, Event::Write(at));
+        }
         run.at(S + at as u64 * MS, Event::Idle(at));
     }
     run.at(5 * S, Event::Weather);
@@ -120,9 +134,31 @@ fn clients(world: &mut World, random: &mut Lcg, shared: bool) -> Vec<Client> {
             volumes.push(same);
         }
         let random = Lcg(random.below(u64::MAX));
-        clients.push(Client::new(machine, volumes, random));
+        clients.push(Client::new(machine, Role::Writer, volumes, random));
     }
     clients
+}
+
+/// An administrator and a reader, who know of all volumes.
+fn others(world: &mut World, random: &mut Lcg, clients: &[Client]) -> Vec<Client> {
+    let mut known: Vec<&Volume> = Vec::new();
+    for volume in clients.iter().flat_map(|c| &c.volumes) {
+        if known.iter().all(|k| k.id != volume.id) {
+            known.push(volume);
+        }
+    }
+    let mut make = |role| {
+        let machine = clients[0].machine.second(&mut world.random);
+        world.enrol_as(role, &machine, 0, &[]).unwrap();
+        let copy = |v: &&Volume| {
+            let mut copy = Volume::new(v.id, v.body.clone(), Disk::default());
+            copy.created = true;
+            copy
+        };
+        let volumes = known.iter().map(copy).collect();
+        Client::new(machine, role, volumes, Lcg(random.below(u64::MAX)))
+    };
+    vec![make(Role::Admin), make(Role::Reader)]
 }
 
 fn volume(world: &mut World, random: &mut Lcg, machine: &Machine, name: &str) -> Volume {
@@ -216,7 +252,7 @@ fn rates(random: &mut Lcg, family: Family, bad: u64) -> Rates {
         misdirect: 0,
     };
     match family {
-        Family::Sound => sound,
+        Family::Sound | Family::Kept => sound,
         Family::Rot => Rates { misdirect: up_to(20), ..sound },
     }
 }

@@ -36,11 +36,20 @@ pub struct Report {
     pub given_up: u64,
     /// A damaged store kept a copy from coming to rest, and said so.
     pub unrest: u64,
+    pub nights: u64,
+    pub gone: u64,
+    pub rounds: u64,
+    pub retired: u64,
+    pub orders: u64,
+    pub grants: u64,
+    pub revoked: u64,
+    pub quotas: u64,
+    pub missing: u64,
 }
 
 impl Report {
     /// The numbers with their names.
-    pub fn rows(&self) -> [(&'static str, u64); 27] {
+    pub fn rows(&self) -> [(&'static str, u64); 36] {
         [
             ("events", self.events),
             ("messages", self.messages),
@@ -69,6 +78,15 @@ impl Report {
             ("torn ends set aside", self.torn_tails),
             ("stores given up, with words", self.given_up),
             ("copies given up, with words", self.unrest),
+            ("nights", self.nights),
+            ("points expired or deleted", self.gone),
+            ("rounds of collection", self.rounds),
+            ("segments retired", self.retired),
+            ("orders of administrators", self.orders),
+            ("changes of roles", self.grants),
+            ("keys revoked", self.revoked),
+            ("quotas set", self.quotas),
+            ("commits refused, missing named", self.missing),
         ]
     }
 
@@ -102,5 +120,14 @@ impl Report {
         self.torn_tails += other.torn_tails;
         self.given_up += other.given_up;
         self.unrest += other.unrest;
+        self.nights += other.nights;
+        self.gone += other.gone;
+        self.rounds += other.rounds;
+        self.retired += other.retired;
+        self.orders += other.orders;
+        self.grants += other.grants;
+        self.revoked += other.revoked;
+        self.quotas += other.quotas;
+        self.missing += other.missing;
     }
 }

@@ -3,14 +3,14 @@
 //! It dies with the machine or alone, and comes back; it does what the program does
 //! with a store that fails: it goes on refusing until somebody starts it again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use dormouse_crypt::invite::Binding;
 use dormouse_format::message::{Message, Refusal};
-use dormouse_format::{PublicKey, TimeNs, VaultId};
+use dormouse_format::{PublicKey, TimeNs, VaultId, WriterId};
 use dormouse_store::{Error as StoreError, Options, Recovery, VaultStore};
-use dormouse_sync::server::{After, Session};
+use dormouse_sync::server::{After, Client, Session};
 
 use super::net::LinkId;
 use crate::registry::Registered;
@@ -24,9 +24,22 @@ pub struct Server {
     pub registry: Arc<Registered>,
     /// Its disk.
     pub storage: Storage,
-    sessions: BTreeMap<LinkId, Session>,
+    sessions: BTreeMap<LinkId, (PublicKey, Session)>,
     /// Whether the process runs.
     pub up: bool,
+    /// What an administrator has set, and the program says again at each start.
+    pub terms: Terms,
+    /// How often the machine was started.
+    pub boots: u8,
+}
+
+/// The terms of the vault.
+#[derive(Debug, Clone, Default)]
+pub struct Terms {
+    /// Bytes that it may hold.
+    pub quota: Option<u64>,
+    /// Whose records nobody relies on.
+    pub distrusted: HashSet<WriterId>,
 }
 
 /// How a try to start ended.
@@ -48,7 +61,8 @@ impl Server {
         vault: VaultId,
         options: Options,
     ) -> Self {
-        Self { vault, options, registry, storage, sessions: BTreeMap::new(), up: true }
+        let (sessions, terms) = (BTreeMap::new(), Terms::default());
+        Self { vault, options, registry, storage, sessions, up: true, terms, boots: 1 }
     }
 
     /// The open vault.
@@ -68,6 +82,7 @@ impl Server {
         self.sessions.clear();
         self.registry.forget();
         if machine || self.storage.is_down() {
+            self.boots = self.boots.wrapping_add(1);
             self.storage = self.storage.restart();
         } else {
             self.storage = self.storage.reopened();
@@ -79,13 +94,16 @@ impl Server {
         let (clients, invites) = self.registry.state();
         let registry = Registered::new(Box::new(self.storage.clone()), self.options);
         registry.set_state(clients, invites);
+        *registry.clocks.lock().unwrap() = *self.registry.clocks.lock().unwrap();
         self.registry = Arc::new(registry);
         match self.registry.reopen(self.vault) {
             Ok(recovery) => {
                 self.up = true;
+                self.agree();
                 Start::Up(recovery)
             }
             Err(_) if self.storage.is_down() => {
+                self.boots = self.boots.wrapping_add(1);
                 self.storage = self.storage.restart();
                 Start::Down
             }
@@ -101,12 +119,38 @@ impl Server {
     /// Takes a link that a client has opened.
     pub fn accept(&mut self, link: LinkId, client: PublicKey) {
         let binding = Binding { exporter: [9; 32], client, server: PublicKey([8; 32]) };
-        self.sessions.insert(link, Session::new(self.registry.clone(), binding));
+        self.sessions.insert(link, (client, Session::new(self.registry.clone(), binding)));
+    }
+
+    /// Tells the store its terms.
+    pub fn agree(&self) {
+        if let Some(store) = self.store() {
+            store.set_quota(self.terms.quota);
+            store.set_distrusted(self.terms.distrusted.clone());
+        }
+    }
+
+    /// The client of a link, as it is registered now.
+    pub fn client(&self, link: LinkId) -> Option<Client> {
+        let (key, _) = self.sessions.get(&link)?;
+        self.registry.clients.lock().unwrap().get(key).cloned()
+    }
+
+    /// Ends the sessions of those who are something else now than when they came: which.
+    pub fn watch(&mut self) -> Vec<LinkId> {
+        let changed = |(key, session): &(PublicKey, Session)| {
+            let now = self.registry.clients.lock().unwrap().get(key).cloned();
+            session.client().is_some_and(|was| now.as_ref() != Some(was))
+        };
+        let found = self.sessions.iter().filter(|(_, s)| changed(s)).map(|(link, _)| *link);
+        let found: Vec<LinkId> = found.collect();
+        found.iter().for_each(|link| self.hang_up(*link));
+        found
     }
 
     /// Handles a message; the answers, and whether the link is closed after them.
     pub fn handle(&mut self, link: LinkId, now: TimeNs, frame: &[u8]) -> (Vec<Message>, bool) {
-        let Some(session) = self.sessions.get_mut(&link) else { return (Vec::new(), true) };
+        let Some((_, session)) = self.sessions.get_mut(&link) else { return (Vec::new(), true) };
         let message = match Message::decode(&frame[4..]) {
             Ok(message) => message,
             Err(e) => {
@@ -126,7 +170,7 @@ impl Server {
 
     /// The link has ended, and the server knows it.
     pub fn hang_up(&mut self, link: LinkId) {
-        if let Some(mut session) = self.sessions.remove(&link) {
+        if let Some((_, mut session)) = self.sessions.remove(&link) {
             session.end();
         }
     }

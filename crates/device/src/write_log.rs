@@ -73,6 +73,8 @@ pub struct WriteLog {
     state: Mutex<State>,
     /// Held by who begins files, or removes some; taken before the state.
     turn: Mutex<()>,
+    /// Held by who syncs; taken after the turn and before the state.
+    syncing: Mutex<()>,
     /// Told when there is room again, or the log ends.
     room: Condvar,
     /// Told when there is something for [`Self::keep`] to do, or the log ends.
@@ -162,6 +164,7 @@ impl WriteLog {
             salt,
             state: Mutex::new(state),
             turn: Mutex::default(),
+            syncing: Mutex::default(),
             room: Condvar::new(),
             work: Condvar::new(),
             _lock: lock,
@@ -194,6 +197,7 @@ impl WriteLog {
 
     /// Makes all durable that was written before.
     pub fn flush(&self) -> Result<()> {
+        let one = self.syncing();
         let (parts, seq) = {
             let state = self.state();
             if let Some(why) = state.ended {
@@ -206,20 +210,33 @@ impl WriteLog {
             let parts: Vec<_> = unsynced.map(|p| Arc::clone(&p.file)).collect();
             (parts, state.seq)
         };
-        let synced = parts.iter().try_for_each(|part| part.file.sync_data());
+        self.sync(&one, &parts)?;
         let mut state = self.state();
-        if let Err(e) = synced {
-            // What is in the files now is not known: nothing may be written behind it.
-            state.ended = Some("a sync of the write log failed");
-            self.tell_all();
-            return Err(e.into());
-        }
         state.durable = state.durable.max(seq);
         let last = parts.last().map_or(0, |part| part.number);
         for part in state.files.iter_mut().filter(|part| part.file.number < last) {
             part.synced = true;
         }
         Ok(())
+    }
+
+    /// One syncs at a time: the system tells an error to one of those that sync a file, and to
+    /// the others that all is well.
+    fn syncing(&self) -> MutexGuard<'_, ()> {
+        self.syncing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes files durable. What is in them after a failure is not known: nothing may be written
+    /// behind it, and nothing may be said to be durable.
+    fn sync(&self, _one: &MutexGuard<'_, ()>, files: &[Arc<LogFile>]) -> Result<()> {
+        if let Some(why) = self.state().ended {
+            return Err(failed(why));
+        }
+        let synced = files.iter().try_for_each(|file| file.file.sync_data());
+        if synced.is_err() {
+            self.end("a sync of the write log failed");
+        }
+        Ok(synced?)
     }
 
     /// The number behind the last entry that changed the disk.

@@ -1,6 +1,8 @@
 //! The write log against a plain array, through cuts, crashes and damage.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails panics")]
 
+#[path = "write_log/faults.rs"]
+mod faults;
 #[path = "write_log/keep.rs"]
 mod keep;
 

@@ -83,7 +83,7 @@ impl WriteLog {
             let _ = self.make_spare();
             state = self.wait_for_room(need)?;
         }
-        self.rotate(&mut state)?;
+        self.rotate(&mut state);
         self.append_now(&mut state, entries)
     }
 
@@ -102,7 +102,16 @@ impl WriteLog {
             (seq, chain) = (seq + 1, head.encode(self.salt, &entry.sums, &mut heads));
         }
         // Both under the lock: the order in the log is the order in which they count here.
-        put(&file.file, at, &heads, &entries)?;
+        if let Err(e) = put(&file.file, at, &heads, &entries) {
+            // Entries that are whole would count if the log goes on in another file.
+            if file.file.set_len(at).is_err() {
+                state
+                    .ended
+                    .get_or_insert("what was half written could not be taken out of the write log");
+                self.tell_all();
+            }
+            return Err(e.into());
+        }
         state.bytes += need;
         for entry in entries {
             let data = state.tail + entry.head_len();

@@ -42,7 +42,7 @@ impl WriteLog {
         state.base = Some(base);
         self.go_on_in(part, &mut state)?;
         drop(state);
-        Ok(file.file.sync_data()?)
+        self.sync(&self.syncing(), &[file])
     }
 
     /// Takes what was written so far, together with what an earlier cut took and was not
@@ -72,7 +72,7 @@ impl WriteLog {
         let cut = state.as_cut();
         drop(state);
         // Before a point is made of it: so it is known to be of this log.
-        file.file.sync_data()?;
+        self.sync(&self.syncing(), &[file])?;
         Ok(Some(cut))
     }
 
@@ -86,7 +86,9 @@ impl WriteLog {
         drop(state);
         let behind = cut.behind;
         drop((cut, old));
-        self.remove_first(|part| part.file.number < behind)
+        // What cannot be removed takes room, and goes with the next cut.
+        let _ = self.remove_first(|part| part.file.number < behind);
+        Ok(())
     }
 
     /// What is written, and not forgotten, builds on this point, of the same generation: it has
@@ -127,30 +129,43 @@ impl WriteLog {
         let number = self.state().take_number();
         let path = self.dir.join(files::name(number));
         let file = private().create_new(true).open(&path)?;
-        File::open(&self.dir)?.sync_all()?;
+        if let Err(e) = File::open(&self.dir).and_then(|dir| dir.sync_all()) {
+            let _ = std::fs::remove_file(&path);
+            return Err(e.into());
+        }
         Ok(Part { file: Arc::new(LogFile::new(number, path, file)), len: 0, synced: false })
     }
 
-    /// Entries go into `part` from now on.
+    /// Entries go into `part` from now on. A failure ends the log.
     pub(super) fn go_on_in(&self, part: Part, state: &mut State) -> Result<()> {
+        if let Err(e) = self.write_head(&part, state) {
+            state.ended.get_or_insert("the write log could not go on in a new file");
+            self.tell_all();
+            return Err(e);
+        }
+        state.begin(part);
+        Ok(())
+    }
+
+    /// Writes where the log stands at the beginning of `part`. What does not follow it is not taken.
+    pub(super) fn write_head(&self, part: &Part, state: &State) -> Result<()> {
         let Some(base) = state.base else { return Err(Error::Closed) };
         let (salt, size, seq, chain) = (self.salt, state.size, state.seq, state.chain);
         // What was cut, and is not forgotten, may become a point.
         let (number, after_cut) = (part.file.number, state.old.is_some());
         let head = FileHead { number, after_cut, salt, base, size, seq, chain };
-        if let Err(e) = part.file.file.write_all_at(&head.encode(), 0) {
-            state.ended = Some("the write log could not go on in a new file");
-            self.tell_all();
-            return Err(e.into());
-        }
-        state.files.push_back(Part { len: FILE_HEAD as u64, ..part });
-        state.tail = FILE_HEAD as u64;
-        state.bytes += FILE_HEAD as u64;
-        Ok(())
+        Ok(part.file.file.write_all_at(&head.encode(), 0)?)
     }
 }
 
 impl State {
+    /// Entries go into a file that has its head.
+    pub(super) fn begin(&mut self, part: Part) {
+        self.files.push_back(Part { len: FILE_HEAD as u64, ..part });
+        self.tail = FILE_HEAD as u64;
+        self.bytes += FILE_HEAD as u64;
+    }
+
     /// What was cut off last.
     fn as_cut(&self) -> Cut {
         let behind = self.files.back().map_or(0, |part| part.file.number);

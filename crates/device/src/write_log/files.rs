@@ -35,6 +35,8 @@ pub(super) struct Replay {
     pub files: Vec<(Arc<LogFile>, u64)>,
     /// Files that follow what was lost, or whose making was cut: nothing in them counts.
     pub lost: Vec<PathBuf>,
+    /// Whether there was anything in them: then no file behind them is the first.
+    lost_bytes: bool,
     pub next_number: u64,
     /// The greatest of the files that are taken.
     pub generation: u64,
@@ -83,6 +85,7 @@ pub(super) fn replay(dir: &Path) -> Result<Replay> {
             replay.files.push((Arc::clone(&file), len));
         } else {
             replay.lost.push(file.path.clone());
+            replay.lost_bytes |= len > 0;
         }
         replay.torn += len.saturating_sub(end);
         // What is left out must not say that something which was not taken was durable.
@@ -98,11 +101,12 @@ pub(super) fn replay(dir: &Path) -> Result<Replay> {
     Ok(replay)
 }
 
-/// The first file begins where it says, and is the lowest that is there; another must go on where
+/// The first file begins where it says, and is the lowest that is there in which anything is: the head of
+/// the first is durable before anything else is written; another must go on where
 /// the one before it ended.
 fn follows(replay: &Replay, head: &FileHead, number: u64) -> bool {
     let goes_on = replay.chain == head.chain && replay.seq == head.seq;
-    let first = replay.first.is_none() && replay.lost.is_empty();
+    let first = replay.first.is_none() && !replay.lost_bytes;
     head.number == number && (first || goes_on && replay.first.is_some())
 }
 

@@ -31,8 +31,9 @@
 //! - *A cut between the issue of D and its end*: nothing depends on it. Before its end D has no effect
 //!   here; a pass that reads meanwhile reads the one or the other, and the ring comes later.
 //! - *The same range twice, or in part*: a union of ranges.
-//! - *A point is to prove that the copy equals the disk*: only if all that was pending went with its pass,
-//!   nothing is under way, and nothing was put into the ring since the drain ([`Discarded::all_seen`]).
+//! - *A point is to prove that the copy equals the disk at the cut*: only if all that was pending went with
+//!   its pass, nothing was drained that came after the cut ([`Discarded::in_time`]), and no block that was
+//!   read is in the ring again or is being discarded ([`Ring::spares`]).
 //! - *A scan* begins with empty bitmaps: the ring and the lists are emptied after them. What was in them
 //!   was discarded before the scan reads.
 //! - *A daemon is killed.* What it had not drained is still in the ring; nobody has forgotten a mark that
@@ -88,7 +89,8 @@ impl<'a> Ring<'a> {
         if fits { Some(Self { control, open, entries }) } else { None }
     }
 
-    fn put(&self) -> u64 {
+    /// How many entries it has had. Grows.
+    pub fn put(&self) -> u64 {
         self.control[at::PUT].load(Ordering::SeqCst)
     }
 
@@ -210,6 +212,23 @@ impl<'a> Ring<'a> {
         all.collect()
     }
 
+    /// Whether none of these blocks was discarded since the last drain, or is being discarded: nothing
+    /// that was read of them is of a later time for that.
+    pub fn spares(&self, marks: &Marks<'_>, blocks: &Dirty) -> bool {
+        // In this order: a discard is in the ring before it leaves its place.
+        let mut others: Vec<_> =
+            self.under_way(marks).into_iter().map(|(_, _, blocks)| blocks).collect();
+        let put = self.put();
+        let Some(found) = self.found() else { return false };
+        // One that is not filled yet may be anywhere.
+        if (found.len() as u64) < put - self.taken() {
+            return false;
+        }
+        others.extend(found.into_iter().map(|(_, blocks)| blocks));
+        let blocks = Runs::of_dirty(blocks);
+        blocks.minus(&Runs::of(others)) == blocks
+    }
+
     /// Marks the ranges of discards whose end was never seen.
     fn give_up_lost(&self, marks: &Marks<'_>) {
         let now = marks.epoch();
@@ -255,14 +274,15 @@ pub struct Discarded {
     pending: Runs,
     /// Zeros in the copy, not read yet.
     recheck: Runs,
-    /// How many the ring had when it was drained last.
-    drained: u64,
+    /// Whether some of what was drained last was perhaps discarded after the cut, and so after writes
+    /// that the cut does not have.
+    late: bool,
 }
 
 impl Discarded {
     /// What a daemon before this one has left. What it may not have sent is marked.
     pub fn left(ring: &Ring<'_>, marks: &Marks<'_>) -> Self {
-        let mut found = Self { drained: ring.taken(), ..Self::default() };
+        let mut found = Self::default();
         let Some((pending, recheck)) = ring.kept() else {
             marks.mark(0, marks.blocks());
             return found;
@@ -275,27 +295,27 @@ impl Discarded {
     }
 
     /// Takes what was discarded out of the ring. To be called behind each cut, before what was cut off
-    /// is read.
-    pub fn drain(&mut self, ring: &Ring<'_>, marks: &Marks<'_>) {
+    /// is read; `put` is what [`Ring::put`] was before the cut.
+    pub fn drain(&mut self, ring: &Ring<'_>, marks: &Marks<'_>, put: u64) {
         ring.give_up_lost(marks);
         let found = ring.found();
         if found.is_none() {
             marks.mark(0, marks.blocks());
         }
         let found = found.unwrap_or_else(|| ring.start_anew());
+        self.late = found.iter().any(|(place, _)| *place >= put);
         if !found.is_empty() || !self.pending.is_empty() {
             let new = Runs::of(found.iter().map(|(_, blocks)| blocks.clone()).collect());
             let mut pending = self.pending.or(&new);
             pending.truncate(marks.blocks());
             // Those are read.
-            let pending = marks.unmarked(&pending);
+            let pending = marks.unmarked(&pending, LIST_MAX);
             if pending != self.pending {
                 self.pending = pending;
                 self.keep(ring, marks);
             }
         }
         ring.take(&found);
-        self.drained = ring.taken();
     }
 
     /// Forgets all: a scan begins, and the bitmaps were emptied.
@@ -304,7 +324,11 @@ impl Discarded {
         ring.keep(&self.pending, &self.recheck);
         let found = ring.found().unwrap_or_else(|| ring.start_anew());
         ring.take(&found);
-        self.drained = ring.taken();
+    }
+
+    /// Whether all that was drained last was discarded before the cut.
+    pub const fn in_time(&self) -> bool {
+        !self.late
     }
 
     /// What goes as zeros with a pass, and whether that is all.
@@ -312,11 +336,6 @@ impl Discarded {
         let first = self.pending.first_leaves(LEAVES_MAX);
         let all = first == self.pending;
         (first, all)
-    }
-
-    /// Whether nothing was discarded since the last drain, as far as it has completed.
-    pub fn all_seen(&self, ring: &Ring<'_>) -> bool {
-        ring.put() == self.drained
     }
 
     /// A pass is durable: these are zeros there, and those were read for it. Before its marks are
@@ -346,7 +365,7 @@ impl Discarded {
         let mut left = self.recheck.clone();
         let some = left.take_first(most);
         // A block that is marked is read anyway.
-        for run in marks.unmarked(&some).iter() {
+        for run in marks.unmarked(&some, usize::MAX).iter() {
             not_zero(run)?.into_iter().for_each(|block| marks.mark(block, 1));
         }
         self.recheck = left;

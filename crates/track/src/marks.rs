@@ -168,7 +168,7 @@ impl<'a> Marks<'a> {
 
     /// Marks blocks, as the program in the kernel does.
     pub fn mark(&self, first: u64, count: u64) {
-        let end = first.saturating_add(count).min(self.words() as u64 * WORD_BLOCKS);
+        let end = first.saturating_add(count).min(self.blocks());
         if first >= end {
             return;
         }
@@ -250,13 +250,18 @@ impl<'a> Marks<'a> {
         word.is_some_and(|w| w.load(Ordering::SeqCst) >> (block % WORD_BLOCKS) & 1 == 1)
     }
 
-    /// Those of these blocks that neither bitmap has.
-    pub(crate) fn unmarked(&self, of: &Runs) -> Runs {
+    /// Those of these blocks that neither bitmap has, in `most` runs about; what there is more is marked.
+    pub(crate) fn unmarked(&self, of: &Runs, most: usize) -> Runs {
         fence(Ordering::SeqCst);
         let (active, old) = (self.active(), self.old());
         let mut left = Runs::default();
         for run in of.iter().filter(|run| !run.is_empty()) {
             for word in run.start / WORD_BLOCKS..run.end.div_ceil(WORD_BLOCKS) {
+                if left.len() >= most {
+                    let from = run.start.max(word * WORD_BLOCKS);
+                    self.mark(from, run.end - from);
+                    break;
+                }
                 let get =
                     |b: &[AtomicU64]| b.get(word as usize).map_or(0, |w| w.load(Ordering::SeqCst));
                 let free = mask_of(word, run.start, run.end) & !(get(active) | get(old));
@@ -332,7 +337,8 @@ impl<'a> Marks<'a> {
     pub fn take_over(&self, other: &Marks<'_>) {
         for from in [other.active(), other.old()] {
             for (word, bits) in from.iter().enumerate().take(self.words()) {
-                let bits = bits.load(Ordering::SeqCst);
+                // What lies behind the end is never carried, and would stay for good.
+                let bits = bits.load(Ordering::SeqCst) & mask_of(word as u64, 0, self.blocks());
                 if bits != 0 {
                     self.active()[word].fetch_or(bits, Ordering::SeqCst);
                 }

@@ -60,9 +60,10 @@ impl Tracked {
     /// Cuts off what was marked, and takes what was discarded.
     pub(super) fn cut(&mut self) -> Result<()> {
         let (discarded, ring, marks) = self.discards()?;
+        let before = ring.as_ref().map(Ring::put);
         marks.carry_back();
         marks.cut();
-        ring.iter().for_each(|ring| discarded.drain(ring, &marks));
+        ring.iter().zip(before).for_each(|(ring, put)| discarded.drain(ring, &marks, put));
         Ok(())
     }
 
@@ -80,10 +81,13 @@ impl Tracked {
         Zeros { runs, all }
     }
 
-    /// Whether nothing was discarded since the last cut.
-    pub(super) fn all_discards_seen(&self) -> bool {
-        let ring = self.watch.as_ref().and_then(|watch| watch.ring());
-        ring.is_none_or(|ring| self.discarded.all_seen(&ring))
+    /// Whether what is sent as zeros was discarded before the last cut, and none of these blocks since,
+    /// nor is it being discarded.
+    pub(super) fn discards_spare(&self, blocks: &Dirty) -> Result<bool> {
+        let watch = self.watch.as_ref().context("there is no tracker")?;
+        let marks = watch.marks().map_err(not_watched)?;
+        let spares = |ring: Ring<'_>| self.discarded.in_time() && ring.spares(&marks, blocks);
+        Ok(watch.ring().is_none_or(spares))
     }
 
     /// These zeros are durable, and this was read for the point.

@@ -94,8 +94,9 @@ impl Tracked {
         let mut tracked = Self { disk, source, watch, pins, gap, left_out, discarded, start };
         // What a pass carried that was not acknowledged.
         tracked.marks()?.carry_back();
-        tracked.find_discards()?;
+        // First: what was left out by a daemon before this one is known by its marks.
         tracked.look_at_swap(true)?;
+        tracked.find_discards()?;
         Ok(tracked)
     }
 

@@ -227,7 +227,7 @@ fn read_rest(
         (rest, start) = (behind, start + len);
     }
     read_all(&tracked.source, &dirty, jobs)?;
-    let still = tracked.all_is_marked() && tracked.all_discards_seen();
+    let still = tracked.all_is_marked() && tracked.discards_spare(&dirty)?;
     if !still || marks.marked_again(&dirty) > 0 {
         return Ok(Err((Unfrozen::Unproved, String::new())));
     }

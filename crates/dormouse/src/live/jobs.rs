@@ -175,7 +175,10 @@ impl Worker {
             self.dirty = self.tracked.dirty()?;
             self.waiting = waiting(&self.tracked, &self.sweep)?;
         }
-        if self.dirty == 0 && self.session.is_some() && self.tracked.is_whole() {
+        if self.stale.without(self.dirty) <= self.waiting
+            && self.session.is_some()
+            && self.tracked.is_whole()
+        {
             self.look.go_on(&mut self.tracked, &self.read)?;
         }
         pilot.teller.discarded = self.tracked.discarded.to_look_at();

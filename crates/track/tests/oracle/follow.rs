@@ -56,7 +56,7 @@ impl Follower {
         let watch = self.watch.as_ref().unwrap();
         let (marks, ring) = (watch.marks().unwrap(), watch.ring().unwrap());
         marks.cut();
-        self.discarded.drain(&ring, &marks);
+        self.discarded.drain(&ring, &marks, ring.put());
         let (dirty, _) = marks.carried(usize::MAX, u64::MAX, &Dirty::default());
         let (zeros, _) = self.discarded.zeros();
         let mut buffer = Aligned::new(BLOCK);

@@ -59,7 +59,7 @@ impl Worker {
                 && left_out.holds()
                 && tracked.is_awake()?;
             // First that no write is under way, then that none has left a mark.
-            let still = all && tracked.all_is_marked() && tracked.all_discards_seen();
+            let still = all && tracked.all_is_marked() && tracked.discards_spare(&dirty)?;
             let marks = tracked.marks()?;
             let again = || marks.marked_again(&dirty) + marks.marked_again(&unread);
             let settled = still && again() == 0;

@@ -259,7 +259,7 @@ pub fn read(files: &[(u64, Vec<u8>)]) -> Result<Reading, Refused> {
         };
         match header.filter(counts) {
             Some(header) => at = take(&mut reading, &header, bytes),
-            None => lost = true,
+            None => lost |= !bytes.is_empty(),
         }
         reading.torn += bytes.len().saturating_sub(at) as u64;
         let Some(header) = header else { continue };

@@ -44,8 +44,6 @@ pub fn run() -> Result<ExitCode> {
         bail!("tidy found faults");
     }
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    // Much of what the program's tests do is wait.
-    let threads = (2 * std::thread::available_parallelism().map_or(1, usize::from)).to_string();
     for step in STEPS {
         let line = format!("cargo {}", step.join(" "));
         println!("== {line}");
@@ -53,7 +51,6 @@ pub fn run() -> Result<ExitCode> {
         let status = Command::new(&cargo)
             .args(*step)
             .envs(QUICK_BUILDS.iter().copied())
-            .env("RUST_TEST_THREADS", &threads)
             .status()
             .with_context(|| format!("cannot start {line}"))?;
         if !status.success() {

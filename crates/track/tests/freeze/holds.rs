@@ -211,10 +211,11 @@ fn many_freezes_under_writes_all_hold_and_all_end() {
     let mut freezer = freezer();
     let file_systems = volume.file_systems();
     let (path, stop) = (volume.mounted.file("log"), volume.mounted.file("stop"));
+    // Before the first freeze: the thread may come later.
+    let mut file = File::create(path).unwrap();
     let writer = thread::spawn({
         let stop = stop.clone();
         move || {
-            let mut file = File::create(path).unwrap();
             while !stop.exists() {
                 file.write_all(&[1; 512]).unwrap();
                 file.sync_data().unwrap();
